@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check protos clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+# The CPU build of torch is enough for everything here; a GPU build that is already installed is kept.
+$(BIN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q "torch==2.13.*"
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+demo: $(BIN)/.ready  ## a federation of five silos on this machine, trained and verified
+	$(BIN)/anabranch demo
+
+test: $(BIN)/.ready  ## the tests
+	$(BIN)/python -m pytest
+
+check: $(BIN)/.ready  ## ruff, mypy, floors, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+
+protos: $(BIN)/.ready  ## regenerate anabranch/v1 from proto/
+	$(BIN)/python proto/generate.py
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build

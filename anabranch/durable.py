@@ -1,0 +1,101 @@
+"""Files that survive power loss: the order of system calls that makes a small file either old or new, never
+torn.
+
+A rename is atomic but not durable, and a name may reach the disk before the bytes it names. So: write beside,
+sync the bytes, rename, sync the directory. Callers may tell anyone about the file after the call returns, not
+before.
+"""
+
+import contextlib
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from anabranch.errors import Unavailable
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+StrPath = str | os.PathLike[str]
+
+
+def write(path: StrPath, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `data`, durably, with exactly the permission bits `mode`.
+
+    Killed before the rename: the old content stands, and a file `.<name>.<random>.tmp` is left beside it,
+    which nothing reads. Killed after: old or new, whole. Raises Unavailable when the disk is full; the old
+    content stands.
+    """
+    target = Path(path)
+    try:
+        _write_beside_and_rename(target, data, mode)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise Unavailable(f"{target}: {error.strerror}; free some space, then retry") from error
+        raise
+    sync_dir(target.parent)
+
+
+def make_dir(path: StrPath, mode: int = 0o755) -> None:
+    """Create `path` and its missing parents, each durable in its own parent; `mode` is subject to the umask.
+
+    An existing directory keeps its mode and is synced again: whoever made it may have died before doing so.
+    """
+    directory = Path(path)
+    if not directory.parent.is_dir():
+        make_dir(directory.parent, mode)
+    directory.mkdir(mode, exist_ok=True)
+    sync_dir(directory.parent)
+
+
+def rename(src: StrPath, dst: StrPath) -> None:
+    """Move `src` to `dst`, replacing it, durably. The content of `src` must have been synced before.
+
+    The destination's directory is synced first: killed between the two, both names may exist, but never
+    neither.
+    """
+    source, target = Path(src), Path(dst)
+    os.rename(source, target)
+    sync_dir(target.parent)
+    if source.parent != target.parent:
+        sync_dir(source.parent)
+
+
+def remove(path: StrPath) -> None:
+    """Delete the file `path`, durably. A file that is already gone is no error: the step may be a repeated
+    one.
+    """
+    target = Path(path)
+    target.unlink(missing_ok=True)
+    sync_dir(target.parent)
+
+
+def sync(fd: int) -> None:
+    """Put the bytes of an open file on stable storage (fdatasync: with its size, without its times)."""
+    os.fdatasync(fd)
+
+
+def sync_dir(path: StrPath) -> None:
+    """Put the names in the directory `path` on stable storage."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_beside_and_rename(target: Path, data: bytes, mode: int) -> None:
+    # A random name, so that two writers of one path cannot tear each other's file; 0600 until `mode` is set.
+    fd, beside = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        os.rename(beside, target)
+    except BaseException:
+        # After a failed fsync the kernel may have dropped the dirty pages: the only safe retry is a new file.
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise

@@ -1,0 +1,190 @@
+"""Job terms: the frozen, hashable description of a job that every silo approves.
+
+The canonical JSON (RFC 8785) of `JobTerms` is hashed with SHA-256; that digest is what a silo approves and what the
+audit log names. `JobFile` is the part a person writes as TOML; submission adds the digests of what it goes with.
+"""
+
+import hashlib
+import tomllib
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+import rfc8785
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from anabranch.errors import Reason, Refused
+
+NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
+DIGEST = r"^[0-9a-f]{64}$"
+SPLIT = r"^[a-z0-9]([a-z0-9_-]{0,46}[a-z0-9])?$"  # a part of a silo's records: it is named in the audit log
+METRIC = r"^[A-Za-z0-9]([A-Za-z0-9_./@-]{0,62}[A-Za-z0-9])?$"  # "val/accuracy"; likewise
+Name = Annotated[str, Field(pattern=NAME)]
+Digest = Annotated[str, Field(pattern=DIGEST)]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str | int | float) -> float:
+    """`"10m"` → 600.0. A bare number is seconds. Raises ValueError."""
+    if isinstance(text, int | float):
+        return float(text)
+    number, unit = text[:-1], text[-1:]
+    if unit not in _UNITS:
+        raise ValueError(f"{text!r} is not a duration; write for example 30s, 10m, 6h or 30d")
+    return float(number) * _UNITS[unit]
+
+
+class Job(BaseModel, extra="forbid", frozen=True):
+    name: Name
+    task: str  # "task.py:Class" (managed training) or "train.py" (a script with its own loop)
+    data: Name = "default"  # the binding a silo's policy resolves to a path
+    requires: tuple[str, ...] = ()  # distributions that must be importable at the silo; never installed
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)  # of Task.model()
+    params: dict[str, str | int | float | bool] = {}  # handed to the task as given
+
+    @field_validator("task")
+    @classmethod
+    def _inside_the_archive(cls, task: str) -> str:
+        path = PurePosixPath(task.partition(":")[0])
+        if path.suffix != ".py" or path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{task!r}: name a Python file inside the job folder, as task.py:Class or train.py")
+        return task
+
+    @property
+    def managed(self) -> bool:
+        """Whether the platform owns the training loop."""
+        return ":" in self.task
+
+
+class Silos(BaseModel, extra="forbid", frozen=True):
+    min: int = Field(default=1, ge=1)  # approvals before the job starts
+    weighting: Literal["equal", "examples"] = "equal"  # "examples" puts record counts into the log
+
+
+class Optimizer(BaseModel, extra="forbid", frozen=True):
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)  # sgd
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Training(BaseModel, extra="forbid", frozen=True):
+    local_steps: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    optimizer: Optimizer = Optimizer()
+    buffers: Literal["average", "local", "none"] = "average"  # float buffers, e.g. BatchNorm running statistics
+    precision: Literal["fp32"] = "fp32"
+    save_every: str = "5m"  # optimizer, RNG and sampler, so that a killed agent resumes inside a cycle
+    progress_timeout: str = "10m"  # a task that makes no step for this long is stopped
+
+
+class ServerOptimizer(BaseModel, extra="forbid", frozen=True):
+    """`theta += lr * direction`; formulas in `anabranch.rules.optimizers`."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(default=1.0, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)  # sgd
+    beta1: float = Field(default=0.9, ge=0, lt=1)  # adam
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    epsilon: float = Field(default=1e-3, gt=0)
+
+
+class Aggregation(BaseModel, extra="forbid", frozen=True):
+    strategy: Literal["fedavg", "fedbuff"] = "fedbuff"
+    buffer: int = Field(default=2, ge=1)  # updates per version; fedavg waits for every approved silo instead
+    max_wait: str = "10m"  # closes a buffer (or a fedavg round) that would stall
+    staleness_exponent: float = Field(default=0.0, ge=0, le=1)  # weight (1+staleness)^-a; 0 switches it off
+    normalise: Literal["count", "weights"] = "weights"  # divide by the number of updates, or by the sum of weights
+    max_staleness: int = Field(default=1000, ge=0)  # versions
+    max_update_norm: float | None = Field(default=None, gt=0)
+    server_optimizer: ServerOptimizer = ServerOptimizer()
+    ema: float | None = Field(default=0.9, gt=0, lt=1)  # decay per version of an average served beside the head
+
+
+class Evaluation(BaseModel, extra="forbid", frozen=True):
+    every: int = Field(default=5, ge=1)  # versions
+    split: Annotated[str, Field(pattern=SPLIT)] = "validation"
+    metric: Annotated[str, Field(pattern=METRIC)] = "accuracy"
+    mode: Literal["max", "min"] = "max"
+
+
+class Stop(BaseModel, extra="forbid", frozen=True):
+    versions: int = Field(default=80, ge=1)
+    patience: int | None = Field(default=None, ge=1)  # evaluations without improvement
+
+
+class Retention(BaseModel, extra="forbid", frozen=True):
+    updates: str = "30d"  # after the job has ended; replay covers this window
+
+
+class JobFile(BaseModel, extra="forbid", frozen=True):
+    """What a person writes: one TOML file beside the code folder."""
+
+    job: Job
+    silos: Silos = Silos()
+    training: Training = Training()
+    aggregation: Aggregation = Aggregation()
+    evaluation: Evaluation = Evaluation()
+    stop: Stop = Stop()
+    retention: Retention = Retention()
+
+    @model_validator(mode="after")
+    def _durations_parse(self) -> "JobFile":
+        for text in (
+            self.training.save_every,
+            self.training.progress_timeout,
+            self.aggregation.max_wait,
+            self.retention.updates,
+        ):
+            seconds(text)
+        return self
+
+
+class JobTerms(BaseModel, extra="forbid", frozen=True):
+    """What silos approve. `digest()` names it everywhere."""
+
+    v: Literal[1] = 1
+    file: JobFile
+    archive_sha256: Digest  # the code
+    initial_sha256: Digest  # version 0, canonical safetensors
+    manifest_sha256: Digest  # names, shapes and classes of the tensors that travel
+
+    def encode(self) -> bytes:
+        """Canonical JSON, UTF-8."""
+        return rfc8785.dumps(self.model_dump(mode="json"))
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.encode()).hexdigest()
+
+
+def parse_job_file(text: str, where: str = "job file") -> JobFile:
+    """Read the TOML a person wrote. Raises Refused(MALFORMED) naming the key and what it should be."""
+    try:
+        return JobFile.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(Reason.MALFORMED, f"{where} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise Refused(Reason.MALFORMED, f"{where}: {explain(error)}") from error
+
+
+def parse_terms(data: bytes) -> JobTerms:
+    """Read canonical terms. Raises Refused(MALFORMED), also when `data` is not the canonical encoding."""
+    try:
+        terms = JobTerms.model_validate_json(data)
+    except ValidationError as error:
+        raise Refused(Reason.MALFORMED, f"job terms: {explain(error)}") from error
+    if terms.encode() != data:
+        raise Refused(Reason.MALFORMED, "job terms are not in canonical form (RFC 8785)")
+    return terms
+
+
+def explain(error: ValidationError) -> str:
+    """One line per fault, each naming its key, for a person who wrote the file."""
+
+    def line(fault: Any) -> str:
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            return f"unknown key {key}"
+        return f"{key}: {fault['msg']}" if key else str(fault["msg"])
+
+    return "; ".join(line(fault) for fault in error.errors())

@@ -1,0 +1,354 @@
+"""What each type of audit entry says: closed schemas, one per type.
+
+Types are additive and a type's meaning never changes: new content gets a new type, which an older auditor
+reports as "not understood" while the tree still verifies. Every text is a digest, an identifier, a name or a
+code with a bounded alphabet, so that no path, host name, address or sentence can enter a log that all parties
+read.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+from anabranch.errors import Refused
+from anabranch.terms import METRIC, SPLIT, Digest, Name
+from anabranch.wire import canonical
+
+_DOMAIN = r"[a-z0-9](?:[a-z0-9.-]{0,125}[a-z0-9])?"
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+
+ID = r"^[0-9a-z](?:[0-9a-z_-]{0,62}[0-9a-z])?$"  # leases, updates, jobs, tokens, steps: UUID, hex or name
+NONCE = r"^[0-9a-f]{16,64}$"
+WORD = r"^[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?$"
+REASON = r"^[a-z0-9_-]{1,24}(?: [a-z0-9_-]{1,24}){0,5}$"  # a code, or a few short words
+OPERATOR_REASON = r"^[a-z0-9_ -]{0,80}$"  # why an operator paused, resumed or aborted a job
+METHOD = r"^(?:/?anabranch\.v1\.)?(?:[A-Za-z]{1,40}/)?[A-Za-z]{1,40}$"
+EXCEPTION = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # a type's name without its module
+CODE_LINE = r"^[A-Za-z0-9_]{1,40}(?:/[A-Za-z0-9_]{1,40}){0,4}\.py:[0-9]{1,7}$"  # inside the job's archive
+FEDERATION = rf"^{_DOMAIN}$"
+IDENTITY = rf"^spiffe://{_DOMAIN}/(?:aggregator/0|silo/{_LABEL}/agent/[0-9]{{1,9}}|admin/{_LABEL})$"
+ORIGIN = rf"^{_DOMAIN}(?:/[a-z0-9._-]{{1,64}}){{0,4}}$"
+VKEY = rf"^{_DOMAIN}(?:/[a-z0-9._-]{{1,64}}){{0,4}}\+[0-9a-f]{{8}}\+[A-Za-z0-9+/]{{44}}$"
+
+
+def _is_hexfloat(text: str) -> str:
+    try:
+        canonical.from_hexfloat(text)
+    except Refused as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _is_time(text: str) -> str:
+    try:
+        canonical.from_utc(text)
+    except Refused as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _is_optimizer(value: dict[str, str]) -> dict[str, str]:
+    name = value.get("name")
+    if name is None or not (name.isalnum() and name.isascii()):
+        raise ValueError("an optimizer has a name of letters and digits")
+    for key, text in value.items():
+        if key != "name":
+            _is_hexfloat(text)
+    return value
+
+
+Id = Annotated[str, Field(pattern=ID)]
+Nonce = Annotated[str, Field(pattern=NONCE)]
+Word = Annotated[str, Field(pattern=WORD)]
+FieldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
+Count = Annotated[int, Field(strict=True, ge=0, le=canonical.MAX_INT)]  # versions, sizes, steps, bytes
+Time = Annotated[str, Field(pattern=canonical.UTC_TIME), AfterValidator(_is_time)]
+HexFloat = Annotated[str, Field(pattern=canonical.HEXFLOAT), AfterValidator(_is_hexfloat)]
+Pin = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Ed25519Public = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Serial = Annotated[str, Field(pattern=r"^[0-9a-f]{1,40}$")]
+IdentityUri = Annotated[str, Field(pattern=IDENTITY)]
+Origin = Annotated[str, Field(pattern=ORIGIN)]
+Split = Annotated[str, Field(pattern=SPLIT)]
+Metric = Annotated[str, Field(pattern=METRIC)]
+Release = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,39}$")]
+ReasonText = Annotated[str, Field(pattern=REASON)]
+OperatorReason = Annotated[str, Field(pattern=OPERATOR_REASON)]
+Optimizer = Annotated[dict[FieldName, Annotated[str, Field(max_length=40)]], AfterValidator(_is_optimizer)]
+
+
+class LogGenesis(BaseModel, extra="forbid", frozen=True):
+    origin: Origin
+    vkey: Annotated[str, Field(pattern=VKEY)]
+    ca_pins: tuple[Pin, ...]
+    numeric_profile: Word
+
+
+class Recovered(BaseModel, extra="forbid", frozen=True):
+    """What a start found unfinished: frozen aggregation steps, and updates put back into their buffers."""
+
+    open_steps: Count
+    requeued: Count
+
+
+class ServerStarted(BaseModel, extra="forbid", frozen=True):
+    release: Release
+    epoch: Count
+    recovered: Recovered | None = None
+
+
+class SiloInvited(BaseModel, extra="forbid", frozen=True):
+    silo: Name
+    token_id: Id
+    expires: Time
+
+
+class PublicKey(BaseModel, extra="forbid", frozen=True):
+    purpose: Word  # "update", "approver"
+    public: Ed25519Public  # the raw 32 bytes in hex; its SHA-256 is the `keyid` of signatures
+
+
+class SiloEnrolled(BaseModel, extra="forbid", frozen=True):
+    silo: Name
+    agent: Count
+    token_id: Id
+    csr_sha256: Digest
+    keys: tuple[PublicKey, ...]
+
+
+class SiloRevoked(BaseModel, extra="forbid", frozen=True):
+    silo: Name
+    reason: ReasonText
+    certificates: tuple[Digest, ...]
+    updates: tuple[Id, ...]  # retired with it
+
+
+class SiloLate(BaseModel, extra="forbid", frozen=True):
+    """Scheduling stopped waiting for a lease; its update stays admissible."""
+
+    silo: Name
+    lease: Id
+
+
+class SiloPresence(BaseModel, extra="forbid", frozen=True):
+    """`silo.lost`: no heartbeat while holding a lease. `silo.returned`: heard of again."""
+
+    silo: Name
+
+
+class CertIssued(BaseModel, extra="forbid", frozen=True):
+    identity: IdentityUri
+    cert_sha256: Digest
+    spki_sha256: Digest
+    serial: Serial  # lowercase hex
+    not_before: Time
+    not_after: Time
+
+
+class CertRenewed(BaseModel, extra="forbid", frozen=True):
+    identity: IdentityUri
+    cert_sha256: Digest
+    spki_sha256: Digest
+    serial: Serial
+    not_before: Time
+    not_after: Time
+    previous_cert_sha256: Digest
+
+
+class AuthFailed(BaseModel, extra="forbid", frozen=True):
+    """Failed attempts of one kind, counted together so that nobody can flood the log."""
+
+    code: Word  # an `anabranch.errors.Reason`
+    count: Annotated[int, Field(strict=True, ge=1, le=canonical.MAX_INT)]
+    method: Annotated[str, Field(pattern=METHOD)]  # "unknown" for a method we do not serve
+
+
+class JobSubmitted(BaseModel, extra="forbid", frozen=True):
+    name: Name
+    terms_sha256: Digest
+    archive_sha256: Digest
+    initial_sha256: Digest
+    manifest_sha256: Digest
+
+
+class JobDecision(BaseModel, extra="forbid", frozen=True):
+    """One silo approves, denies or withdraws; `sigs` carries its approver's signature."""
+
+    silo: Name
+    terms_sha256: Digest
+
+
+class JobStarted(BaseModel, extra="forbid", frozen=True):
+    silos: tuple[Name, ...]
+
+
+class JobChanged(BaseModel, extra="forbid", frozen=True):
+    reason: OperatorReason
+    head: Count
+
+
+class ModelPublished(BaseModel, extra="forbid", frozen=True):
+    version: Count
+    parent: Count | None = None  # absent for version 0 only
+    parameters_sha256: Digest
+    optimizer_sha256: Digest | None = None
+    ema_sha256: Digest | None = None
+    bytes: Count
+    step: Id | None = None  # the aggregation that made it
+
+    @model_validator(mode="after")
+    def _descends(self) -> "ModelPublished":
+        if (self.parent is None) != (self.version == 0):
+            raise ValueError("version 0 has no parent, every other version has one")
+        if self.parent is not None and self.parent >= self.version:
+            raise ValueError("a version is newer than its parent")
+        return self
+
+
+class ModelEncoded(BaseModel, extra="forbid", frozen=True):
+    version: Count
+    density: HexFloat
+    encoding: Word
+    mask_sha256: Digest | None = None
+    view_sha256: Digest
+    bytes: Count
+
+
+class ModelEvaluated(BaseModel, extra="forbid", frozen=True):
+    """Metrics and record counts are in the sealed part; `sigs` carries the silo's evaluation statement."""
+
+    version: Count
+    silo: Name
+    split: Split
+
+
+class ModelBest(BaseModel, extra="forbid", frozen=True):
+    version: Count
+    metric: Metric
+    value: HexFloat
+
+
+class ModelExported(BaseModel, extra="forbid", frozen=True):
+    version: Count
+    sha256: Digest
+    selector: Annotated[str, Field(pattern=r"^(?:head|best|ema|[0-9]{1,16})$")]
+
+
+class LeaseIssued(BaseModel, extra="forbid", frozen=True):
+    lease: Id
+    silo: Name
+    kind: Literal["train", "evaluate"]
+    version: Count
+    view_sha256: Digest
+    deadline: Time
+    nonce: Nonce
+    local_steps: Count
+
+
+class LeaseReleased(BaseModel, extra="forbid", frozen=True):
+    """The task could not be done. The traceback stays at the silo."""
+
+    lease: Id
+    silo: Name
+    reason: ReasonText
+    exception: Annotated[str, Field(pattern=EXCEPTION)] | None = None
+    code_line: Annotated[str, Field(pattern=CODE_LINE)] | None = None
+
+
+class LeaseExpired(BaseModel, extra="forbid", frozen=True):
+    lease: Id
+    silo: Name
+
+
+class UpdateReceived(BaseModel, extra="forbid", frozen=True):
+    update: Id
+    silo: Name
+    lease: Id
+    sequence: Count
+    version: Count  # the base, from the lease
+    staleness: Count  # head - base when it arrived
+    bytes: Count
+    delta_sha256: Digest
+    statement_sha256: Digest
+    norm: HexFloat
+
+
+class UpdateRefused(BaseModel, extra="forbid", frozen=True):
+    update: Id | None = None
+    silo: Name
+    lease: Id | None = None
+    code: Word  # an `anabranch.errors.Reason`
+    delta_sha256: Digest | None = None
+
+
+class UpdateRetired(BaseModel, extra="forbid", frozen=True):
+    update: Id
+    silo: Name
+    reason: Literal["job_ended", "withdrawn", "superseded"]
+
+
+class AggregationInput(BaseModel, extra="forbid", frozen=True):
+    update: Id
+    silo: Name
+    delta_sha256: Digest
+    base: Count
+    staleness: Count
+    weight: HexFloat
+    coefficient: HexFloat  # multiplies the delta in the direction
+
+
+class AggregationPerformed(BaseModel, extra="forbid", frozen=True):
+    """Everything a replay needs besides the deltas: inputs in order, and each scalar that came from a
+    reduction.
+    """
+
+    version: Count  # the new one
+    base: Count  # the head it was applied to
+    step: Id
+    strategy: Word
+    inputs: Annotated[tuple[AggregationInput, ...], Field(min_length=1)]
+    scalars: dict[FieldName, HexFloat]
+    optimizer: Optimizer
+    absent: tuple[Name, ...]  # silos waited for in vain
+    closed_by: Literal["full", "max_wait"]
+    numeric_profile: Word
+
+
+DETAILS: Mapping[str, type[BaseModel]] = MappingProxyType(
+    {
+        "log.genesis": LogGenesis,
+        "server.started": ServerStarted,
+        "silo.invited": SiloInvited,
+        "silo.enrolled": SiloEnrolled,
+        "silo.revoked": SiloRevoked,
+        "silo.late": SiloLate,
+        "silo.lost": SiloPresence,
+        "silo.returned": SiloPresence,
+        "cert.issued": CertIssued,
+        "cert.renewed": CertRenewed,
+        "auth.failed": AuthFailed,
+        "job.submitted": JobSubmitted,
+        "job.approved": JobDecision,
+        "job.denied": JobDecision,
+        "job.withdrawn": JobDecision,
+        "job.started": JobStarted,
+        "job.paused": JobChanged,
+        "job.resumed": JobChanged,
+        "job.aborted": JobChanged,
+        "job.completed": JobChanged,
+        "model.published": ModelPublished,
+        "model.encoded": ModelEncoded,
+        "model.evaluated": ModelEvaluated,
+        "model.best": ModelBest,
+        "model.exported": ModelExported,
+        "lease.issued": LeaseIssued,
+        "lease.released": LeaseReleased,
+        "lease.expired": LeaseExpired,
+        "update.received": UpdateReceived,
+        "update.refused": UpdateRefused,
+        "update.retired": UpdateRetired,
+        "aggregation.performed": AggregationPerformed,
+    }
+)

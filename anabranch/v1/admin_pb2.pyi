@@ -1,0 +1,241 @@
+from anabranch.v1 import audit_pb2 as _audit_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SubmitJobHeader(_message.Message):
+    __slots__ = ("terms", "archive_bytes", "initial_bytes", "manifest")
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    terms: bytes
+    archive_bytes: int
+    initial_bytes: int
+    manifest: bytes
+    def __init__(self, terms: _Optional[bytes] = ..., archive_bytes: _Optional[int] = ..., initial_bytes: _Optional[int] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+
+class SubmitJobRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: SubmitJobHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[SubmitJobHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class SubmitJobReply(_message.Message):
+    __slots__ = ("job", "receipt")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    receipt: _audit_pb2.Receipt
+    def __init__(self, job: _Optional[str] = ..., receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ...) -> None: ...
+
+class ListJobStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListJobStatusReply(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobStatus]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ...) -> None: ...
+
+class WatchJobRequest(_message.Message):
+    __slots__ = ("job", "interval_seconds")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    interval_seconds: float
+    def __init__(self, job: _Optional[str] = ..., interval_seconds: _Optional[float] = ...) -> None: ...
+
+class SiloStatus(_message.Message):
+    __slots__ = ("silo", "decision", "connected", "last_seen", "base", "training", "step", "steps", "received", "merged", "refused", "retired", "mean_staleness", "bytes", "last_reason")
+    SILO_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    MERGED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_FIELD_NUMBER: _ClassVar[int]
+    MEAN_STALENESS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAST_REASON_FIELD_NUMBER: _ClassVar[int]
+    silo: str
+    decision: str
+    connected: bool
+    last_seen: int
+    base: int
+    training: bool
+    step: int
+    steps: int
+    received: int
+    merged: int
+    refused: int
+    retired: int
+    mean_staleness: float
+    bytes: int
+    last_reason: str
+    def __init__(self, silo: _Optional[str] = ..., decision: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen: _Optional[int] = ..., base: _Optional[int] = ..., training: _Optional[bool] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., merged: _Optional[int] = ..., refused: _Optional[int] = ..., retired: _Optional[int] = ..., mean_staleness: _Optional[float] = ..., bytes: _Optional[int] = ..., last_reason: _Optional[str] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("version", "silo", "split", "metrics")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SILO_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    silo: str
+    split: str
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, version: _Optional[int] = ..., silo: _Optional[str] = ..., split: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class JobStatus(_message.Message):
+    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    BEST_FIELD_NUMBER: _ClassVar[int]
+    BUFFERED_FIELD_NUMBER: _ClassVar[int]
+    BUFFER_FIELD_NUMBER: _ClassVar[int]
+    BUFFER_AGE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SILOS_FIELD_NUMBER: _ClassVar[int]
+    EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_TIME_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    name: str
+    status: str
+    reason: str
+    head: int
+    versions: int
+    best: int
+    buffered: int
+    buffer: int
+    buffer_age_seconds: float
+    silos: _containers.RepeatedCompositeFieldContainer[SiloStatus]
+    evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
+    server_time: int
+    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ...) -> None: ...
+
+class ChangeJobRequest(_message.Message):
+    __slots__ = ("job", "action", "reason")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    action: str
+    reason: str
+    def __init__(self, job: _Optional[str] = ..., action: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ChangeJobReply(_message.Message):
+    __slots__ = ("receipt",)
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    receipt: _audit_pb2.Receipt
+    def __init__(self, receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ...) -> None: ...
+
+class ExportModelRequest(_message.Message):
+    __slots__ = ("job", "version")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    version: str
+    def __init__(self, job: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class ExportModelHeader(_message.Message):
+    __slots__ = ("version", "digest", "bytes", "card", "receipt")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    digest: str
+    bytes: int
+    card: bytes
+    receipt: _audit_pb2.Receipt
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., bytes: _Optional[int] = ..., card: _Optional[bytes] = ..., receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ...) -> None: ...
+
+class ExportModelReply(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: ExportModelHeader
+    chunk: bytes
+    def __init__(self, header: _Optional[_Union[ExportModelHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class InviteSiloRequest(_message.Message):
+    __slots__ = ("silo", "ttl_seconds")
+    SILO_FIELD_NUMBER: _ClassVar[int]
+    TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    silo: str
+    ttl_seconds: int
+    def __init__(self, silo: _Optional[str] = ..., ttl_seconds: _Optional[int] = ...) -> None: ...
+
+class InviteSiloReply(_message.Message):
+    __slots__ = ("bundle", "receipt")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    bundle: bytes
+    receipt: _audit_pb2.Receipt
+    def __init__(self, bundle: _Optional[bytes] = ..., receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ...) -> None: ...
+
+class Silo(_message.Message):
+    __slots__ = ("name", "status", "certificate_not_after", "connected", "last_seen", "release")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_NOT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    status: str
+    certificate_not_after: int
+    connected: bool
+    last_seen: int
+    release: str
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[str] = ..., certificate_not_after: _Optional[int] = ..., connected: _Optional[bool] = ..., last_seen: _Optional[int] = ..., release: _Optional[str] = ...) -> None: ...
+
+class ListSilosRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListSilosReply(_message.Message):
+    __slots__ = ("silos",)
+    SILOS_FIELD_NUMBER: _ClassVar[int]
+    silos: _containers.RepeatedCompositeFieldContainer[Silo]
+    def __init__(self, silos: _Optional[_Iterable[_Union[Silo, _Mapping]]] = ...) -> None: ...
+
+class RevokeSiloRequest(_message.Message):
+    __slots__ = ("silo", "reason")
+    SILO_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    silo: str
+    reason: str
+    def __init__(self, silo: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RevokeSiloReply(_message.Message):
+    __slots__ = ("receipt", "retired_updates")
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    receipt: _audit_pb2.Receipt
+    retired_updates: int
+    def __init__(self, receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., retired_updates: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""What travels: encodings, limits, statements, identities. Both ends run this code."""

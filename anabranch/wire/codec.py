@@ -1,0 +1,69 @@
+"""Protobuf messages to and from what our code works with, and the counts that are judged before a message is
+touched.
+
+Parsing a repeated message field costs memory once its elements are touched from Python, many times its size
+on the wire; `capped` looks at the length only.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, TypeVar
+
+from anabranch.errors import Reason, Refused
+from anabranch.tlog.entry import MAX_ENTRY
+from anabranch.tlog.note import MAX_NOTE
+from anabranch.tlog.receipt import Receipt
+from anabranch.v1 import audit_pb2, federation_pb2
+from anabranch.wire import limits
+
+TaskKind = Literal["train", "evaluate"]
+
+_KINDS: dict[TaskKind, federation_pb2.TaskKind] = {
+    "train": federation_pb2.TRAIN,
+    "evaluate": federation_pb2.EVALUATE,
+}
+_Element = TypeVar("_Element")
+
+
+def capped(field: Sequence[_Element], most: int, what: str) -> Sequence[_Element]:
+    """`field` itself, if it has at most `most` elements. Raises Refused(SIZE_LIMIT) before one is touched."""
+    if len(field) > most:
+        raise Refused(Reason.SIZE_LIMIT, f"{len(field)} {what} in one message; at most {most}")
+    return field
+
+
+def receipt_to_proto(receipt: Receipt) -> audit_pb2.Receipt:
+    return audit_pb2.Receipt(
+        entry=receipt.entry, index=receipt.index, proof=receipt.proof, checkpoint=receipt.checkpoint
+    )
+
+
+def receipt_from_proto(message: audit_pb2.Receipt) -> Receipt:
+    """Bounded, not verified: that is `verify_receipt`. Raises Refused(SIZE_LIMIT, MALFORMED)."""
+    for size, most, what in (
+        (len(message.entry), MAX_ENTRY, "entry"),
+        (len(message.checkpoint), MAX_NOTE, "checkpoint"),
+    ):
+        if size > most:
+            raise Refused(Reason.SIZE_LIMIT, f"receipt: {what} of {size} bytes; at most {most}")
+    proof = tuple(capped(message.proof, limits.PROOF, "hashes of a proof"))
+    if not message.entry or not message.checkpoint or any(len(node) != 32 for node in proof):
+        raise Refused(Reason.MALFORMED, "receipt: expected an entry, a checkpoint and hashes of 32 bytes")
+    return Receipt(message.entry, message.index, proof, message.checkpoint)
+
+
+def task_kind_to_proto(kind: TaskKind) -> federation_pb2.TaskKind:
+    return _KINDS[kind]
+
+
+def task_kind_from_proto(value: int) -> TaskKind:
+    """Raises Refused(MALFORMED) for a kind of a newer release."""
+    for kind, number in _KINDS.items():
+        if number == value:
+            return kind
+    raise Refused(Reason.MALFORMED, f"task kind {value} is unknown to this release; update the agent")
+
+
+def chunks(data: bytes) -> Iterator[bytes]:
+    """`data` in pieces of at most limits.CHUNK bytes; none for no data."""
+    for start in range(0, len(data), limits.CHUNK):
+        yield data[start : start + limits.CHUNK]

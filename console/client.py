@@ -1,0 +1,87 @@
+"""The console's connection to a server: mTLS with an admin certificate that `anabranch-server init` wrote.
+
+Every receipt the server returns is checked against the log key the admin directory pins, so a person is only told
+"logged" when the entry is proven.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pydantic import ValidationError
+
+from anabranch.errors import Reason, Refused, Unavailable
+from anabranch.terms import explain
+from anabranch.tlog.note import NoteVerifier
+from anabranch.tlog.receipt import verify_receipt
+from anabranch.v1 import admin_pb2_grpc, audit_pb2
+from anabranch.wire import codec, status, tls
+from anabranch.wire.bundle import FederationInfo
+
+UNARY_SECONDS = 30.0
+FILES = ("cert.pem", "key.pem", "ca.pem", "federation.json")
+
+
+@dataclass(frozen=True)
+class Admin:
+    """An open connection. `stub` is the generated `Admin` stub; call it inside `answering`."""
+
+    federation: FederationInfo
+    stub: Any
+
+
+@dataclass(frozen=True)
+class Logged:
+    """An entry of the audit log whose inclusion proof was verified."""
+
+    index: int
+    type: str
+    detail: dict[str, Any]
+
+
+def load_federation(directory: Path) -> FederationInfo:
+    """What `directory` pins. Raises Refused(NOT_FOUND | MALFORMED) naming the file."""
+    missing = [name for name in FILES if not (directory / name).is_file()]
+    if missing:
+        raise Refused(
+            Reason.NOT_FOUND,
+            f"{directory} has no {', '.join(missing)}: name the admin directory that `anabranch-server init` wrote"
+            " (SERVER/admin/NAME) with --admin or ANABRANCH_ADMIN",
+        )
+    try:
+        return FederationInfo.model_validate_json((directory / "federation.json").read_bytes())
+    except ValidationError as error:
+        raise Refused(Reason.MALFORMED, f"{directory / 'federation.json'}: {explain(error)}") from error
+
+
+@contextmanager
+def connect(directory: Path) -> Iterator[Admin]:
+    """Connect as the admin whose certificate lies in `directory`. Raises as `load_federation`."""
+    federation = load_federation(directory)
+    ca, key, certificate = ((directory / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem"))
+    with answering(federation), tls.channel(federation.server, ca, key, certificate) as channel:
+        yield Admin(federation, admin_pb2_grpc.AdminStub(channel))
+
+
+@contextmanager
+def answering(federation: FederationInfo) -> Iterator[None]:
+    """Turn a failed call into the error the server meant; say which server did not answer."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        meant = status.from_rpc_error(error)
+        if isinstance(meant, Unavailable):
+            raise Unavailable(f"the server at {federation.server} does not answer: {meant}") from error
+        raise meant from error
+
+
+def logged(admin: Admin, receipt: audit_pb2.Receipt) -> Logged:
+    """Verify a receipt. Raises Refused(DIGEST_MISMATCH | BAD_SIGNATURE) when the server cannot prove the entry."""
+    pinned = admin.federation
+    checked = codec.receipt_from_proto(receipt)
+    entry, _ = verify_receipt(checked, NoteVerifier.from_vkey(pinned.log_vkey), pinned.log_origin)
+    detail = entry.detail if isinstance(entry.detail, dict) else entry.detail.model_dump(exclude_none=True)
+    return Logged(checked.index, entry.type, detail)

@@ -1,0 +1,1 @@
+"""One federation on one machine, trained, killed if asked, verified and reported."""

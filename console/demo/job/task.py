@@ -1,0 +1,36 @@
+"""Classify 8 × 8 handwritten digits. A task is a plain class; the silo's agent owns the training loop."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset, TensorDataset
+
+
+class Digits:
+    def __init__(self) -> None:
+        self.pause = 0.0  # seconds per training batch
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+    def dataset(self, data, split: str) -> Dataset:
+        """`data.path` holds train.npz and validation.npz; a silo may play a slow machine in its own policy."""
+        self.pause = float(data.params.get("seconds_per_batch", 0.0))
+        with np.load(Path(data.path) / f"{split}.npz", allow_pickle=False) as records:
+            return TensorDataset(torch.from_numpy(records["pixels"]), torch.from_numpy(records["labels"]))
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        time.sleep(self.pause)
+        pixels, labels = batch
+        return cross_entropy(model(pixels), labels)
+
+    def evaluate(self, model: nn.Module, batches) -> dict[str, float]:
+        right = seen = 0
+        for pixels, labels in batches:
+            right += int((model(pixels).argmax(1) == labels).sum())
+            seen += len(labels)
+        return {"accuracy": right / seen}

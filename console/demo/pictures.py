@@ -1,0 +1,208 @@
+"""The report's pictures, drawn by matplotlib as inline SVG.
+
+Colours are drawn as placeholders and then become the page's CSS variables, so that one picture serves the light and
+the dark page, and its text is the page's own text.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from console.demo.history import History
+
+INK, MUTED, LINE, ACCENT, LOCAL, WARN, PAPER, BAND = (f"#0{n}0{n}0{n}" for n in range(1, 9))
+RAMP = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")  # staleness: 0 · 1–4 · 5–16 · more
+RAMP_TOPS = (0, 4, 16)
+RAMP_WORDS = ("0", "1–4", "5–16", "17 or more")
+SPEEDS = ("#0b0b01", "#0b0b02", "#0b0b03")
+_VARIABLES = {
+    INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", LOCAL: "--local", WARN: "--warn",
+    PAPER: "--paper", BAND: "--band",
+    **{colour: f"--stale-{n}" for n, colour in enumerate(RAMP)},
+    **{colour: f"--speed-{n}" for n, colour in enumerate(SPEEDS)},
+}  # fmt: skip
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+PERCENT = FuncFormatter(lambda value, _: f"{value:.0%}")
+
+
+def river(history: History, report: Mapping[str, Any]) -> str:
+    """Accuracy of every version over time; below, one lane per silo with every update from lease to receipt."""
+    lanes = [silo["silo"] for silo in report["silos"]]
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": "river"}):
+        figure = Figure(figsize=(10.4, 3.1 + 0.42 * len(lanes)))
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 0.42 * len(lanes) + 0.2))
+        _curve(top, report)
+        _lanes(bottom, history, lanes)
+        end = max(history.ended - history.started, 1e-3)
+        bottom.set_xlim(-0.01 * end, 1.005 * end)
+        bottom.set_xlabel("seconds since the job started")
+        for axes in (top, bottom):
+            _shade_outage(axes, report["server_killed"], label=axes is top)
+        figure.subplots_adjust(left=0.085, right=0.985, top=0.97, bottom=0.115, hspace=0.07)
+        return _svg(figure, "river", "Accuracy over time, with every silo's updates")
+
+
+def _curve(axes: Axes, report: Mapping[str, Any]) -> None:
+    points = report["accuracy_by_version"]
+    times, values = [p["seconds"] for p in points], [p["accuracy_all"] for p in points]
+    axes.plot(times, values, color=ACCENT, linewidth=1.8, solid_joinstyle="round")
+    axes.plot(times, values, linestyle="none", marker="o", markersize=3, color=ACCENT)
+    best = report["model"]["best_local_accuracy_all"]
+    axes.axhline(best, color=LOCAL, linewidth=1.2, linestyle=(0, (5, 3)))
+    axes.annotate(
+        f"best silo on its own, {best:.1%}", (1, best), xycoords=("axes fraction", "data"), xytext=(-4, -13),
+        textcoords="offset points", ha="right", color=MUTED, fontsize=10,
+    )  # fmt: skip
+    if points:
+        axes.annotate(
+            f"{values[-1]:.1%}", (times[-1], values[-1]), xytext=(-2, 8), textcoords="offset points", ha="right",
+            color=ACCENT, fontweight="bold",
+        )  # fmt: skip
+    axes.set_ylim(0, 1.06)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.grid(axis="y", color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+
+
+def _lanes(axes: Axes, history: History, lanes: Sequence[str]) -> None:
+    for row, silo in enumerate(lanes):
+        axes.axhline(row, color=LINE, linewidth=0.6, zorder=0)
+        for update in history.of(silo):
+            end = update.received - history.started
+            start = (update.leased or update.received) - history.started
+            colour = _staleness_colour(update.staleness) if update.fate == "merged" else PAPER
+            edge = WARN if update.fate == "refused" else MUTED if update.fate != "merged" else PAPER
+            width = max(end - start, 0.002 * (history.ended - history.started))
+            axes.add_patch(
+                Rectangle((start, row - 0.31), width, 0.62, facecolor=colour, edgecolor=edge, linewidth=0.6)
+            )
+        for refusal in history.refusals:
+            if refusal.silo == silo:
+                axes.plot(refusal.time - history.started, row, marker="x", color=WARN, markersize=6, zorder=3)
+    axes.set_ylim(len(lanes) - 0.45, -0.55)
+    axes.set_yticks(range(len(lanes)), lanes)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _shade_outage(axes: Axes, killed: Mapping[str, Any] | None, *, label: bool) -> None:
+    if killed is None:
+        return
+    start, length = killed["seconds"], killed["seconds_until_ready"]
+    axes.axvspan(start, start + length, color=BAND, linewidth=0, zorder=-1)
+    axes.axvline(start, color=WARN, linewidth=1)
+    if label:
+        axes.annotate(
+            "server killed", (start, 0), xycoords=("data", "axes fraction"), xytext=(-5, 6), ha="right",
+            textcoords="offset points", color=WARN, fontsize=10,
+        )  # fmt: skip
+
+
+def staleness(history: History, report: Mapping[str, Any]) -> str:
+    """How many versions had passed when an update was merged, stacked by the speed of its silo."""
+    speeds = sorted({silo["slowness"] for silo in report["silos"]})
+    groups = [
+        [u.staleness or 0 for s in report["silos"] if s["slowness"] == speed for u in history.of(s["silo"])
+         if u.fate == "merged"]
+        for speed in speeds
+    ]  # fmt: skip
+    last = max((value for group in groups for value in group), default=0)
+    width = max(1, -(-(last + 1) // 30))
+    edges = [edge - 0.5 for edge in range(0, last + width + 1, width)]
+    colours = [SPEEDS[min(n, len(SPEEDS) - 1)] for n in range(len(speeds))]
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": "staleness"}):
+        figure = Figure(figsize=(5.1, 2.9))
+        axes = figure.subplots()
+        axes.hist(groups, bins=edges, stacked=True, color=colours, rwidth=0.86, label=[speed_word(s) for s in speeds])
+        axes.set_xlabel("versions published between lease and merge")
+        axes.set_ylabel("updates")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axes.tick_params(length=0)
+        axes.legend(frameon=False, labelcolor=INK, handlelength=0.9, handleheight=0.9)
+        figure.subplots_adjust(left=0.115, right=0.985, top=0.97, bottom=0.19)
+        return _svg(figure, "staleness", "Histogram of the staleness of merged updates")
+
+
+def bars(report: Mapping[str, Any]) -> str:
+    """Local-only against federated for every silo: on its own held-out records, and on everybody's."""
+    silos = report["silos"]
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": "bars"}):
+        figure = Figure(figsize=(10.4, 0.75 + 0.52 * len(silos)))
+        pair = figure.subplots(1, 2, sharey=True)
+        for axes, key, title in zip(pair, ("own", "all"), ("its own held-out records", "all silos’ held-out records"), strict=True):
+            _bars(axes, silos, key)
+            axes.set_title(f"on {title}", loc="left", color=INK, fontsize=11, fontweight="bold")
+        pair[0].set_yticks(range(len(silos)), [silo["silo"] for silo in silos])
+        pair[0].set_ylim(len(silos) - 0.4, -0.6)
+        height = 0.75 + 0.52 * len(silos)
+        figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.35 / height, bottom=0.12 / height, wspace=0.06)
+        return _svg(figure, "bars", "Accuracy of local-only and federated models per silo")
+
+
+def _bars(axes: Axes, silos: Sequence[Mapping[str, Any]], key: str) -> None:
+    for row, silo in enumerate(silos):
+        for offset, who, colour in ((-0.19, "local", LOCAL), (0.19, "federated", ACCENT)):
+            value = silo[who][key]
+            axes.barh(row + offset, value, height=0.34, color=colour)
+            axes.annotate(
+                f"{value:.1%}", (value, row + offset), xytext=(4, 0), textcoords="offset points", va="center",
+                fontsize=9.5, color=INK if value == max(silo["local"][key], silo["federated"][key]) else MUTED,
+            )  # fmt: skip
+    axes.set_xlim(0, 1.14)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines["bottom"].set_visible(False)
+
+
+def speed_word(slowness: float) -> str:
+    """`usual speed`, `3× slower`."""
+    return "usual speed" if slowness == 1 else f"{slowness:g}× slower"
+
+
+def _staleness_colour(value: int | None) -> str:
+    return RAMP[sum((value or 0) > top for top in RAMP_TOPS)]
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """The figure as an `<svg>` element whose ids are unique in the page and whose colours are CSS variables."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    svg = re.sub(r"font: ([^;\"]*?)(\d+(?:\.\d+)?px) [^;\"]*", r"font: \1\2 var(--sans)", svg)
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(title), svg, count=1, flags=re.S)
+
+
+def _opening(title: str) -> str:
+    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return rf'<svg {namespaces} viewBox="\1" role="img" aria-label="{title}">'

@@ -1,0 +1,185 @@
+"""The demo's report as one document: what federation did for each silo, what each gave, and whether the log holds.
+
+Every number comes from the exported log (`History`), from an evaluation of exported models (`evaluate_all`), or from
+the auditor's verdict; `Setup` only says how the demo dealt the records and how slow it made each silo.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from anabranch import __version__
+from console.demo.history import History, Update
+
+FORMAT = "anabranch-demo-report/1"
+
+
+@dataclass(frozen=True)
+class SiloSetup:
+    """How the demo set a silo up."""
+
+    silo: str
+    train_records: int
+    held_out_records: int
+    label_counts: tuple[int, ...]  # of labels 0..9, both parts together
+    seconds_per_batch: float
+    slowness: float  # 1 is the usual speed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `anabranch-audit` said: its command, exit code and JSON document."""
+
+    command: str
+    exit_code: int
+    document: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A SIGKILL of the server. Times are unix seconds of this machine's clock."""
+
+    version: int
+    killed: float
+    restarted: float
+    ready: float
+
+
+@dataclass(frozen=True)
+class Setup:
+    seed: int
+    strategy: str
+    versions: int
+    concentration: float  # of the Dirichlet split
+    local_steps: int
+    silos: tuple[SiloSetup, ...]
+    killed: Killed | None
+
+
+def build(
+    history: History, measured: Mapping[str, Any], setup: Setup, verify: Verdict, replay: Verdict
+) -> dict[str, Any]:
+    """The document of report.json."""
+    silos = [_silo(history, measured["silos"][silo.silo], silo) for silo in setup.silos]
+    federated = silos[0]["federated"]["all"]
+    best_local = max(silo["local"]["all"] for silo in silos)
+    return {
+        "format": FORMAT,
+        "release": __version__,
+        "federation": history.federation,
+        "job": {
+            "id": history.job,
+            "name": history.name,
+            "terms_sha256": history.terms_sha256,
+            "outcome": history.outcome,
+            "reason": history.reason,
+            "seconds": round(history.ended - history.started, 3),
+            "strategy": setup.strategy,
+            "seed": setup.seed,
+            "local_steps": setup.local_steps,
+            "concentration": setup.concentration,
+        },
+        "verdict": {
+            "federated_beats_every_local_on_all": all(federated > silo["local"]["all"] for silo in silos),
+            "log_verified": verify.ok,
+            "replayed_bit_exactly": replay.ok,
+            "every_update_settled_once": history.exactly_once(),
+        },
+        "model": {
+            "version": history.head.number,
+            "parameters_sha256": history.head.parameters_sha256,
+            "ema_sha256": history.head.ema_sha256,
+            "accuracy_all": federated,
+            "ema_accuracy_all": measured["ema"],
+            "best_local_accuracy_all": best_local,
+        },
+        "silos": silos,
+        "log": {
+            "entries": history.entries,
+            "not_understood": history.not_understood,
+            "verify": _verdict(verify),
+            "replay": _verdict(replay),
+            "approvals": [
+                {"silo": d.silo, "decision": d.decision, "log_index": d.index, "terms_sha256": d.terms_sha256}
+                for d in history.decisions
+            ],
+        },
+        "server_killed": _killed(history, setup.killed),
+        "incidents": [
+            {"seconds": round(i.time - history.started, 3), "type": i.type, "silo": i.silo, "detail": i.detail}
+            for i in history.incidents
+        ],
+        "accuracy_by_version": [
+            {
+                "version": version.number,
+                "seconds": round(version.time - history.started, 3),
+                "accuracy_all": measured["versions"][str(version.number)],
+            }
+            for version in history.versions
+            if str(version.number) in measured["versions"]
+        ],
+    }
+
+
+def _silo(history: History, measured: Mapping[str, Any], setup: SiloSetup) -> dict[str, Any]:
+    updates = history.of(setup.silo)
+    refusals = [refusal for refusal in history.refusals if refusal.silo == setup.silo]
+    merged = [update for update in updates if update.fate == "merged"]
+    staleness = [update.staleness or 0 for update in merged]
+    local, federated, tuned = measured["local"], measured["federated"], measured["tuned"]
+    return {
+        "silo": setup.silo,
+        "train_records": setup.train_records,
+        "held_out_records": setup.held_out_records,
+        "label_counts": list(setup.label_counts),
+        "seconds_per_batch": setup.seconds_per_batch,
+        "slowness": setup.slowness,
+        "local": {key: local[key] for key in ("own", "all", "steps", "trained_steps")},
+        "federated": {key: federated[key] for key in ("own", "all")},
+        "tuned": {key: tuned[key] for key in ("own", "all", "steps")},
+        "local_wins_on_own": local["own"] > federated["own"],
+        "updates": {
+            "sent": len(updates) + len(refusals),
+            "merged": len(merged),
+            "refused": len(refusals) + _count(updates, "refused"),
+            "retired": _count(updates, "retired"),
+            "open": _count(updates, "open"),
+        },
+        "refused_because": sorted({r.code for r in refusals} | {u.reason for u in updates if u.fate == "refused"}),
+        "retired_because": sorted({u.reason for u in updates if u.fate == "retired"}),
+        "mean_staleness": round(fmean(staleness), 2) if staleness else None,
+        "max_staleness": max(staleness, default=None),
+        "bytes": sum(update.bytes for update in updates),
+        "versions_absent": sum(setup.silo in version.absent for version in history.versions),
+    }
+
+
+def _killed(history: History, killed: Killed | None) -> dict[str, Any] | None:
+    if killed is None:
+        return None
+    after = [update.received for update in history.updates if update.received > killed.restarted]
+    before = [update for update in history.updates if update.received <= killed.killed]
+    return {
+        "version": killed.version,
+        "seconds": round(killed.killed - history.started, 3),
+        "seconds_until_ready": round(killed.ready - killed.killed, 3),
+        "seconds_until_next_update": round(min(after) - killed.killed, 3) if after else None,
+        "acknowledged_before": len(before),
+        "of_those_merged_once": sum(update.fate == "merged" and update.times_merged == 1 for update in before),
+        "of_those_retired_or_refused": sum(update.fate in ("retired", "refused") for update in before),
+        "of_those_lost": sum(update.fate == "open" for update in before),
+        "of_those_merged_twice": sum(update.times_merged > 1 for update in before),
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {"ok": verdict.ok, "command": verdict.command, "exit_code": verdict.exit_code, **verdict.document}
+
+
+def _count(updates: list[Update], fate: str) -> int:
+    return sum(update.fate == fate for update in updates)

@@ -1,0 +1,245 @@
+"""`anabranch`: jobs and silos of a federation, and the demo."""
+
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import seconds
+from anabranch.v1 import admin_pb2
+from console import output, silos, watch
+from console.client import UNARY_SECONDS, Logged, connect, logged
+from console.export import export as export_model
+from console.submit import prepared, read
+from console.submit import submit as submit_job
+
+app = typer.Typer(
+    help="Federated learning across organisations: submit jobs, follow them, manage silos.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+job_app = typer.Typer(help="Jobs: what is trained, by whose approval, and how far it is.", no_args_is_help=True)
+silo_app = typer.Typer(help="Silos: invite, list, revoke.", no_args_is_help=True)
+app.add_typer(job_app, name="job")
+app.add_typer(silo_app, name="silo")
+
+AdminDir = Annotated[
+    Path, typer.Option("--admin", envvar="ANABRANCH_ADMIN", help="Admin directory written by `anabranch-server init`.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+JobId = Annotated[str, typer.Argument(help="Job id, as `anabranch job list` shows it.")]
+
+
+def main() -> None:
+    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(output.FAILED)
+    except Exception as error:
+        sys.exit(output.fail(error, "--json" in sys.argv))
+
+
+@job_app.command("submit")
+def job_submit(
+    path: Annotated[Path, typer.Argument(help="Folder with job.toml, or the TOML file itself.")],
+    admin: AdminDir,
+    initial: Annotated[
+        Path | None, typer.Option(help="Start from this safetensors file instead of the task's model().")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pack a job, build version 0 and offer it to the silos for approval."""
+    folder, file = read(path)
+    with connect(admin) as connection, prepared(folder, file, initial) as job:
+        done = submit_job(connection, job)
+    output.show(
+        {"job": done.job, "terms_sha256": done.terms_sha256, "log_index": done.entry.index},
+        f"job [bold]{done.job}[/] submitted, {_entry(done.entry)}\n"
+        f"its terms are {done.terms_sha256}; silos approve them with\n  anabranch-silo approve {done.job}",
+        as_json,
+    )
+
+
+@job_app.command("try")
+def job_try(
+    folder: Annotated[Path, typer.Argument(help="Folder with job.toml.")],
+    data: Annotated[Path, typer.Option(help="A data path as a silo's policy would bind it.")],
+    as_json: Json = False,
+) -> None:
+    """Run a few steps of a job on local data, just as a silo would, without a federation."""
+    program = str(Path(sysconfig.get_path("scripts")) / "anabranch-silo")
+    argv = [program, "try", str(folder), "--data", str(data), *(["--json"] if as_json else [])]
+    raise typer.Exit(subprocess.run(argv, check=False).returncode)
+
+
+@job_app.command("list")
+def job_list(admin: AdminDir, as_json: Json = False) -> None:
+    """All jobs and how far they are."""
+    with connect(admin) as connection:
+        reply = connection.stub.ListJobStatus(admin_pb2.ListJobStatusRequest(), timeout=UNARY_SECONDS)
+    jobs = list(reply.jobs)
+    output.show({"jobs": [watch.document(job) for job in jobs]}, watch.jobs_table(jobs), as_json)
+
+
+@job_app.command("watch")
+def job_watch(
+    job: JobId,
+    admin: AdminDir,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the status once and exit.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Follow a job until it ends: silos, versions, staleness, scores, who is late or refused and why.
+
+    With --json prints the status once.
+    """
+    with connect(admin) as connection:
+        request = admin_pb2.WatchJobRequest(job=job, interval_seconds=interval)
+        last = watch.follow(connection.stub.WatchJob(request), once=once or as_json, as_json=as_json)
+    if last is not None and last.status == "aborted" and not once:
+        raise typer.Exit(output.FAILED)
+
+
+@job_app.command("pause")
+def job_pause(job: JobId, admin: AdminDir, reason: str = "", as_json: Json = False) -> None:
+    """Hand out no more work; updates under way are still taken."""
+    _change(job, "pause", reason, admin, as_json)
+
+
+@job_app.command("resume")
+def job_resume(job: JobId, admin: AdminDir, reason: str = "", as_json: Json = False) -> None:
+    """Continue a paused job."""
+    _change(job, "resume", reason, admin, as_json)
+
+
+@job_app.command("abort")
+def job_abort(job: JobId, admin: AdminDir, reason: str = "", as_json: Json = False) -> None:
+    """End a job for good; updates not yet merged are retired."""
+    _change(job, "abort", reason, admin, as_json)
+
+
+@job_app.command("export")
+def job_export(
+    job: JobId,
+    admin: AdminDir,
+    file: Annotated[Path, typer.Option("--output", "-o", help="Where to write the safetensors file.")],
+    version: Annotated[str, typer.Option(help="head, best, ema or a number.")] = "head",
+    as_json: Json = False,
+) -> None:
+    """Write a model version and its model card. The export is itself an entry of the audit log."""
+    with connect(admin) as connection:
+        done = export_model(connection, job, version, file)
+    output.show(
+        done.document(),
+        f"version {done.version}: {done.path} ({watch.size(done.bytes)}, sha256 {done.sha256}), {_entry(done.entry)}\n"
+        f"model card: {done.card}",
+        as_json,
+    )
+
+
+@silo_app.command("invite")
+def silo_invite(
+    name: Annotated[str, typer.Argument(help="A DNS label, for example north-clinic.")],
+    admin: AdminDir,
+    file: Annotated[Path, typer.Option("--output", "-o", help="Where to write the join bundle.")],
+    ttl: Annotated[str, typer.Option(help="How long the one-time token is good: 30m, 1h, 2d.")] = "1h",
+    as_json: Json = False,
+) -> None:
+    """Write a join bundle with a one-time token. Hand it over by a channel you trust: it is a secret until used."""
+    lasting = _duration(ttl)
+    with connect(admin) as connection:
+        request = admin_pb2.InviteSiloRequest(silo=name, ttl_seconds=lasting)
+        reply = connection.stub.InviteSilo(request, timeout=UNARY_SECONDS)
+        entry = logged(connection, reply.receipt)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch(0o600)
+    file.write_bytes(reply.bundle)
+    output.show(
+        {"silo": name, "bundle": str(file), "ttl_seconds": lasting, "log_index": entry.index},
+        f"{file} invites [bold]{name}[/] for {ttl}, {_entry(entry)}\nat the silo: anabranch-silo enrol {file}",
+        as_json,
+    )
+
+
+@silo_app.command("list")
+def silo_list(admin: AdminDir, as_json: Json = False) -> None:
+    """All silos, whether they are connected, and until when their certificates are good."""
+    with connect(admin) as connection:
+        found = list(connection.stub.ListSilos(admin_pb2.ListSilosRequest(), timeout=UNARY_SECONDS).silos)
+    output.show({"silos": [silos.document(silo) for silo in found]}, silos.table(found), as_json)
+
+
+@silo_app.command("revoke")
+def silo_revoke(
+    name: Annotated[str, typer.Argument(help="The silo's name.")],
+    admin: AdminDir,
+    reason: Annotated[str, typer.Option(help="Goes into the audit log.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Shut a silo out at once. Its updates that wait to be merged are retired; merged ones stay."""
+    with connect(admin) as connection:
+        request = admin_pb2.RevokeSiloRequest(silo=name, reason=reason)
+        reply = connection.stub.RevokeSilo(request, timeout=UNARY_SECONDS)
+        entry = logged(connection, reply.receipt)
+    output.show(
+        {"silo": name, "retired_updates": reply.retired_updates, "log_index": entry.index},
+        f"[bold]{name}[/] is revoked, {reply.retired_updates} of its updates retired, {_entry(entry)}",
+        as_json,
+    )
+
+
+@app.command()
+def demo(
+    count: Annotated[int, typer.Option("--silos", min=1, max=20, help="Silo agents, each a process of its own.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data split and the initial model.")] = 0,
+    strategy: Annotated[Literal["fedbuff", "fedavg"], typer.Option(help="Asynchronous, or rounds.")] = "fedbuff",
+    versions: Annotated[int, typer.Option(min=1, help="Model versions to train.")] = 80,
+    kill_server_at: Annotated[
+        int | None, typer.Option(min=1, help="Kill the server with SIGKILL at this version and start it again.")
+    ] = None,
+    directory: Annotated[Path, typer.Option("--dir", help="Emptied, then written.")] = Path("build/demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the federation running until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A whole federation on this machine: enrol, train, verify the log offline, report."""
+    try:
+        from console.demo.demo import Settings, run  # the demo alone needs scikit-learn and matplotlib
+    except ModuleNotFoundError as error:
+        raise Refused(Reason.NOT_FOUND, f"the demo needs {error.name}: pip install 'anabranch[demo]'") from error
+    settings = Settings(count, seed, strategy, versions, kill_server_at, directory, keep)
+    code = run(settings, as_json)
+    if code:
+        raise typer.Exit(code)
+
+
+def _change(job: str, action: str, reason: str, admin: Path, as_json: bool) -> None:
+    with connect(admin) as connection:
+        request = admin_pb2.ChangeJobRequest(job=job, action=action, reason=reason)
+        entry = logged(connection, connection.stub.ChangeJob(request, timeout=UNARY_SECONDS).receipt)
+    output.show(
+        {"job": job, "action": action, "log_index": entry.index}, f"{job}: {entry.type}, {_entry(entry)}", as_json
+    )
+
+
+def _entry(entry: Logged) -> str:
+    return f"log entry {entry.index} (proof checked)"
+
+
+def _duration(text: str) -> int:
+    try:
+        lasting = int(seconds(text))
+    except ValueError as error:
+        raise Refused(Reason.MALFORMED, f"--ttl {text}: write for example 30m, 1h or 2d") from error
+    if lasting <= 0:
+        raise Refused(Reason.MALFORMED, f"--ttl {text}: the token would expire at once")
+    return lasting
+
+
+if __name__ == "__main__":
+    main()

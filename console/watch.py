@@ -1,0 +1,241 @@
+"""How a job is doing, for a person and for a program, from the server's `JobStatus` messages."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from anabranch.v1 import admin_pb2
+
+ENDED = ("completed", "aborted")
+LATE_SECONDS = 15  # without a heartbeat a silo that should be connected is shown as late
+STATUS_STYLE = {"running": "green", "completed": "green", "paused": "yellow", "aborted": "red"}
+
+
+def follow(statuses: Iterable[admin_pb2.JobStatus], *, once: bool, as_json: bool) -> admin_pb2.JobStatus | None:
+    """Show statuses as they come, until the job has ended; the last one is returned. Redraws only on a terminal."""
+    if once:
+        last = next(iter(statuses), None)
+        if last is not None and as_json:
+            print(json.dumps(document(last), indent=2, ensure_ascii=False))
+        elif last is not None:
+            Console().print(view(last))
+        return last
+    return _follow_live(statuses) if sys.stdout.isatty() else _follow_lines(statuses)
+
+
+def _follow_live(statuses: Iterable[admin_pb2.JobStatus]) -> admin_pb2.JobStatus | None:
+    last = None
+    with Live(Text("waiting for the server"), refresh_per_second=4) as live:
+        for last in statuses:
+            live.update(view(last))
+            if last.status in ENDED:
+                break
+    return last
+
+
+def _follow_lines(statuses: Iterable[admin_pb2.JobStatus]) -> admin_pb2.JobStatus | None:
+    last, shown = None, None
+    for last in statuses:
+        if (last.status, last.head) != shown:
+            print(line(last), flush=True)
+            shown = (last.status, last.head)
+        if last.status in ENDED:
+            break
+    return last
+
+
+def document(status: admin_pb2.JobStatus) -> dict[str, Any]:
+    """The whole status, JSON-ready. Silos' metrics appear only as far as the server passes them on."""
+    return {
+        "job": status.job,
+        "name": status.name,
+        "status": status.status,
+        "reason": status.reason,
+        "head": status.head,
+        "versions": status.versions,
+        "best": status.best,
+        "buffered": status.buffered,
+        "buffer": status.buffer,
+        "buffer_age_seconds": status.buffer_age_seconds,
+        "server_time": status.server_time,
+        "silos": [_silo_document(silo) for silo in status.silos],
+        "evaluations": [
+            {"version": e.version, "silo": e.silo, "split": e.split, "metrics": dict(e.metrics)}
+            for e in status.evaluations
+        ],
+    }
+
+
+def _silo_document(silo: admin_pb2.SiloStatus) -> dict[str, Any]:
+    return {
+        "silo": silo.silo,
+        "state": state(silo, None)[0],
+        "decision": silo.decision,
+        "connected": silo.connected,
+        "last_seen": silo.last_seen,
+        "base": silo.base,
+        "training": silo.training,
+        "step": silo.step,
+        "steps": silo.steps,
+        "received": silo.received,
+        "merged": silo.merged,
+        "refused": silo.refused,
+        "retired": silo.retired,
+        "mean_staleness": silo.mean_staleness,
+        "bytes": silo.bytes,
+        "last_reason": silo.last_reason,
+    }
+
+
+def jobs_table(statuses: list[admin_pb2.JobStatus]) -> RenderableType:
+    """One row per job."""
+    if not statuses:
+        return Text("no jobs yet; `anabranch job submit FOLDER` adds one", style="dim")
+    table = _table("job", "name", "status", "head", "best", "silos connected", "reason")
+    for status in statuses:
+        connected = sum(silo.connected for silo in status.silos)
+        table.add_row(
+            status.job,
+            status.name,
+            _status(status),
+            f"{status.head} / {status.versions}",
+            str(status.best),
+            f"{connected} / {len(status.silos)}",
+            status.reason,
+        )
+    return table
+
+
+def view(status: admin_pb2.JobStatus) -> RenderableType:
+    """The live view: head and buffer, one row per silo, and what was last refused and why."""
+    table = _table("silo", "", "doing", "base", "sent", "merged", "refused", "retired", "staleness", "data", "accuracy")
+    scores = _scores(status)
+    for silo in status.silos:
+        name, style = state(silo, status)
+        table.add_row(
+            Text(silo.silo, style="bold"),
+            Text("●", style=style),
+            _doing(silo, name, style),
+            str(silo.base) if silo.training else "–",
+            str(silo.received + _never_received(silo)),
+            str(silo.merged),
+            Text(str(silo.refused), style="red" if silo.refused else ""),
+            str(silo.retired),
+            f"{silo.mean_staleness:.1f}",
+            size(silo.bytes),
+            scores.get(silo.silo, Text("–", style="dim")),
+        )
+    parts: list[RenderableType] = [_headline(status), Text(), table]
+    parts += [Text(f"{s.silo}: {s.last_reason}", style="yellow") for s in status.silos if s.last_reason]
+    return Panel(Group(*parts), title=f"{status.name}  ·  {status.job}", title_align="left", box=box.ROUNDED)
+
+
+def line(status: admin_pb2.JobStatus) -> str:
+    """One line for a log file or a terminal that cannot redraw."""
+    mean = next((e for e in status.evaluations if not e.silo), None)
+    score = "" if mean is None else "".join(f"  {k} {v:.3f} (version {mean.version})" for k, v in mean.metrics.items())
+    busy = sum(silo.training for silo in status.silos)
+    connected = sum(silo.connected for silo in status.silos)
+    merged = sum(silo.merged for silo in status.silos)
+    reason = f" ({status.reason})" if status.reason else ""
+    return (
+        f"{status.status}{reason}  version {status.head}/{status.versions}  silos {connected} connected, {busy} training"
+        f"  merged {merged}{score}"
+    )
+
+
+def state(silo: admin_pb2.SiloStatus, status: admin_pb2.JobStatus | None) -> tuple[str, str]:
+    """A word for what the silo is doing and the colour it is shown in."""
+    now = status.server_time if status else 0
+    if silo.decision != "approved":
+        return (silo.decision or "has not decided", "red" if silo.decision else "yellow")
+    if not silo.connected:
+        return ("never connected" if not silo.last_seen else "lost", "red")
+    if now and silo.last_seen and now - silo.last_seen > LATE_SECONDS:
+        return "late", "yellow"
+    return ("training", "green") if silo.training else ("waiting", "cyan")
+
+
+def size(count: float) -> str:
+    """Bytes for a person: `12.3 kB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def ago(seconds: int) -> str:
+    """`12 s ago` for a unix time, `never` for 0."""
+    if not seconds:
+        return "never"
+    passed = max(0, int(time.time()) - seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if passed >= length:
+            return f"{passed // length} {unit} ago"
+    return f"{passed} s ago"
+
+
+def _never_received(silo: admin_pb2.SiloStatus) -> int:
+    """Refused updates that never entered the store still count as sent."""
+    return max(0, silo.merged + silo.refused + silo.retired - silo.received)
+
+
+def _headline(status: admin_pb2.JobStatus) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=max(1, status.versions), completed=status.head, width=34)
+    mean = next((e for e in status.evaluations if not e.silo), None)
+    facts = Text.assemble(
+        _status(status),
+        f"   version {status.head} of {status.versions}",
+        f"   buffer {status.buffered}/{status.buffer}" if status.buffer else "",
+        f" for {status.buffer_age_seconds:.0f} s" if status.buffered else "",
+    )
+    if mean is not None:
+        for name, value in mean.metrics.items():
+            facts.append(f"   mean {name} {value:.1%}" if 0 <= value <= 1 else f"   mean {name} {value:.4g}", "bold")
+        facts.append(f" at version {mean.version}", "dim")
+    grid.add_row(bar, facts)
+    return grid
+
+
+def _doing(silo: admin_pb2.SiloStatus, name: str, style: str) -> RenderableType:
+    if name == "training" and silo.steps:
+        done = Text(f" {silo.step}/{silo.steps}", style="dim")
+        grid = Table.grid()
+        grid.add_row(ProgressBar(total=silo.steps, completed=min(silo.step, silo.steps), width=12), done)
+        return grid
+    return Text(f"{name}, seen {ago(silo.last_seen)}" if name in ("lost", "late") else name, style=style)
+
+
+def _scores(status: admin_pb2.JobStatus) -> dict[str, Text]:
+    return {
+        e.silo: Text(", ".join(f"{v:.1%}" if 0 <= v <= 1 else f"{v:.4g}" for v in e.metrics.values()))
+        for e in status.evaluations
+        if e.silo
+    }
+
+
+def _status(status: admin_pb2.JobStatus) -> Text:
+    text = Text(status.status, style=STATUS_STYLE.get(status.status, ""))
+    if status.reason:
+        text.append(f" ({status.reason})", style="dim")
+    return text
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    numeric = {"base", "sent", "merged", "refused", "retired", "staleness", "data", "accuracy", "head", "best"}
+    for column in columns:
+        table.add_column(column, justify="right" if column in numeric else "left")
+    return table

@@ -1,0 +1,1 @@
+"""Aggregation of updates, and everything that must survive a crash while doing it."""

@@ -1,0 +1,391 @@
+"""Aggregation: buffered updates become the next version.
+
+    freeze (transaction 1) → compute → store the blobs → publish (transaction 2)
+
+Freezing fixes the ordered inputs, every scalar and the head. Whatever happens afterwards, computing the frozen step
+again gives the same bytes, so a restart simply does so. Publishing succeeds only if the head is unchanged and no
+input was withdrawn meanwhile; otherwise the step is abandoned and its remaining inputs wait for the next freeze.
+"""
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, insert, select, update
+
+from anabranch.errors import AnabranchError, Refused
+from anabranch.rules import step as rules
+from anabranch.rules.profile import NUMERIC_PROFILE
+from anabranch.rules.strategies import Input, plan
+from anabranch.terms import JobTerms, parse_terms
+from anabranch.tlog.entry import Actor, Target
+from anabranch.wire import canonical
+from anabranch.wire.tensors import Manifest, TensorFile, TensorWriter, parse_manifest
+from server import lifecycle
+from server.blobs.local import BlobStore
+from server.core.buffer import Closing, StillOpen, Waiting, close
+from server.gaps import Gap, Reached, nothing
+from server.state import records
+from server.state.database import Reader
+from server.state.tables import jobs, steps, updates, versions
+from server.state.writer import Transaction, Writer
+
+logger = structlog.get_logger("aggregation")
+IDLE = 1.0  # seconds between looks at the clock when nothing arrives
+
+
+@dataclass(frozen=True)
+class Step:
+    """A frozen aggregation: everything its result depends on."""
+
+    id: str
+    job: str
+    head: int
+    inputs: tuple[Input, ...]
+    deltas: tuple[str, ...]  # digests, in the order of `inputs`
+    scalars: rules.Scalars
+    closed_by: str
+    absent: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Digests of a computed version; its blobs are on stable storage."""
+
+    parameters: str
+    optimizer: str | None
+    ema: str | None
+
+
+class Aggregation:
+    """One thread that looks at every running job whenever an update arrived or a deadline passed."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        reader: Reader,
+        blobs: BlobStore,
+        observer: Actor,
+        clock: Callable[[], float],
+        entropy: Callable[[int], bytes],
+        reached: Reached = nothing,
+        published: Callable[[str, int], None] = lambda job, version: None,
+    ) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._blobs = blobs
+        self._observer = observer
+        self._clock = clock
+        self._entropy = entropy
+        self._reached = reached
+        self._published = published
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="aggregation", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Return after the step in progress, which is published."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait(IDLE)
+            self._wake.clear()
+            for job in self._running_jobs():
+                try:
+                    while not self._stopping and self.advance(job):
+                        pass
+                except AnabranchError as error:
+                    logger.error("aggregation stopped", job=job, error=str(error))
+
+    def _running_jobs(self) -> list[str]:
+        with self._reader.connect() as connection:
+            return list(connection.execute(select(jobs.c.id).where(jobs.c.status == "running")).scalars())
+
+    def advance(self, job: str) -> bool:
+        """One step if the job is ready for one; True when a version was published."""
+        frozen = self._open_step(job) or self._writer.run(lambda tx: self._freeze(tx, job), "freeze").value
+        if frozen is None:
+            self._writer.run(lambda tx: lifecycle.conclude(tx, self._observer, job), "conclude")
+            return False
+        try:
+            snapshot = self._compute(frozen)
+        except Refused as refusal:
+            # The arithmetic left float32: training on would only make it worse. The operator decides.
+            reason = refusal.code.value
+            logger.error("job paused", job=job, error=str(refusal))
+            self._writer.run(lambda tx: self._give_up(tx, frozen, reason), "pause")
+            return False
+        published = self._writer.run(lambda tx: self._publish(tx, frozen, snapshot), "publish").value
+        if published:
+            self._published(job, frozen.head + 1)
+        return published
+
+    def _open_step(self, job: str) -> Step | None:
+        """A step that a crash interrupted between its two transactions."""
+        with self._reader.connect() as connection:
+            row = connection.execute(
+                select(steps).where(steps.c.job == job, steps.c.status == "frozen")
+            ).first()
+            return _load(row) if row else None
+
+    def _freeze(self, tx: Transaction, job_id: str) -> Step | None:
+        """Transaction 1."""
+        job = records.job_row(tx.connection, job_id)
+        terms = parse_terms(job.terms)
+        if job.status != "running" or job.head >= terms.file.stop.versions:
+            return None
+        closing = _closing(tx.connection, job, terms, tx.now)
+        if isinstance(closing, StillOpen):
+            return None
+        for update_id in closing.superseded:
+            lifecycle.retire(tx, self._observer, update_id, "superseded")
+        frozen = self._step(tx.connection, job, terms, closing)
+        tx.connection.execute(
+            insert(steps).values(
+                id=frozen.id, job=job_id, head=frozen.head, status="frozen", plan=_dump(frozen)
+            )
+        )
+        tx.connection.execute(update(updates).where(updates.c.id.in_(closing.inputs)).values(status="frozen"))
+        return frozen
+
+    def _step(self, connection: Connection, job: Any, terms: JobTerms, closing: Closing) -> Step:
+        rows = connection.execute(
+            select(updates).where(updates.c.id.in_(closing.inputs)).order_by(updates.c.entry)
+        ).all()
+        inputs = tuple(
+            Input(row.id, row.silo, row.base, job.head - row.base, row.examples, order)
+            for order, row in enumerate(rows)
+        )
+        head = records.version_row(connection, job.id, job.head)
+        previous = {name: canonical.from_hexfloat(text) for name, text in json.loads(head.scalars).items()}
+        return Step(
+            id=self._entropy(16).hex(),
+            job=job.id,
+            head=job.head,
+            inputs=inputs,
+            deltas=tuple(row.delta for row in rows),
+            scalars=rules.measure(terms, inputs, previous),
+            closed_by=closing.closed_by,
+            absent=closing.absent,
+        )
+
+    def _compute(self, frozen: Step) -> Snapshot:
+        """Between the transactions. Deterministic: the same frozen step always gives the same digests."""
+        with self._reader.connect() as connection:
+            job = records.job_row(connection, frozen.job)
+            head = records.version_row(connection, frozen.job, frozen.head)
+        terms, manifest = parse_terms(job.terms), parse_manifest(job.manifest)
+        keeps = rules.optimizer_manifest(manifest, terms.file.aggregation.server_optimizer)
+        with ExitStack() as files:
+            read = _reader(files, self._blobs)
+            deltas = [read(delta, manifest) for delta in frozen.deltas]
+            parameters = files.enter_context(TensorWriter(self._blobs.spool(), manifest))
+            optimizer = files.enter_context(TensorWriter(self._blobs.spool(), keeps)) if keeps else None
+            averaged = terms.file.aggregation.ema is not None
+            ema = files.enter_context(TensorWriter(self._blobs.spool(), manifest)) if averaged else None
+            rules.aggregate(
+                terms,
+                manifest,
+                list(zip(frozen.inputs, deltas, strict=True)),
+                base=read(head.parameters, manifest),
+                optimizer=read(head.optimizer, keeps) if keeps and head.optimizer else None,
+                ema=read(head.ema, manifest) if head.ema else None,
+                scalars=frozen.scalars,
+                outputs=rules.Outputs(parameters, optimizer, ema),
+            )
+            snapshot = Snapshot(
+                parameters=self._store(parameters),
+                optimizer=self._store(optimizer) if optimizer else None,
+                ema=self._store(ema) if ema else None,
+            )
+        self._reached(Gap.SNAPSHOT_STORED)
+        return snapshot
+
+    def _store(self, writer: TensorWriter) -> str:
+        digest = writer.close()
+        self._blobs.adopt(writer.path, digest)
+        return digest
+
+    def _publish(self, tx: Transaction, frozen: Step, snapshot: Snapshot) -> bool:
+        """Transaction 2: only if nothing the step rests on has changed; else its inputs are free again."""
+        job = records.job_row(tx.connection, frozen.job)
+        still = records.count(
+            tx.connection,
+            updates,
+            updates.c.id.in_([one.update for one in frozen.inputs]),
+            updates.c.status == "frozen",
+        )
+        if job.head != frozen.head or still != len(frozen.inputs) or job.status not in ("running", "paused"):
+            _abandon(tx, frozen)
+            return False
+        number = frozen.head + 1
+        terms, manifest = parse_terms(job.terms), parse_manifest(job.manifest)
+        self._log_aggregation(tx, frozen, terms)
+        entry = _log_version(tx, self._observer, frozen.job, number, snapshot, manifest.file_bytes, frozen.id)
+        tx.connection.execute(
+            insert(versions).values(
+                job=frozen.job,
+                number=number,
+                parameters=snapshot.parameters,
+                optimizer=snapshot.optimizer,
+                ema=snapshot.ema,
+                bytes=manifest.file_bytes,
+                scalars=json.dumps(_hex(frozen.scalars.optimizer)),
+                published_at=tx.now,
+                entry=entry,
+            )
+        )
+        for one in frozen.inputs:
+            merged: dict[str, Any] = {"status": "merged", "version": number, "staleness": one.staleness}
+            tx.connection.execute(update(updates).where(updates.c.id == one.update).values(merged))
+        tx.connection.execute(update(steps).where(steps.c.id == frozen.id).values(status="published"))
+        tx.connection.execute(update(jobs).where(jobs.c.id == frozen.job).values(head=number))
+        lifecycle.conclude(tx, self._observer, frozen.job)
+        return True
+
+    def _log_aggregation(self, tx: Transaction, frozen: Step, terms: JobTerms) -> None:
+        factors = plan(
+            terms.file.aggregation, terms.file.silos.weighting, frozen.inputs, frozen.scalars.strategy
+        )
+        inputs = [
+            {
+                "update": one.update,
+                "silo": one.silo,
+                "delta_sha256": delta,
+                "base": one.base,
+                "staleness": one.staleness,
+                "weight": canonical.hexfloat(weight),
+                "coefficient": canonical.hexfloat(coefficient),
+            }
+            for one, delta, weight, coefficient in zip(
+                frozen.inputs, frozen.deltas, factors.weights, factors.coefficients, strict=True
+            )
+        ]
+        tx.log(
+            "aggregation.performed",
+            actor=self._observer,
+            target=Target(kind="model", id=f"{frozen.job}/{frozen.head + 1}"),
+            job=frozen.job,
+            detail={
+                "version": frozen.head + 1,
+                "base": frozen.head,
+                "step": frozen.id,
+                "strategy": terms.file.aggregation.strategy,
+                "inputs": inputs,
+                "scalars": _hex(frozen.scalars.strategy),
+                "optimizer": {
+                    "name": terms.file.aggregation.server_optimizer.name,
+                    **_hex(frozen.scalars.optimizer),
+                },
+                "absent": list(frozen.absent),
+                "closed_by": frozen.closed_by,
+                "numeric_profile": NUMERIC_PROFILE,
+            },
+        )
+
+    def _give_up(self, tx: Transaction, frozen: Step, reason: str) -> None:
+        _abandon(tx, frozen)
+        lifecycle.change(tx, self._observer, frozen.job, "pause", reason)
+
+
+def publish_initial(tx: Transaction, actor: Actor, job: str, digest: str, size: int) -> None:
+    """Version 0 is what the job's owner submitted; its blob is already on stable storage."""
+    entry = _log_version(tx, actor, job, 0, Snapshot(digest, None, None), size, None)
+    tx.connection.execute(
+        insert(versions).values(
+            job=job, number=0, parameters=digest, bytes=size, scalars="{}", published_at=tx.now, entry=entry
+        )
+    )
+
+
+def _log_version(
+    tx: Transaction, actor: Actor, job: str, number: int, snapshot: Snapshot, size: int, step: str | None
+) -> int:
+    detail = {
+        "version": number,
+        "parent": number - 1 if number else None,
+        "parameters_sha256": snapshot.parameters,
+        "optimizer_sha256": snapshot.optimizer,
+        "ema_sha256": snapshot.ema,
+        "bytes": size,
+        "step": step,
+    }
+    target = Target(kind="model", id=f"{job}/{number}", sha256=snapshot.parameters)
+    known = {name: value for name, value in detail.items() if value is not None}
+    return tx.log("model.published", actor=actor, target=target, job=job, detail=known)
+
+
+def _closing(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:
+    query = (
+        select(updates)
+        .where(updates.c.job == job.id, updates.c.status == "received")
+        .order_by(updates.c.entry)
+    )
+    waiting = [Waiting(row.id, row.silo, row.base, row.received_at) for row in connection.execute(query)]
+    head = records.version_row(connection, job.id, job.head)
+    since = max(head.published_at, job.resumed_at or 0.0)  # a round does not run out while the job is paused
+    return close(
+        terms.file.aggregation, job.head, since, waiting, records.participants(connection, job.id), now
+    )
+
+
+def _abandon(tx: Transaction, frozen: Step) -> None:
+    inputs = [one.update for one in frozen.inputs]
+    tx.connection.execute(update(steps).where(steps.c.id == frozen.id).values(status="abandoned"))
+    tx.connection.execute(
+        update(updates)
+        .where(updates.c.id.in_(inputs), updates.c.status == "frozen")
+        .values(status="received")
+    )
+
+
+def _reader(files: ExitStack, blobs: BlobStore) -> Callable[[str, Manifest], TensorFile]:
+    return lambda digest, manifest: files.enter_context(TensorFile(blobs.require(digest), manifest))
+
+
+def _hex(scalars: Any) -> dict[str, str]:
+    return {name: canonical.hexfloat(value) for name, value in scalars.items()}
+
+
+def _dump(step: Step) -> str:
+    return json.dumps(
+        {
+            "inputs": [vars(one) for one in step.inputs],
+            "deltas": step.deltas,
+            "strategy": _hex(step.scalars.strategy),
+            "optimizer": _hex(step.scalars.optimizer),
+            "closed_by": step.closed_by,
+            "absent": step.absent,
+        }
+    )
+
+
+def _load(row: Any) -> Step:
+    plan = json.loads(row.plan)
+
+    def floats(name: str) -> dict[str, float]:
+        return {key: canonical.from_hexfloat(text) for key, text in plan[name].items()}
+
+    return Step(
+        id=row.id,
+        job=row.job,
+        head=row.head,
+        inputs=tuple(Input(**one) for one in plan["inputs"]),
+        deltas=tuple(plan["deltas"]),
+        scalars=rules.Scalars(floats("strategy"), floats("optimizer")),
+        closed_by=plan["closed_by"],
+        absent=tuple(plan["absent"]),
+    )

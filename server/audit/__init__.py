@@ -1,0 +1,1 @@
+"""The audit log: sequencing, signing, proofs, export."""

@@ -1,0 +1,129 @@
+"""Writing the audit export: a directory that anybody can verify without this server.
+
+    checkpoint  tile/…  keys/  objects/<sha256>  README.txt        (C2SP tlog-tiles; objects are content-addressed)
+
+Evaluation statements and sealed facts are left out unless asked for: they are private to their silo and the job's owner.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, select
+
+from anabranch.errors import Reason, Refused
+from anabranch.tlog import tiles
+from anabranch.tlog.entry import Entry, parse_entry
+from server.audit.log import newest_checkpoint, node_reader
+from server.blobs.local import BlobStore
+from server.state.database import Reader
+from server.state.tables import entries, sealed
+
+README = """This directory is an export of an Anabranch audit log. It needs no server to be checked:
+
+    anabranch-audit verify  EXPORT --vkey LOG_VKEY
+    anabranch-audit replay  EXPORT --vkey LOG_VKEY
+
+LOG_VKEY is the log's verifier key, which every silo pinned at enrolment (identity/federation.json); keys/log.vkey is a
+copy for convenience and proves nothing by itself. Formats: C2SP tlog-checkpoint and tlog-tiles, RFC 6962, RFC 8785.
+objects/ holds what entries name by SHA-256: job terms, code, model versions, deltas and signed statements.
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    size: int  # entries
+    objects: int
+    missing: int  # objects the log names that are no longer kept
+
+
+def export(
+    reader: Reader,
+    blobs: BlobStore,
+    vkey: str,
+    ca_pem: bytes,
+    out: Path,
+    with_sealed: bool,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Write to a new directory; one consistent snapshot, whatever the server does meanwhile. Raises Refused."""
+    if out.exists() and any(out.iterdir()):
+        raise Refused(Reason.MALFORMED, f"{out} is not empty; name a new directory for the export")
+    for name in ("keys", "objects"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    with reader.connect() as connection:
+        size, note = newest_checkpoint(connection)
+        _write(out / "checkpoint", note.encode())
+        _write(out / "keys/log.vkey", vkey.encode() + b"\n")
+        _write(out / "keys/ca.pem", ca_pem)
+        _write(out / "README.txt", README.encode())
+        _write_tiles(connection, out, size)
+        found, missing = 0, 0
+        for index, entry in enumerate(_entries(connection, size)):
+            for digest in _objects(entry, with_sealed):
+                copied = _copy(blobs, digest, out / "objects" / digest)
+                found, missing = found + copied, missing + (not copied)
+            progress(index + 1, size)
+        if with_sealed:
+            _write_sealed(connection, out)
+    return Exported(size, found, missing)
+
+
+def _entries(connection: Connection, size: int) -> Iterator[Entry]:
+    query = select(entries.c.data).where(entries.c.index < size).order_by(entries.c.index)
+    for data in connection.execute(query).scalars():
+        yield parse_entry(bytes(data))
+
+
+def _objects(entry: Entry, with_sealed: bool) -> set[str]:
+    """Digests of the blobs an entry names: every detail `*_sha256` that names content, and signed payloads."""
+    detail = entry.detail if isinstance(entry.detail, dict) else entry.detail.model_dump(exclude_none=True)
+    names = {
+        "job.submitted": ("terms_sha256", "archive_sha256", "initial_sha256", "manifest_sha256"),
+        "model.published": ("parameters_sha256", "optimizer_sha256", "ema_sha256"),
+        "update.received": ("delta_sha256",),
+    }.get(entry.type, ())
+    payloads = () if entry.type == "model.evaluated" and not with_sealed else entry.sigs or ()
+    return {detail[name] for name in names if name in detail} | {sig.payload_sha256 for sig in payloads}
+
+
+def _write_tiles(connection: Connection, out: Path, size: int) -> None:
+    node = node_reader(connection)
+    for tile in tiles.tiles(size):
+        _write(out / tile.path, tile.data(node))
+    for index, width in tiles.bundles(size):
+        first = index * tiles.WIDTH
+        query = (
+            select(entries.c.data)
+            .where(entries.c.index.between(first, first + width - 1))
+            .order_by(entries.c.index)
+        )
+        data = [bytes(one) for one in connection.execute(query).scalars()]
+        _write(out / tiles.entries_path(index, width), tiles.encode_bundle(data))
+
+
+def _write_sealed(connection: Connection, out: Path) -> None:
+    for row in connection.execute(select(sealed)):
+        opened = {"salt": row.salt, "fields": json.loads(row.fields), "silo": row.silo}
+        _write(out / "sealed" / f"{row.commit}.json", json.dumps(opened, sort_keys=True).encode())
+
+
+def _copy(blobs: BlobStore, digest: str, target: Path) -> bool:
+    source = blobs.path(digest)
+    if target.exists():
+        return True
+    if not source.exists():
+        return False
+    try:
+        os.link(source, target)  # blobs never change, so a link is a copy that costs nothing
+    except OSError:
+        shutil.copyfile(source, target)
+    return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

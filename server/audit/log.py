@@ -1,0 +1,79 @@
+"""Reading the audit log: checkpoints, proofs, receipts."""
+
+import base64
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select
+
+from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.tlog import merkle
+from anabranch.tlog.entry import Sig
+from anabranch.tlog.receipt import Receipt
+from anabranch.wire import canonical
+from anabranch.wire.dsse import Envelope
+from server.state.database import Reader
+from server.state.tables import checkpoints, entries, nodes
+
+
+def entry_signature(envelope: Envelope) -> Sig:
+    """How an entry carries a silo's signature: detached, its payload named by digest."""
+    signature = envelope.signatures[0]
+    return Sig(
+        keyid=signature.keyid,
+        payloadType=envelope.payload_type,
+        sig=base64.b64encode(signature.sig).decode(),
+        payload_sha256=canonical.sha256(envelope.payload),
+    )
+
+
+def node_reader(connection: Connection) -> merkle.Node:
+    """Complete tree nodes from the store, for proofs."""
+
+    def node(level: int, index: int) -> bytes:
+        query = select(nodes.c.hash).where(nodes.c.level == level, nodes.c.index == index)
+        found = connection.execute(query).scalar()
+        if found is None:
+            raise Corrupt(
+                f"tree node {level}/{index} is missing from the state store; restore it from a backup"
+            )
+        return bytes(found)
+
+    return node
+
+
+def newest_checkpoint(connection: Connection) -> tuple[int, str]:
+    """Size and signed note of the newest stored checkpoint; (0, "") before the first."""
+    row = connection.execute(select(checkpoints).order_by(checkpoints.c.size.desc()).limit(1)).first()
+    return (row.size, row.note) if row else (0, "")
+
+
+def receipt_for(connection: Connection, index: int, note: str, size: int) -> Receipt:
+    """Proof that entry `index` is in the tree of `size` entries that `note` signs."""
+    data = connection.execute(select(entries.c.data).where(entries.c.index == index)).scalar_one()
+    proof = merkle.inclusion_proof(index, size, node_reader(connection))
+    return Receipt(bytes(data), index, tuple(proof), note)
+
+
+@dataclass(frozen=True)
+class Log:
+    """The log as the outside may ask for it. Only committed, signed state is visible."""
+
+    reader: Reader
+
+    def checkpoint(self) -> str:
+        with self.reader.connect() as connection:
+            return newest_checkpoint(connection)[1]
+
+    def receipt(self, index: int) -> Receipt:
+        """The receipt of a committed entry under the newest checkpoint."""
+        with self.reader.connect() as connection:
+            size, note = newest_checkpoint(connection)
+            return receipt_for(connection, index, note, size)
+
+    def consistency(self, old: int, new: int) -> list[bytes]:
+        """RFC 9162 §2.1.4 proof between two sizes. Raises Refused(NOT_FOUND) beyond the newest checkpoint."""
+        with self.reader.connect() as connection:
+            size, _ = newest_checkpoint(connection)
+            if not 0 < old <= new <= size:
+                raise Refused(Reason.NOT_FOUND, f"no proof from {old} to {new}: the log has {size} entries")
+            return merkle.consistency_proof(old, new, node_reader(connection))

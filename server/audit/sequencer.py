@@ -1,0 +1,84 @@
+"""Assigning log indices: the only place where the tree grows.
+
+It runs inside the writer's transaction and keeps nothing in memory between transactions, so a rolled back batch leaves
+no trace and an index is never used twice for different committed entries.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, func, insert, select
+
+from anabranch.tlog.checkpoint import Checkpoint, sign
+from anabranch.tlog.entry import Actor, Target, encode_entry, new_entry, uuid7
+from anabranch.tlog.merkle import Frontier, leaf_hash
+from anabranch.tlog.note import NoteSigner
+from anabranch.wire import canonical
+from server.audit.log import node_reader
+from server.state.tables import checkpoints, entries, nodes
+
+
+class EntryWriter(Protocol):
+    """Turns what a decision says into the bytes of an entry."""
+
+    def __call__(
+        self, type: str, now: float, /, *, actor: Actor, target: Target, detail: dict[str, Any], **more: Any
+    ) -> bytes: ...
+
+
+@dataclass
+class Growth:
+    """The tree inside one transaction."""
+
+    connection: Connection
+    frontier: Frontier
+    origin: str
+    signer: NoteSigner
+
+    @property
+    def size(self) -> int:
+        return self.frontier.size
+
+    def append(self, data: Sequence[bytes]) -> str:
+        """Insert entries at the next indices and every tree node they complete; return the new signed checkpoint."""
+        first = self.size
+        grown = [node for entry in data for node in self.frontier.append(leaf_hash(entry))]
+        self.connection.execute(
+            insert(entries), [{"index": first + i, "data": entry} for i, entry in enumerate(data)]
+        )
+        self.connection.execute(insert(nodes), [{"level": lvl, "index": i, "hash": h} for lvl, i, h in grown])
+        note = sign(Checkpoint(self.origin, self.size, self.frontier.root()), self.signer)
+        self.connection.execute(insert(checkpoints).values(size=self.size, note=note))
+        return note
+
+
+@dataclass(frozen=True)
+class Sequencer:
+    origin: str
+    federation: str
+    observer: str  # SPIFFE URI of this server
+    signer: NoteSigner
+    entropy: Callable[[int], bytes]
+
+    def begin(self, connection: Connection) -> Growth:
+        newest = connection.execute(select(func.max(entries.c.index))).scalar()
+        size = 0 if newest is None else newest + 1
+        return Growth(connection, Frontier.restore(size, node_reader(connection)), self.origin, self.signer)
+
+    def encode(
+        self, type: str, now: float, /, *, actor: Actor, target: Target, detail: dict[str, Any], **more: Any
+    ) -> bytes:
+        """Canonical bytes of one entry. Raises Misuse when it breaks its type's closed schema."""
+        entry = new_entry(
+            type,
+            id=uuid7(int(now * 1000), self.entropy(10)),
+            time=canonical.utc(now),
+            fed=self.federation,
+            observer=self.observer,
+            actor=actor,
+            target=target,
+            detail=detail,
+            **more,
+        )
+        return encode_entry(entry)

@@ -1,0 +1,1 @@
+"""Content-addressed storage of model files, deltas and signed statements."""

@@ -1,0 +1,104 @@
+"""Whether one update may enter: the whole rule, as a pure function.
+
+Identity is not checked here; the transport has established it and `silo` is who the TLS peer is.
+"""
+
+from dataclasses import dataclass
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import JobTerms
+from anabranch.wire.statements import UpdateStatement
+
+
+@dataclass(frozen=True)
+class LeaseFacts:
+    silo: str
+    job: str
+    kind: str
+    version: int
+    nonce: str
+    status: str  # open | fulfilled | released
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    id: str
+    status: str
+    terms: JobTerms
+    terms_digest: str
+    head: int
+    decision: str  # of this silo
+    base_sha256: str  # parameters of the leased version
+    file_bytes: int  # exact size of a canonical delta
+
+
+def admit(
+    federation: str, silo: str, statement: UpdateStatement, lease: LeaseFacts | None, job: JobFacts | None
+) -> int:
+    """Return the update's staleness in versions, head − leased version. Raises Refused with the first reason found.
+
+    1. It speaks of this federation and of a lease this silo holds for this job.
+    2. The lease has not had its update.
+    3. The base is the version that was leased, byte for byte.
+    4. The silo approved exactly these terms, and still does.
+    5. The job can still use it: not ended, not older than `max_staleness`.
+    6. Its size is what the manifest says; record counts come only if the terms ask for them.
+    """
+    # 1
+    if statement.federation != federation:
+        raise Refused(
+            Reason.BAD_SIGNATURE,
+            f"update was signed for federation {statement.federation}, this is {federation}",
+        )
+    if lease is None or lease.silo != silo or job is None or lease.job != statement.job:
+        raise Refused(
+            Reason.BAD_LEASE, f"lease {statement.lease} is not a lease of silo {silo} for job {statement.job}"
+        )
+    if lease.kind != "train" or lease.nonce != statement.nonce:
+        raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} has another nonce or is not for training")
+    # 2
+    if lease.status == "fulfilled":
+        raise Refused(Reason.REPLAYED, f"lease {statement.lease} already has its update")
+    if lease.status == "released":
+        raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} was released; ask for the next task")
+    # 3
+    if (statement.base_version, statement.base_sha256) != (lease.version, job.base_sha256):
+        raise Refused(
+            Reason.UNKNOWN_BASE,
+            f"lease {statement.lease} is for version {lease.version} ({job.base_sha256[:12]}…), "
+            f"the update was trained from {statement.base_version} ({statement.base_sha256[:12]}…)",
+        )
+    # 4
+    if statement.terms_sha256 != job.terms_digest or statement.manifest_sha256 != job.terms.manifest_sha256:
+        raise Refused(
+            Reason.CODE_DIGEST_MISMATCH, f"the update was made under other terms than job {job.id} has"
+        )
+    if job.decision != "approved":
+        raise Refused(Reason.JOB_NOT_APPROVED, f"silo {silo} has not approved job {job.id}, or has withdrawn")
+    # 5
+    if job.status in ("completed", "aborted") or job.head >= job.terms.file.stop.versions:
+        raise Refused(Reason.JOB_ENDED, f"job {job.id} has ended at version {job.head}")
+    staleness = job.head - lease.version
+    if staleness > job.terms.file.aggregation.max_staleness:
+        raise Refused(
+            Reason.TOO_STALE,
+            f"the update is {staleness} versions old, the job takes at most {job.terms.file.aggregation.max_staleness}",
+        )
+    # 6
+    if statement.bytes != job.file_bytes:
+        raise Refused(
+            Reason.SIZE_LIMIT,
+            f"a delta of this job has {job.file_bytes} bytes, {statement.bytes} were announced",
+        )
+    if (statement.num_examples is not None) != (job.terms.file.silos.weighting == "examples"):
+        raise Refused(
+            Reason.MALFORMED,
+            f"the job weights {job.terms.file.silos.weighting}ly; record counts do not fit that",
+        )
+    return staleness
+
+
+def check_norm(norm: float, limit: float | None) -> None:
+    """Raises Refused(NORM_EXCEEDED) when the L2 norm over trainable tensors is above the job's limit."""
+    if limit is not None and norm > limit:
+        raise Refused(Reason.NORM_EXCEEDED, f"the update's norm is {norm:.6g}, the job allows {limit:.6g}")

@@ -1,0 +1,396 @@
+"""Intake: one update arrives and is admitted or refused.
+
+    open → append … → finish → decision (one transaction: state, entry, receipt)
+
+An update that is known by its id gets the decision it got first. Refusals before the bytes (lease, base, terms) spare
+the silo the upload; everything is decided again inside the transaction, because the world moves during an upload.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from anabranch import durable
+from anabranch.errors import Reason, Refused, Unavailable
+from anabranch.tlog.entry import Actor, Target
+from anabranch.tlog.receipt import Receipt
+from anabranch.wire import canonical, dsse, limits, statements
+from anabranch.wire.tensors import Manifest, check_file, check_header_bytes, check_values
+from server.audit.log import Log, entry_signature
+from server.audit.sealing import keep_sealed
+from server.blobs.local import BlobStore
+from server.core import admission
+from server.gaps import Gap, Reached, nothing
+from server.state import records, tables
+from server.state.database import Reader
+from server.state.writer import Transaction, Writer
+
+SYNC_EVERY = 16 * 1024 * 1024  # bytes an interrupted upload may have to send again
+
+
+@dataclass(frozen=True)
+class Decided:
+    """`reason` is "" for an admitted update; the receipt proves update.received or update.refused."""
+
+    receipt: Receipt
+    reason: str
+
+
+@dataclass(frozen=True)
+class UploadStatus:
+    synced: int  # bytes that are on stable storage
+    decided: Decided | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A signed statement with what it takes to record it."""
+
+    silo: str
+    actor: Actor
+    statement: statements.UpdateStatement
+    envelope: dsse.Envelope
+
+
+@dataclass(frozen=True)
+class Intake:
+    federation: str
+    writer: Writer
+    reader: Reader
+    log: Log
+    blobs: BlobStore
+    entropy: Callable[[int], bytes]
+    wake: Callable[[], None]  # tells aggregation that a buffer has grown
+    reached: Reached = nothing
+
+    def status(self, silo: str, update_id: str) -> UploadStatus:
+        """How far an upload got. Syncs what has arrived, so that `synced` is true after power loss as well."""
+        decided = self._known(silo, update_id)
+        if decided is not None:
+            return UploadStatus(0, decided)
+        spool = self._spool(silo, update_id)
+        return UploadStatus(_synced_bytes(spool), None)
+
+    def open(
+        self, silo: str, actor: Actor, update_id: str, envelope: bytes, offset: int
+    ) -> "Upload | Decided":
+        """Begin or resume an upload. Raises Refused for a bad signature, Unavailable when the disk is full."""
+        decided = self._known(silo, update_id)
+        if decided is not None:
+            return decided
+        with self.reader.connect() as connection:
+            claim = self._claim(connection, silo, actor, update_id, envelope)
+            try:
+                _admit(connection, self.federation, claim)
+            except Refused as refusal:
+                return self._refuse(claim, refusal)
+            manifest = records.job_manifest(connection, claim.statement.job)
+        spool = self._spool(silo, update_id)
+        self.blobs.reserve(claim.statement.bytes - offset)
+        return Upload(self, claim, manifest, spool, offset)
+
+    def _spool(self, silo: str, update_id: str) -> Path:
+        """One resumable file per (silo, update); the name is a digest, so a wire value never becomes a path."""
+        return self.blobs.spool(hashlib.sha256(f"{silo}\n{update_id}".encode()).hexdigest())
+
+    def _known(self, silo: str, update_id: str) -> Decided | None:
+        query = select(tables.updates).where(tables.updates.c.id == update_id)
+        with self.reader.connect() as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            return None
+        if row.silo != silo:
+            raise Refused(Reason.REPLAYED, f"update id {update_id} belongs to another silo")
+        return Decided(self.log.receipt(row.entry), row.reason if row.status == "refused" else "")
+
+    def _claim(self, connection: Connection, silo: str, actor: Actor, update_id: str, data: bytes) -> Claim:
+        envelope = dsse.parse_envelope(data)
+        payload = records.verify_silo_signature(connection, silo, "update", envelope)
+        statement = statements.parse_update(payload)
+        if statement.update != update_id:
+            raise Refused(
+                Reason.BAD_SIGNATURE,
+                f"the signed statement is for update {statement.update}, not {update_id}",
+            )
+        return Claim(silo, actor, statement, envelope)
+
+    def _refuse(self, claim: Claim, refusal: Refused) -> Decided:
+        self.blobs.put(claim.envelope.payload)
+        committed = self.writer.run(lambda tx: _record_refusal(tx, claim, refusal.code), "intake")
+        return Decided(committed.receipts[0], refusal.code)
+
+    def decide(self, claim: Claim, norm: float) -> Decided:
+        """The blob is safe; admit it or not, in one transaction."""
+        self.blobs.put(claim.envelope.payload)
+        self.reached(Gap.STORED)
+        committed = self.writer.run(lambda tx: _decide(tx, self.federation, claim, norm), "intake")
+        if not committed.value:
+            self.wake()
+        return Decided(committed.receipts[0], committed.value)
+
+    def evaluation(self, silo: str, actor: Actor, lease: str, data: bytes) -> Decided:
+        """Record a silo's evaluation of a version. Metrics are sealed in the log; the job's owner sees them."""
+        envelope = dsse.parse_envelope(data)
+        with self.reader.connect() as connection:
+            payload = records.verify_silo_signature(connection, silo, "update", envelope)
+        statement = statements.parse_evaluation(payload)
+        if statement.lease != lease:
+            raise Refused(
+                Reason.BAD_SIGNATURE, f"the signed statement is for lease {statement.lease}, not {lease}"
+            )
+        self.blobs.put(payload)
+        committed = self.writer.run(
+            lambda tx: _record_evaluation(tx, silo, actor, statement, envelope, self.entropy(32)),
+            "evaluation",
+        )
+        self.wake()
+        return Decided(committed.receipts[0], "")
+
+
+@dataclass
+class Upload:
+    """One update on its way in. Not thread-safe; the transport calls it from one stream."""
+
+    intake: Intake
+    claim: Claim
+    manifest: Manifest
+    spool: Path
+    offset: int
+    _hash: Any = field(default_factory=hashlib.sha256)
+    _fd: int = -1
+    _unsynced: int = 0
+    _header: bytes = b""
+
+    def __post_init__(self) -> None:
+        self._fd = os.open(self.spool, os.O_RDWR | os.O_CREAT, 0o600)
+        if self.offset > os.fstat(self._fd).st_size:
+            self.close()
+            raise Refused(
+                Reason.DIGEST_MISMATCH, f"cannot resume at {self.offset}: ask UploadStatus where to resume"
+            )
+        os.ftruncate(self._fd, self.offset)
+        for start in range(0, self.offset, limits.CHUNK):  # hash what an earlier stream left
+            prefix = os.pread(self._fd, min(limits.CHUNK, self.offset - start), start)
+            self._take(prefix)
+
+    def _take(self, chunk: bytes) -> None:
+        """Hash it, and refuse a wrong tensor header as soon as all of it is here."""
+        self._hash.update(chunk)
+        expected = len(self.manifest.header())
+        if len(self._header) < expected:
+            self._header += chunk[: expected - len(self._header)]
+            if len(self._header) == expected and self._header != self.manifest.header():
+                check_header_bytes(self._header, self.claim.statement.bytes, self.manifest)
+
+    def append(self, chunk: bytes) -> None:
+        """Write the next bytes. Raises Refused when there are more than announced, Unavailable on a full disk."""
+        if self.offset + len(chunk) > self.claim.statement.bytes:
+            raise Refused(
+                Reason.SIZE_LIMIT, f"more than the {self.claim.statement.bytes} announced bytes arrived"
+            )
+        _write(self._fd, chunk, self.offset)
+        self.offset += len(chunk)
+        self._take(chunk)
+        self._unsynced += len(chunk)
+        if self._unsynced >= SYNC_EVERY:
+            durable.sync(self._fd)
+            self._unsynced = 0
+            self.intake.reached(Gap.SPOOLED)
+
+    def finish(self) -> Decided:
+        """All bytes are here: check them, make them a blob, decide. A refusal is recorded and returned."""
+        statement = self.claim.statement
+        try:
+            norm = self._check()
+        except Refused as refusal:
+            self.discard()
+            return self.intake._refuse(self.claim, refusal)
+        self.intake.blobs.adopt(self.spool, statement.delta_sha256)
+        self.close()
+        return self.intake.decide(self.claim, norm)
+
+    def _check(self) -> float:
+        statement = self.claim.statement
+        if self.offset != statement.bytes:
+            raise Refused(Reason.SIZE_LIMIT, f"{statement.bytes} bytes were announced, {self.offset} arrived")
+        if self._hash.hexdigest() != statement.delta_sha256:
+            raise Refused(
+                Reason.DIGEST_MISMATCH,
+                f"the bytes of update {statement.update} differ from their signed digest",
+            )
+        check_file(self.spool, self.manifest)
+        return check_values(self.spool, self.manifest)
+
+    def refuse(self, refusal: Refused) -> Decided:
+        """Record a refusal found while the bytes were arriving."""
+        self.discard()
+        return self.intake._refuse(self.claim, refusal)
+
+    def suspend(self) -> None:
+        """The stream broke: keep what arrived, so that the silo resumes behind it."""
+        durable.sync(self._fd)
+        self.close()
+
+    def discard(self) -> None:
+        self.close()
+        self.spool.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _write(fd: int, chunk: bytes, offset: int) -> None:
+    """All of `chunk` at `offset`. Raises Unavailable when the disk is full; what was written before stays resumable."""
+    view = memoryview(chunk)
+    try:
+        while view:
+            written = os.pwrite(fd, view, offset)
+            view, offset = view[written:], offset + written
+    except OSError as error:
+        raise Unavailable(f"the server could not store the update: {error.strerror}") from error
+
+
+def _synced_bytes(spool: Path) -> int:
+    if not spool.exists():
+        return 0
+    with open(spool, "rb") as file:
+        durable.sync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def _admit(connection: Connection, federation: str, claim: Claim) -> int:
+    lease = records.lease_facts(connection, claim.statement.lease)
+    job = records.job_facts(connection, claim.statement.job, claim.silo, claim.statement.base_version)
+    return admission.admit(federation, claim.silo, claim.statement, lease, job)
+
+
+def _decide(tx: Transaction, federation: str, claim: Claim, norm: float) -> str:
+    """Inside the transaction: "" when admitted, else the reason code. Both leave a row and an entry."""
+    try:
+        staleness = _admit(tx.connection, federation, claim)
+        terms = records.job_terms(tx.connection, claim.statement.job)
+        admission.check_norm(norm, terms.file.aggregation.max_update_norm)
+    except Refused as refusal:
+        return _record_refusal(tx, claim, refusal.code)
+    s = claim.statement
+    entry = tx.log(
+        "update.received",
+        actor=claim.actor,
+        target=Target(kind="update", id=s.update, sha256=s.delta_sha256),
+        job=s.job,
+        detail={
+            "update": s.update,
+            "silo": claim.silo,
+            "lease": s.lease,
+            "sequence": s.sequence,
+            "version": s.base_version,
+            "staleness": staleness,
+            "bytes": s.bytes,
+            "delta_sha256": s.delta_sha256,
+            "statement_sha256": canonical.sha256(claim.envelope.payload),
+            "norm": canonical.hexfloat(norm),
+        },
+        sigs=[entry_signature(claim.envelope)],
+    )
+    _insert(tx, claim, status="received", entry=entry, staleness=staleness)
+    tx.connection.execute(
+        update(tables.leases).where(tables.leases.c.id == s.lease).values(status="fulfilled")
+    )
+    return ""
+
+
+def _record_refusal(tx: Transaction, claim: Claim, code: Reason) -> str:
+    s = claim.statement
+    known = tx.connection.execute(
+        select(tables.updates.c.status).where(tables.updates.c.id == s.update)
+    ).first()
+    if known is not None:
+        raise Refused(Reason.REPLAYED, f"update {s.update} was decided already; ask for its status")
+    lease = records.lease_facts(tx.connection, s.lease)
+    known_job = (
+        tx.connection.execute(select(tables.jobs.c.id).where(tables.jobs.c.id == s.job)).first() is not None
+    )
+    entry = tx.log(
+        "update.refused",
+        actor=claim.actor,
+        target=Target(kind="update", id=s.update),
+        job=s.job if known_job else None,
+        status="denied",
+        reason=code,
+        detail={"update": s.update, "silo": claim.silo, "code": code, "delta_sha256": s.delta_sha256},
+        sigs=[entry_signature(claim.envelope)],
+    )
+    if known_job:
+        _insert(tx, claim, status="refused", entry=entry, reason=code)
+    if lease is not None and lease.silo == claim.silo and lease.status == "open":
+        # This lease's work is spent: the silo asks for the next task instead of sending the same again.
+        tx.connection.execute(
+            update(tables.leases).where(tables.leases.c.id == s.lease).values(status="released")
+        )
+    return code
+
+
+def _insert(tx: Transaction, claim: Claim, **columns: Any) -> None:
+    s = claim.statement
+    tx.connection.execute(
+        insert(tables.updates).values(
+            id=s.update,
+            job=s.job,
+            silo=claim.silo,
+            lease=s.lease,
+            base=s.base_version,
+            delta=s.delta_sha256,
+            statement=canonical.sha256(claim.envelope.payload),
+            bytes=s.bytes,
+            examples=s.num_examples,
+            received_at=tx.now,
+            **columns,
+        )
+    )
+
+
+def _record_evaluation(
+    tx: Transaction,
+    silo: str,
+    actor: Actor,
+    statement: statements.EvaluationStatement,
+    envelope: dsse.Envelope,
+    salt: bytes,
+) -> None:
+    lease = records.lease_facts(tx.connection, statement.lease)
+    if lease is None or (lease.silo, lease.kind, lease.job) != (silo, "evaluate", statement.job):
+        raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} is not an evaluation lease of silo {silo}")
+    if lease.status != "open" or lease.nonce != statement.nonce or lease.version != statement.version:
+        raise Refused(Reason.REPLAYED, f"lease {statement.lease} is not open for version {statement.version}")
+    facts = {"metrics": dict(statement.metrics), "num_examples": statement.num_examples}
+    entry = tx.log(
+        "model.evaluated",
+        actor=actor,
+        target=Target(kind="model", id=f"{statement.job}/{statement.version}", sha256=statement.view_sha256),
+        job=statement.job,
+        detail={"version": statement.version, "silo": silo, "split": statement.split},
+        sealed=keep_sealed(tx.connection, silo, facts, salt),
+        sigs=[entry_signature(envelope)],
+    )
+    tx.connection.execute(
+        insert(tables.evaluations).values(
+            job=statement.job,
+            version=statement.version,
+            silo=silo,
+            split=statement.split,
+            metrics=json.dumps({k: canonical.from_hexfloat(v) for k, v in statement.metrics.items()}),
+            num_examples=statement.num_examples,
+            entry=entry,
+        )
+    )
+    tx.connection.execute(
+        update(tables.leases).where(tables.leases.c.id == statement.lease).values(status="fulfilled")
+    )

@@ -1,0 +1,259 @@
+"""Jobs as their owners and the silos see them: submit, offer, decide, change, hand out, export."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import parse_terms
+from anabranch.tlog.entry import Actor, Target
+from anabranch.tlog.receipt import Receipt
+from anabranch.wire import canonical, dsse, limits, statements
+from anabranch.wire.tensors import check_file, check_values, parse_manifest
+from server import card, lifecycle
+from server.aggregation import publish_initial
+from server.audit.log import Log, entry_signature
+from server.blobs.local import BlobStore
+from server.scheduling import View
+from server.state import records
+from server.state.database import Reader
+from server.state.tables import decisions, jobs, versions
+from server.state.writer import Transaction, Writer
+from server.status import JobStatus, Presence, job_statuses
+
+DECIDED = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
+
+
+@dataclass(frozen=True)
+class OfferedJob:
+    id: str
+    terms: bytes
+    status: str
+    decision: str  # of the silo that asks
+    head: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A view to stream, with the receipts that prove it is what the log says."""
+
+    path: Path
+    view: View
+    receipts: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    path: Path
+    version: int
+    digest: str
+    card: bytes  # Markdown, UTF-8
+    bytes: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Jobs:
+    federation: str
+    writer: Writer
+    reader: Reader
+    log: Log
+    blobs: BlobStore
+    observer: Actor
+    presence: Presence
+    clock: Callable[[], float]
+    entropy: Callable[[int], bytes]
+    wake: Callable[[], None]
+
+    def spool(self) -> Path:
+        """A file to stream an initial model into."""
+        return self.blobs.spool()
+
+    def submit(
+        self, owner: Actor, terms: bytes, manifest: bytes, archive: bytes, initial: Path
+    ) -> tuple[str, Receipt]:
+        """Record a job; silos are asked from now on. Raises Refused when the parts do not fit the terms."""
+        parsed = parse_terms(terms)
+        tensors = parse_manifest(manifest)
+        for what, digest, named in (
+            ("manifest", tensors.digest(), parsed.manifest_sha256),
+            ("archive", canonical.sha256(archive), parsed.archive_sha256),
+            ("initial model", _file_sha256(initial), parsed.initial_sha256),
+        ):
+            if digest != named:
+                raise Refused(
+                    Reason.DIGEST_MISMATCH, f"the {what} is not the one the terms name; submit the job again"
+                )
+        check_file(initial, tensors)
+        check_values(initial, tensors)
+        for small in (terms, manifest, archive):
+            self.blobs.put(small)
+        self.blobs.adopt(initial, parsed.initial_sha256)
+        job = f"{parsed.file.job.name}-{self.entropy(4).hex()}"
+        committed = self.writer.run(lambda tx: self._insert(tx, owner, job, terms, manifest), "submit")
+        return job, committed.receipts[0]
+
+    def _insert(self, tx: Transaction, owner: Actor, job: str, encoded: bytes, manifest: bytes) -> None:
+        terms = parse_terms(encoded)
+        entry = tx.log(
+            "job.submitted",
+            actor=owner,
+            target=Target(kind="job", id=job, sha256=terms.digest()),
+            job=job,
+            detail={
+                "name": terms.file.job.name,
+                "terms_sha256": terms.digest(),
+                "archive_sha256": terms.archive_sha256,
+                "initial_sha256": terms.initial_sha256,
+                "manifest_sha256": terms.manifest_sha256,
+            },
+        )
+        tx.connection.execute(
+            insert(jobs).values(
+                id=job,
+                name=terms.file.job.name,
+                status="waiting",
+                terms=encoded,
+                terms_digest=terms.digest(),
+                manifest=manifest,
+                submitted_at=tx.now,
+                submitted_index=entry,
+                head=0,
+            )
+        )
+        size = parse_manifest(manifest).file_bytes
+        publish_initial(tx, owner, job, terms.initial_sha256, size)
+
+    def offered(self, silo: str) -> list[OfferedJob]:
+        """Every job that has not ended, newest first, with what this silo decided."""
+        query = select(jobs).where(jobs.c.status.not_in(lifecycle.ENDED)).order_by(jobs.c.submitted_at.desc())
+        with self.reader.connect() as connection:
+            rows = connection.execute(query.limit(limits.JOBS)).all()
+            decided = {row.id: records.decision_of(connection, row.id, silo) for row in rows}
+        return [
+            OfferedJob(
+                row.id,
+                row.terms,
+                row.status,
+                decided[row.id],
+                row.head,
+                self.log.receipt(row.submitted_index),
+            )
+            for row in rows
+        ]
+
+    def archive(self, job: str) -> Path:
+        with self.reader.connect() as connection:
+            return self.blobs.require(records.job_terms(connection, job).archive_sha256)
+
+    def decide(self, silo: str, actor: Actor, job: str, data: bytes) -> Receipt:
+        """Record what a person at the silo signed. Raises Refused for other terms, another silo or a job that ended."""
+        envelope = dsse.parse_envelope(data)
+        with self.reader.connect() as connection:
+            payload = records.verify_silo_signature(connection, silo, "approver", envelope)
+        statement = statements.parse_decision(payload)
+        if (statement.silo, statement.job, statement.federation) != (silo, job, self.federation):
+            raise Refused(Reason.BAD_SIGNATURE, f"the signed decision is not silo {silo}'s about job {job}")
+        self.blobs.put(payload)
+        receipts = self.writer.run(
+            lambda tx: self._decide(tx, silo, actor, statement, envelope), "decide"
+        ).receipts
+        self.wake()
+        return receipts[0]
+
+    def _decide(
+        self,
+        tx: Transaction,
+        silo: str,
+        actor: Actor,
+        statement: statements.DecisionStatement,
+        envelope: dsse.Envelope,
+    ) -> None:
+        job = records.job_row(tx.connection, statement.job)
+        if job.status in lifecycle.ENDED:
+            raise Refused(
+                Reason.JOB_ENDED, f"job {job.name} is {job.status}; there is nothing left to decide"
+            )
+        if statement.terms_sha256 != job.terms_digest:
+            raise Refused(
+                Reason.CODE_DIGEST_MISMATCH, f"the decision is about other terms than job {job.id} has"
+            )
+        decision = DECIDED[statement.decision]
+        entry = tx.log(
+            f"job.{decision}",
+            actor=actor,
+            target=Target(kind="job", id=job.id, sha256=job.terms_digest),
+            job=job.id,
+            detail={"silo": silo, "terms_sha256": job.terms_digest},
+            sigs=[entry_signature(envelope)],
+        )
+        mine = (decisions.c.job == job.id, decisions.c.silo == silo)
+        tx.connection.execute(delete(decisions).where(*mine))
+        tx.connection.execute(insert(decisions).values(job=job.id, silo=silo, decision=decision, entry=entry))
+        if decision != "approved":
+            lifecycle.withdraw(tx, self.observer, silo, job.id)
+        lifecycle.conclude(tx, self.observer, job.id)
+
+    def model(self, silo: str, job: str, digest: str) -> ModelFile:
+        """A published version's view, for a silo that approved the job. Raises Refused."""
+        with self.reader.connect() as connection:
+            if records.decision_of(connection, job, silo) != "approved":
+                raise Refused(Reason.JOB_NOT_APPROVED, f"silo {silo} has not approved job {job}")
+            query = select(versions).where(versions.c.job == job, versions.c.parameters == digest)
+            row = connection.execute(query.order_by(versions.c.number)).first()
+        if row is None:
+            raise Refused(Reason.NOT_FOUND, f"job {job} has published no version with digest {digest}")
+        view = View(row.number, 1.0, "safetensors", "", row.parameters, row.bytes)
+        return ModelFile(self.blobs.require(digest), view, (self.log.receipt(row.entry),))
+
+    def status(self, job: str | None = None) -> list[JobStatus]:
+        return job_statuses(self.reader, self.presence, self.clock(), job)
+
+    def change(self, owner: Actor, job: str, action: str, reason: str) -> Receipt:
+        """pause | resume | abort."""
+        committed = self.writer.run(lambda tx: lifecycle.change(tx, owner, job, action, reason), action)
+        self.wake()
+        return committed.receipts[0]
+
+    def export(self, owner: Actor, job: str, selector: str) -> ExportedModel:
+        """The file of one version: "head", "best", "ema" (the average at the head) or a number."""
+        with self.reader.connect() as connection:
+            row = records.job_row(connection, job)
+            version, digest = _select(connection, row, selector)
+            written = card.model_card(connection, row, version, digest, selector)
+
+        def decide(tx: Transaction) -> None:
+            detail = {"version": version, "sha256": digest, "selector": selector}
+            target = Target(kind="model", id=f"{job}/{version}", sha256=digest)
+            tx.log("model.exported", actor=owner, target=target, job=job, detail=detail)
+
+        receipt = self.writer.run(decide, "export").receipts[0]
+        path = self.blobs.require(digest)
+        return ExportedModel(path, version, digest, written.encode(), path.stat().st_size, receipt)
+
+
+def _select(connection: Connection, job: Any, selector: str) -> tuple[int, str]:
+    if selector == "best" and job.best is None:
+        raise Refused(Reason.NOT_FOUND, f"job {job.id} has no evaluated version yet; export head instead")
+    if selector not in ("head", "best", "ema") and not selector.isdecimal():
+        raise Refused(Reason.MALFORMED, f"{selector!r} is not head, best, ema or a version number")
+    number = {"head": job.head, "ema": job.head, "best": job.best}.get(selector)
+    version = records.version_row(connection, job.id, int(selector) if number is None else number)
+    if version is None:
+        raise Refused(Reason.NOT_FOUND, f"job {job.id} has no version {selector}; its head is {job.head}")
+    digest = version.ema if selector == "ema" else version.parameters
+    if digest is None:
+        raise Refused(
+            Reason.NOT_FOUND, f"job {job.id} keeps no average (aggregation.ema), or has only version 0"
+        )
+    return version.number, digest
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,179 @@
+"""The life of a job, as transitions inside a transaction.
+
+    waiting → running ⇄ paused → completed | aborted
+
+`conclude` is called after everything that can move a job on: a decision, a version, an evaluation, a deadline.
+"""
+
+import json
+from statistics import fmean
+from typing import Any
+
+from sqlalchemy import select, update
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import JobTerms, parse_terms, seconds
+from anabranch.tlog.entry import Actor, Target
+from anabranch.wire import canonical
+from server.core.turn import due_version
+from server.state import records
+from server.state.tables import evaluations, jobs, leases, updates
+from server.state.writer import Transaction
+
+ENDED = ("completed", "aborted")
+# action → (statuses it applies to, status afterwards, entry type)
+ACTIONS = {
+    "pause": (("waiting", "running"), "paused", "job.paused"),
+    "resume": (("paused",), "running", "job.resumed"),
+    "abort": (("waiting", "running", "paused"), "aborted", "job.aborted"),
+}
+
+
+def change(tx: Transaction, actor: Actor, job_id: str, action: str, reason: str) -> str:
+    """Pause, resume or abort; the new status. Raises Refused when the job's status does not allow it."""
+    job = records.job_row(tx.connection, job_id)
+    if action not in ACTIONS:
+        raise Refused(Reason.MALFORMED, f"{action!r} is not one of {', '.join(ACTIONS)}")
+    allowed, status, entry = ACTIONS[action]
+    if job.status not in allowed:
+        raise Refused(
+            Reason.JOB_NOT_RUNNING,
+            f"job {job.name} is {job.status}; {action} needs it {' or '.join(allowed)}",
+        )
+    if action == "resume" and not _may_start(tx, job):
+        status = "waiting"
+    _log_change(tx, actor, job, entry, reason)
+    if status in ENDED:
+        _end(tx, actor, job, status, reason)
+    else:
+        resumed = tx.now if status == "running" else job.resumed_at
+        _set(tx, job_id, status=status, reason=reason, resumed_at=resumed)
+    return status
+
+
+def conclude(tx: Transaction, observer: Actor, job_id: str) -> None:
+    """Start the job when enough silos approved it, note its best version, complete it when nothing is left to do."""
+    job = records.job_row(tx.connection, job_id)
+    terms = parse_terms(job.terms)
+    if job.status == "waiting" and _may_start(tx, job):
+        silos = records.participants(tx.connection, job_id)
+        target = Target(kind="job", id=job_id)
+        tx.log("job.started", actor=observer, target=target, job=job_id, detail={"silos": silos})
+        _set(tx, job_id, status="running", resumed_at=tx.now)
+    elif job.status == "running":
+        done = _due_evaluation_is_in(tx, job, terms)
+        impatient = done and _note_best(tx, observer, job, terms)
+        if (job.head >= terms.file.stop.versions and done) or impatient:
+            reason = "patience" if impatient else "versions"
+            _log_change(tx, observer, job, "job.completed", reason)
+            _end(tx, observer, job, "completed", reason)
+
+
+def retire(tx: Transaction, actor: Actor, update_id: str, reason: str) -> None:
+    """An admitted update will not be merged. Its terminal state, logged."""
+    row = tx.connection.execute(select(updates).where(updates.c.id == update_id)).one()
+    tx.log(
+        "update.retired",
+        actor=actor,
+        target=Target(kind="update", id=update_id, sha256=row.delta),
+        job=row.job,
+        detail={"update": update_id, "silo": row.silo, "reason": reason},
+    )
+    tx.connection.execute(
+        update(updates).where(updates.c.id == update_id).values(status="retired", reason=reason)
+    )
+
+
+def withdraw(tx: Transaction, actor: Actor, silo: str, job: str | None = None) -> list[str]:
+    """A silo left one job, or (None) was revoked: its unmerged updates are retired, its leases end.
+
+    A frozen update is retired as well: the step that holds it fails to publish and is frozen again without it.
+    """
+    mine = [updates.c.silo == silo, updates.c.status.in_(("received", "frozen"))]
+    held = [leases.c.silo == silo, leases.c.status == "open"]
+    if job is not None:
+        mine.append(updates.c.job == job)
+        held.append(leases.c.job == job)
+    left = tx.connection.execute(select(updates.c.id).where(*mine).order_by(updates.c.entry)).scalars().all()
+    for update_id in left:
+        retire(tx, actor, update_id, "withdrawn")
+    ended = {"status": "released", "reason": "withdrawn", "released_at": tx.now}
+    tx.connection.execute(update(leases).where(*held).values(ended))
+    return list(left)
+
+
+def _may_start(tx: Transaction, job: Any) -> bool:
+    return len(records.participants(tx.connection, job.id)) >= parse_terms(job.terms).file.silos.min
+
+
+def _due_evaluation_is_in(tx: Transaction, job: Any, terms: JobTerms) -> bool:
+    """Whether every participant evaluated the newest due version or could not, or has had `max_wait` to do it."""
+    due = due_version(terms, job.head)
+    if due is None:
+        return False
+    version = records.version_row(tx.connection, job.id, due)
+    since = max(version.published_at, job.resumed_at or 0.0)
+    if tx.now >= since + seconds(terms.file.aggregation.max_wait):
+        return True
+    tried = select(leases.c.silo).where(
+        leases.c.job == job.id,
+        leases.c.kind == "evaluate",
+        leases.c.version >= due,
+        leases.c.status != "open",
+    )
+    return set(tx.connection.execute(tried).scalars()) >= set(records.participants(tx.connection, job.id))
+
+
+def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> bool:
+    """Compare the newest evaluated version with the best so far; True when patience has run out.
+
+    The value is the plain mean over silos, so that no record counts are needed. Each version is looked at once.
+    """
+    due = due_version(terms, job.head)
+    rule = terms.file.evaluation
+    query = select(evaluations.c.metrics).where(
+        evaluations.c.job == job.id, evaluations.c.version == due, evaluations.c.split == rule.split
+    )
+    metrics = [json.loads(text) for text in tx.connection.execute(query).scalars()]
+    values = [m[rule.metric] for m in metrics if rule.metric in m]
+    if not values or due is None or due <= (job.judged or 0):
+        return False
+    value = fmean(values)
+    better = job.best_value is None or (
+        value > job.best_value if rule.mode == "max" else value < job.best_value
+    )
+    unimproved = 0 if better else job.unimproved + 1
+    _set(tx, job.id, judged=due, unimproved=unimproved)
+    if better:
+        tx.log(
+            "model.best",
+            actor=observer,
+            target=Target(kind="model", id=f"{job.id}/{due}"),
+            job=job.id,
+            detail={"version": due, "metric": rule.metric, "value": canonical.hexfloat(value)},
+        )
+        _set(tx, job.id, best=due, best_value=value)
+    patience = terms.file.stop.patience
+    return patience is not None and unimproved >= patience
+
+
+def _end(tx: Transaction, actor: Actor, job: Any, status: str, reason: str) -> None:
+    """No update stays without a terminal state, no lease stays open."""
+    left = select(updates.c.id).where(updates.c.job == job.id, updates.c.status.in_(("received", "frozen")))
+    for update_id in tx.connection.execute(left.order_by(updates.c.entry)).scalars().all():
+        retire(tx, actor, update_id, "job_ended")
+    tx.connection.execute(
+        update(leases)
+        .where(leases.c.job == job.id, leases.c.status == "open")
+        .values(status="released", reason="job_ended", released_at=tx.now)
+    )
+    _set(tx, job.id, status=status, reason=reason, ended_at=tx.now)
+
+
+def _log_change(tx: Transaction, actor: Actor, job: Any, entry: str, reason: str) -> None:
+    target = Target(kind="job", id=job.id)
+    tx.log(entry, actor=actor, target=target, job=job.id, detail={"reason": reason, "head": job.head})
+
+
+def _set(tx: Transaction, job: str, **values: Any) -> None:
+    tx.connection.execute(update(jobs).where(jobs.c.id == job).values(values))

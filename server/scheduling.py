@@ -1,0 +1,232 @@
+"""Scheduling: what each silo does next. A lease is a promise to schedule, not a guillotine.
+
+Its deadline only tells others how long to wait. `next_task` returns a silo's open lease again, so an agent that was
+killed picks up where it was; at most one lease per silo and job is open.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import parse_terms, seconds
+from anabranch.tlog.entry import Actor, Target
+from anabranch.tlog.receipt import Receipt
+from anabranch.wire import canonical
+from server.audit.log import Log
+from server.blobs.local import BlobStore
+from server.core.turn import Evaluate, Progress, Rest, Train, next_turn
+from server.state import records
+from server.state.database import Reader
+from server.state.tables import jobs, leases, updates
+from server.state.writer import Transaction, Writer
+
+
+@dataclass(frozen=True)
+class View:
+    """A model version as encoded for one density and dtype."""
+
+    version: int
+    density: float
+    encoding: str
+    mask_digest: str
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    id: str
+    job: str
+    kind: Literal["train", "evaluate"]
+    view: View
+    nonce: str
+    deadline: float  # unix seconds
+    split: str
+    local_steps: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Wait:
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    writer: Writer
+    reader: Reader
+    log: Log
+    blobs: BlobStore
+    observer: Actor
+    entropy: Callable[[int], bytes]
+
+    def next_task(self, silo: str, ready: Sequence[str]) -> Lease | Wait:
+        """The silo's open lease, or a new one, over the jobs it is ready for; else how long to wait and why.
+
+        Raises Unavailable when the disk could not hold the update a training lease would bring.
+        """
+        with self.reader.connect() as connection:
+            candidates = _running(connection, silo, ready)
+            for job in candidates:
+                lease = _open_lease(connection, silo, job.id)
+                if lease is not None:
+                    return self._describe(connection, lease, self.log.receipt(lease.entry))
+            wait = Wait(2.0, "no running job that this silo approved")
+            for job in candidates:
+                turn = next_turn(parse_terms(job.terms), _progress(connection, silo, job))
+                if isinstance(turn, Rest):
+                    wait = Wait(turn.seconds, turn.reason)
+                    continue
+                if isinstance(turn, Train):
+                    self.blobs.reserve(records.job_manifest(connection, job.id).file_bytes)
+                return self._issue(silo, job.id)
+            return wait
+
+    def _issue(self, silo: str, job: str) -> Lease | Wait:
+        committed = self.writer.run(lambda tx: self._lease(tx, silo, job), "lease")
+        with self.reader.connect() as connection:
+            lease = committed.value and _open_lease(connection, silo, job)
+            if not lease:
+                return Wait(0.2, "the job has just moved on")
+            receipt = committed.receipts[0] if committed.receipts else self.log.receipt(lease.entry)
+            return self._describe(connection, lease, receipt)
+
+    def _lease(self, tx: Transaction, silo: str, job_id: str) -> bool:
+        """Inside the transaction everything is decided afresh; False when there is nothing to do after all."""
+        if _open_lease(tx.connection, silo, job_id) is not None:
+            return True
+        for job in _running(tx.connection, silo, [job_id]):
+            terms = parse_terms(job.terms)
+            turn = next_turn(terms, _progress(tx.connection, silo, job))
+            if isinstance(turn, Train):
+                self._insert(tx, silo, job, "train", job.head, "", terms.file.training.local_steps)
+                return True
+            if isinstance(turn, Evaluate):
+                self._insert(tx, silo, job, "evaluate", turn.version, terms.file.evaluation.split, 0)
+                return True
+        return False
+
+    def _insert(
+        self, tx: Transaction, silo: str, job: Any, kind: str, version: int, split: str, local_steps: int
+    ) -> None:
+        terms = parse_terms(job.terms)
+        lease, nonce = self.entropy(16).hex(), self.entropy(16).hex()
+        deadline = tx.now + seconds(terms.file.aggregation.max_wait)
+        view = records.version_row(tx.connection, job.id, version)
+        entry = tx.log(
+            "lease.issued",
+            actor=self.observer,
+            target=Target(kind="lease", id=lease),
+            job=job.id,
+            detail={
+                "lease": lease,
+                "silo": silo,
+                "kind": kind,
+                "version": version,
+                "view_sha256": view.parameters,
+                "deadline": canonical.utc(deadline),
+                "nonce": nonce,
+                "local_steps": local_steps,
+            },
+        )
+        tx.connection.execute(
+            insert(leases).values(
+                id=lease,
+                job=job.id,
+                silo=silo,
+                kind=kind,
+                version=version,
+                nonce=nonce,
+                issued_at=tx.now,
+                deadline=deadline,
+                split=split,
+                local_steps=local_steps,
+                status="open",
+                entry=entry,
+            )
+        )
+
+    def _describe(self, connection: Connection, lease: Any, receipt: Receipt) -> Lease:
+        version = records.version_row(connection, lease.job, lease.version)
+        view = View(lease.version, 1.0, "safetensors", "", version.parameters, version.bytes)
+        return Lease(
+            lease.id,
+            lease.job,
+            lease.kind,
+            view,
+            lease.nonce,
+            lease.deadline,
+            lease.split,
+            lease.local_steps,
+            receipt,
+        )
+
+    def release(
+        self, silo: str, actor: Actor, lease: str, reason: str, exception: str, code_line: str
+    ) -> Receipt:
+        """The silo could not do the task; it will be asked again with a new lease. Raises Refused(BAD_LEASE)."""
+
+        def decide(tx: Transaction) -> None:
+            row = tx.connection.execute(
+                select(leases).where(leases.c.id == lease, leases.c.silo == silo)
+            ).first()
+            if row is None or row.status != "open":
+                raise Refused(Reason.BAD_LEASE, f"lease {lease} is not an open lease of silo {silo}")
+            detail = {
+                "lease": lease,
+                "silo": silo,
+                "reason": reason,
+                "exception": exception,
+                "code_line": code_line,
+            }
+            tx.log(
+                "lease.released",
+                actor=actor,
+                target=Target(kind="lease", id=lease),
+                job=row.job,
+                status="failure",
+                reason=reason,
+                detail={key: value for key, value in detail.items() if value},
+            )
+            values: dict[str, Any] = {"status": "released", "reason": reason, "released_at": tx.now}
+            tx.connection.execute(update(leases).where(leases.c.id == lease).values(values))
+
+        return self.writer.run(decide, "release").receipts[0]
+
+
+def _running(connection: Connection, silo: str, ready: Sequence[str]) -> list[Any]:
+    """Running jobs among `ready` that the silo approved; the one it worked on longest ago first, so jobs share it."""
+    last = (
+        select(func.max(leases.c.issued_at))
+        .where(leases.c.job == jobs.c.id, leases.c.silo == silo)
+        .scalar_subquery()
+    )
+    query = (
+        select(jobs).where(jobs.c.id.in_(ready), jobs.c.status == "running").order_by(func.coalesce(last, 0))
+    )
+    return [
+        row
+        for row in connection.execute(query)
+        if records.decision_of(connection, row.id, silo) == "approved"
+    ]
+
+
+def _open_lease(connection: Connection, silo: str, job: str) -> Any:
+    query = select(leases).where(leases.c.silo == silo, leases.c.job == job, leases.c.status == "open")
+    return connection.execute(query).first()
+
+
+def _progress(connection: Connection, silo: str, job: Any) -> Progress:
+    tried = select(func.max(leases.c.version)).where(
+        leases.c.job == job.id, leases.c.silo == silo, leases.c.kind == "evaluate", leases.c.status != "open"
+    )
+    submitted = select(func.max(updates.c.base)).where(
+        updates.c.job == job.id,
+        updates.c.silo == silo,
+        updates.c.status.in_(("received", "frozen", "merged")),
+    )
+    return Progress(job.head, connection.execute(tried).scalar(), connection.execute(submitted).scalar())

@@ -1,0 +1,142 @@
+"""Who is connected, what their agents report, and what the server wants to tell them.
+
+All of it is in memory and may be lost: after a restart every agent opens its session again within
+seconds. Rooms call this from any thread; mailboxes live on the event loop.
+"""
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+UNREAD = 64  # messages an agent may leave unread before it has to reconnect and look afresh
+
+
+@dataclass(frozen=True)
+class JobChanged:
+    """A job's status is another one now."""
+
+    job: str
+    status: str
+
+
+@dataclass(frozen=True)
+class AbortLease:
+    lease: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """The last message of a session: this silo's certificates open nothing any more."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Drain:
+    """The last message of a session: the server is leaving, or has lost track; reconnect."""
+
+
+Push = JobChanged | AbortLease | Revoked | Drain
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What is known of a silo. `last_seen` is unix seconds; 0.0: not since this server started."""
+
+    sessions: int = 0
+    last_seen: float = 0.0
+    release: str = ""
+
+
+@dataclass(eq=False)
+class Mailbox:
+    """The outgoing half of one session, on the event loop that made it."""
+
+    silo: str
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    _queue: asyncio.Queue[Push] = field(default_factory=lambda: asyncio.Queue(UNREAD))
+
+    async def next(self) -> Push:
+        return await self._queue.get()
+
+    def put(self, message: Push) -> None:
+        """From any thread. A message for a session whose event loop has gone is dropped with it."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._put, message)
+
+    def _put(self, message: Push) -> None:
+        if self._queue.full():
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            message = message if isinstance(message, Revoked) else Drain()
+        self._queue.put_nowait(message)
+
+
+class Sessions:
+    """Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._presence: dict[str, Presence] = {}
+        self._progress: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)  # silo → lease → steps
+        self._mailboxes: set[Mailbox] = set()
+
+    def presence(self, silo: str) -> Presence:
+        return self._presence.get(silo, Presence())
+
+    def connected(self, silo: str) -> bool:
+        return self.presence(silo).sessions > 0
+
+    def last_seen(self, silo: str) -> float:
+        """Unix seconds of the newest message of its session; 0.0: never."""
+        return self.presence(silo).last_seen
+
+    def progress(self, lease: str) -> tuple[int, int]:
+        """Step and steps of a lease as its agent last reported them; (0, 0) before the first report."""
+        with self._lock:
+            for leases in self._progress.values():
+                if lease in leases:
+                    return leases[lease]
+        return 0, 0
+
+    def count(self) -> int:
+        """Open sessions."""
+        return len(self._mailboxes)
+
+    def push(self, silo: str, message: Push) -> None:
+        """Tell every connected agent of `silo`; one that is not connected learns it when it asks."""
+        with self._lock:
+            mailboxes = [mailbox for mailbox in self._mailboxes if mailbox.silo == silo]
+        for mailbox in mailboxes:
+            mailbox.put(message)
+
+    def broadcast(self, message: Push) -> None:
+        with self._lock:
+            mailboxes = list(self._mailboxes)
+        for mailbox in mailboxes:
+            mailbox.put(message)
+
+    def open(self, silo: str, release: str) -> Mailbox:
+        """A session began. On the event loop only; pair it with `close`."""
+        mailbox = Mailbox(silo)
+        with self._lock:
+            self._mailboxes.add(mailbox)
+            before = self._presence.get(silo, Presence())
+            self._presence[silo] = Presence(before.sessions + 1, self._clock(), release)
+        return mailbox
+
+    def heard(self, silo: str, progress: Iterable[tuple[str, int, int]]) -> None:
+        """A heartbeat with (lease, step, steps) of everything the agent works on; replaces the last report."""
+        with self._lock:
+            self._presence[silo] = replace(self._presence[silo], last_seen=self._clock())
+            self._progress[silo] = {lease: (step, steps) for lease, step, steps in progress}
+
+    def close(self, mailbox: Mailbox) -> None:
+        with self._lock:
+            self._mailboxes.discard(mailbox)
+            before = self._presence[mailbox.silo]
+            self._presence[mailbox.silo] = replace(before, sessions=before.sessions - 1)

@@ -1,0 +1,1 @@
+"""Durable state: tables, and the one writer that changes them."""

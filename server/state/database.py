@@ -1,0 +1,58 @@
+"""Opening the state store: SQLite in WAL mode with `synchronous=FULL`, migrated by alembic."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def open_engine(path: Path, begin: str) -> Engine:
+    """An engine whose transactions open with `begin`: BEGIN for readers, BEGIN IMMEDIATE for the one writer."""
+    engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False, "timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _configure(dbapi: Any, _record: Any) -> None:
+        dbapi.isolation_level = None  # SQLAlchemy opens transactions, not the driver: savepoints then work
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            dbapi.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def migrate(path: Path, revision: str = "head") -> None:
+    """Bring the schema to `revision`; creates the database when it is new."""
+    engine = open_engine(path, "BEGIN IMMEDIATE")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        connection.commit()
+    engine.dispose()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Read-only snapshots; any thread, never the event loop."""
+
+    engine: Engine
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
+            yield connection
+
+
+def open_reader(path: Path) -> Reader:
+    return Reader(open_engine(path, "BEGIN"))

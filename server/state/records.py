@@ -1,0 +1,92 @@
+"""What several rooms read from the state store, as the facts their decisions take."""
+
+from typing import Any
+
+from sqlalchemy import Connection, func, select
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import JobTerms, parse_terms
+from anabranch.wire import dsse, statements
+from anabranch.wire.tensors import Manifest, parse_manifest
+from server.core.admission import JobFacts, LeaseFacts
+from server.state.tables import decisions, jobs, keys, leases, silos, versions
+
+
+def verify_silo_signature(connection: Connection, silo: str, purpose: str, envelope: dsse.Envelope) -> bytes:
+    """The payload, signed with a key this silo registered for `purpose`. Raises Refused(BAD_SIGNATURE)."""
+    known = select(keys.c.keyid, keys.c.public).where(
+        keys.c.silo == silo, keys.c.purpose == purpose, keys.c.retired_at.is_(None)
+    )
+    public = {row.keyid: bytes(row.public) for row in connection.execute(known)}
+    for signature in envelope.signatures:
+        if signature.keyid in public:
+            return dsse.verify(envelope, public[signature.keyid], statements.PAYLOAD_TYPE)
+    raise Refused(
+        Reason.BAD_SIGNATURE, f"not signed by a {purpose} key that silo {silo} registered at enrolment"
+    )
+
+
+def lease_facts(connection: Connection, lease: str) -> LeaseFacts | None:
+    row = connection.execute(select(leases).where(leases.c.id == lease)).first()
+    return LeaseFacts(row.silo, row.job, row.kind, row.version, row.nonce, row.status) if row else None
+
+
+def job_row(connection: Connection, job: str) -> Any:
+    """Raises Refused(NOT_FOUND)."""
+    row = connection.execute(select(jobs).where(jobs.c.id == job)).first()
+    if row is None:
+        raise Refused(Reason.NOT_FOUND, f"there is no job {job}; list the jobs to see their ids")
+    return row
+
+
+def job_facts(connection: Connection, job: str, silo: str, base: int) -> JobFacts | None:
+    """What admission needs to know of a job; None when it does not exist."""
+    row = connection.execute(select(jobs).where(jobs.c.id == job)).first()
+    if row is None:
+        return None
+    version = version_row(connection, job, base)
+    return JobFacts(
+        id=job,
+        status=row.status,
+        terms=parse_terms(row.terms),
+        terms_digest=row.terms_digest,
+        head=row.head,
+        decision=decision_of(connection, job, silo),
+        base_sha256=version.parameters if version else "",
+        file_bytes=parse_manifest(row.manifest).file_bytes,
+    )
+
+
+def job_terms(connection: Connection, job: str) -> JobTerms:
+    return parse_terms(job_row(connection, job).terms)
+
+
+def job_manifest(connection: Connection, job: str) -> Manifest:
+    return parse_manifest(job_row(connection, job).manifest)
+
+
+def version_row(connection: Connection, job: str, number: int) -> Any:
+    """The row of a version, or None."""
+    query = select(versions).where(versions.c.job == job, versions.c.number == number)
+    return connection.execute(query).first()
+
+
+def decision_of(connection: Connection, job: str, silo: str) -> str:
+    """approved | denied | withdrawn, or "" while the silo has not decided."""
+    query = select(decisions.c.decision).where(decisions.c.job == job, decisions.c.silo == silo)
+    return connection.execute(query).scalar() or ""
+
+
+def participants(connection: Connection, job: str) -> list[str]:
+    """Silos that approved the job and are not revoked, sorted."""
+    query = (
+        select(decisions.c.silo)
+        .join(silos, silos.c.name == decisions.c.silo)
+        .where(decisions.c.job == job, decisions.c.decision == "approved", silos.c.status == "active")
+        .order_by(decisions.c.silo)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def count(connection: Connection, table: Any, *conditions: Any) -> int:
+    return connection.execute(select(func.count()).select_from(table).where(*conditions)).scalar_one()

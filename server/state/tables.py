@@ -1,0 +1,214 @@
+"""The tables of the state store, SQLAlchemy Core. One set for every database; migrations start from here.
+
+Digests are lowercase hex SHA-256, times are unix seconds (UTC), blobs are named by digest and live in the blob store.
+"""
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+
+metadata = MetaData()
+
+# Fencing: whoever serves has raised the epoch; a transaction under an older one writes nothing.
+epoch = Table(
+    "epoch",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True),
+    Column("epoch", Integer, nullable=False),
+)
+
+# --- the audit log -----------------------------------------------------------------------------------------------
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+)
+nodes = Table(  # complete nodes of the RFC 6962 tree; level 0 holds the leaf hashes
+    "nodes",
+    metadata,
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
+)
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("size", Integer, primary_key=True, autoincrement=False),
+    Column("note", String, nullable=False),
+)
+sealed = Table(  # what an entry's commitment opens to; deleted on request, the entry stays
+    "sealed",
+    metadata,
+    Column("commit", String, primary_key=True),
+    Column("silo", String),
+    Column("salt", String),
+    Column("fields", String),
+)
+
+# --- identity ----------------------------------------------------------------------------------------------------
+
+silos = Table(
+    "silos",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("status", String, nullable=False),  # invited | active | revoked
+    Column("agents", Integer, nullable=False, default=0),  # how many agent numbers were given out
+    Column("invited_at", Float, nullable=False),
+)
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column(
+        "hash", String, nullable=False
+    ),  # SHA-256 of the token; the token itself is shown once and never stored
+    Column("silo", String, ForeignKey("silos.name"), nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("used_at", Float),
+    Column("failures", Integer, nullable=False, default=0),
+)
+certificates = Table(  # the allow-list: a certificate that is not here and active opens nothing
+    "certificates",
+    metadata,
+    Column("fingerprint", String, primary_key=True),
+    Column("identity", String, nullable=False),  # SPIFFE URI
+    Column("silo", String),  # null for administrators and the server
+    Column("serial", String, nullable=False),
+    Column("not_after", Float, nullable=False),
+    Column("status", String, nullable=False),  # active | replaced | revoked
+    Column("replaced_at", Float),  # set at renewal: valid for ten more minutes or until the new one is used
+)
+keys = Table(
+    "keys",
+    metadata,
+    Column("keyid", String, primary_key=True),  # SHA-256 of the raw public key
+    Column("silo", String, ForeignKey("silos.name"), nullable=False),
+    Column("purpose", String, nullable=False),  # update | approver
+    Column("public", LargeBinary, nullable=False),
+    Column("retired_at", Float),
+)
+
+# --- jobs and model versions -------------------------------------------------------------------------------------
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("status", String, nullable=False),  # waiting | running | paused | completed | aborted
+    Column("reason", String, nullable=False, default=""),
+    Column("terms", LargeBinary, nullable=False),
+    Column("terms_digest", String, nullable=False),
+    Column("manifest", LargeBinary, nullable=False),
+    Column("submitted_at", Float, nullable=False),
+    Column("submitted_index", Integer, nullable=False),  # of the log entry
+    Column("resumed_at", Float),  # newest start or resume: a round does not run out while nobody works
+    Column("ended_at", Float),
+    Column("head", Integer, nullable=False, default=0),
+    Column("best", Integer),
+    Column("best_value", Float),
+    Column("judged", Integer),  # newest version compared with the best
+    Column("unimproved", Integer, nullable=False, default=0),  # evaluated versions since the best
+)
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("job", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("silo", String, ForeignKey("silos.name"), primary_key=True),
+    Column("decision", String, nullable=False),  # approved | denied | withdrawn
+    Column("entry", Integer, nullable=False),
+)
+versions = Table(
+    "versions",
+    metadata,
+    Column("job", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("parameters", String, nullable=False),  # digest
+    Column("optimizer", String),
+    Column("ema", String),
+    Column("bytes", Integer, nullable=False),
+    Column("scalars", String, nullable=False, default="{}"),  # of the server optimizer, JSON of hex floats
+    Column("published_at", Float, nullable=False),
+    Column("entry", Integer, nullable=False),  # model.published
+)
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("job", String, ForeignKey("jobs.id"), nullable=False),
+    Column("silo", String, ForeignKey("silos.name"), nullable=False),
+    Column("kind", String, nullable=False),  # train | evaluate
+    Column("version", Integer, nullable=False),
+    Column("nonce", String, nullable=False),
+    Column("issued_at", Float, nullable=False),
+    Column("deadline", Float, nullable=False),
+    Column("split", String, nullable=False, default=""),
+    Column("local_steps", Integer, nullable=False, default=0),
+    Column("status", String, nullable=False),  # open | fulfilled | released
+    Column("reason", String, nullable=False, default=""),  # why it was released
+    Column("released_at", Float),
+    Column("entry", Integer, nullable=False),
+    Index("leases_open", "silo", "job", "status"),
+)
+updates = Table(
+    "updates",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("job", String, ForeignKey("jobs.id"), nullable=False),
+    Column("silo", String, ForeignKey("silos.name"), nullable=False),
+    Column("lease", String, nullable=False),
+    Column("base", Integer, nullable=False),
+    Column("delta", String, nullable=False),  # digest; of a refused update only what it claimed
+    Column("statement", String),  # digest of the signed statement
+    Column("bytes", Integer, nullable=False),
+    Column("examples", Integer),
+    Column("received_at", Float, nullable=False),
+    Column("status", String, nullable=False),  # received | frozen | merged | refused | retired
+    Column("version", Integer),  # it was merged into
+    Column("staleness", Integer),
+    Column("reason", String, nullable=False, default=""),
+    Column("entry", Integer, nullable=False),  # update.received or update.refused: the receipt
+    Index("updates_job_status", "job", "status", "entry"),
+)
+# Two admitted updates for one lease cannot exist, whatever races.
+Index(
+    "updates_one_per_lease",
+    updates.c.lease,
+    unique=True,
+    sqlite_where=updates.c.status != "refused",
+    postgresql_where=updates.c.status != "refused",
+)
+
+steps = Table(  # an aggregation between its two transactions
+    "steps",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("job", String, ForeignKey("jobs.id"), nullable=False),
+    Column("head", Integer, nullable=False),
+    Column("status", String, nullable=False),  # frozen | published | abandoned
+    Column(
+        "plan", String, nullable=False
+    ),  # JSON: ordered inputs, scalars, who was absent, what closed the buffer
+)
+evaluations = Table(
+    "evaluations",
+    metadata,
+    Column("job", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("silo", String, primary_key=True),
+    Column("split", String, primary_key=True),
+    Column("metrics", String, nullable=False),  # JSON
+    Column("num_examples", Integer, nullable=False),
+    Column("entry", Integer, nullable=False),
+)

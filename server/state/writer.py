@@ -1,0 +1,238 @@
+"""The one writer: every decision of the server passes through here.
+
+A decision is a function of a `Transaction`. The writer thread drains a bounded queue and runs the decisions it found
+in ONE database transaction, each in its own savepoint, so that one fsync serves many callers and a refused decision
+leaves no trace. In that same transaction it assigns dense log indices, inserts the entries, extends the tree and
+stores the signed checkpoint. Then, in this order: commit, advance the checkpoint register, answer everybody.
+
+Nobody is answered before both are durable. If the process dies after the commit, the register is brought forward at
+the next start; the callers were not answered and ask again.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy.exc import DBAPIError
+
+from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Unavailable
+from anabranch.tlog.entry import Actor, Outcome, Sealed, Sig, Target
+from anabranch.tlog.receipt import Receipt
+from server.audit.log import receipt_for
+from server.audit.register import CheckpointRegister
+from server.audit.sequencer import EntryWriter, Sequencer
+from server.gaps import Reached, nothing
+from server.state.tables import epoch
+
+T = TypeVar("T")
+logger = structlog.get_logger("writer")
+
+QUEUE = 1024  # decisions that may wait; beyond it callers wait, memory does not grow
+BATCH = 128  # decisions of one transaction
+
+
+@dataclass(frozen=True)
+class Committed(Generic[T]):
+    """A decision that survives any crash, with the proof of each entry it logged, in order."""
+
+    value: T
+    receipts: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """What a decision may touch. Valid only inside the decision."""
+
+    connection: Connection
+    now: float  # unix seconds, read once per decision
+    _entries: list[bytes]
+    _first: int  # log index of the first entry of the batch
+    _encode: EntryWriter
+
+    def log(
+        self,
+        type: str,
+        *,
+        actor: Actor,
+        target: Target,
+        detail: dict[str, Any],
+        status: Literal["success", "failure", "denied", "pending"] = "success",
+        reason: str | None = None,
+        job: str | None = None,
+        sealed: Sealed | None = None,
+        sigs: Sequence[Sig] = (),
+    ) -> int:
+        """Append one entry in this transaction; return its log index. Raises Misuse outside the closed schema."""
+        outcome = Outcome(status=status, reason=reason)
+        entry = self._encode(
+            type,
+            self.now,
+            actor=actor,
+            target=target,
+            detail=detail,
+            outcome=outcome,
+            job=job,
+            sealed=sealed,
+            sigs=sigs,
+        )
+        self._entries.append(entry)
+        return self._first + len(self._entries) - 1
+
+
+@dataclass
+class _Pending:
+    decide: Callable[[Transaction], Any]
+    label: str
+    future: "Future[Committed[Any]]" = field(default_factory=Future)
+    value: Any = None
+    indices: range = range(0)
+    done: bool = False  # decided; waits for the commit
+
+
+class Writer:
+    """Owns the write connection and the checkpoint register. Start it once; `stop` answers what is queued."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sequencer: Sequencer,
+        register: CheckpointRegister,
+        my_epoch: int,
+        clock: Callable[[], float],
+        reached: Reached = nothing,
+    ) -> None:
+        self._engine = engine
+        self._sequencer = sequencer
+        self._register = register
+        self._registered = register.read()
+        self._epoch = my_epoch
+        self._clock = clock
+        self._reached = reached
+        self._queue: queue.Queue[_Pending | None] = queue.Queue(QUEUE)
+        self._failure: AnabranchError | None = None
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    @property
+    def failure(self) -> AnabranchError | None:
+        """Why the writer stopped for good, if it did; the server then must not report ready."""
+        return self._failure
+
+    def submit(self, decide: Callable[[Transaction], T], label: str = "") -> "Future[Committed[T]]":
+        """Queue a decision. `label` names the gaps a fault test can hit around its commit."""
+        job = _Pending(decide, label)
+        if self._failure is not None:
+            job.future.set_exception(self._failure)
+        else:
+            self._queue.put(job)
+        return job.future
+
+    def run(self, decide: Callable[[Transaction], T], label: str = "") -> Committed[T]:
+        """Decide and wait until it is durable. Raises what `decide` raises, or Unavailable when the store failed."""
+        return self.submit(decide, label).result()
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            batch = [self._queue.get()]
+            with suppress(queue.Empty):
+                while len(batch) < BATCH:
+                    batch.append(self._queue.get_nowait())
+            running = None not in batch
+            jobs = [job for job in batch if job is not None]
+            try:
+                self._commit(jobs)
+            except AnabranchError as error:
+                self._fail(jobs, error)
+            except DBAPIError as error:
+                logger.error("state store failed", error=str(error.orig))
+                self._fail(jobs, Unavailable(f"the state store could not commit: {error.orig}"))
+            except OSError as error:
+                logger.error("checkpoint register failed", error=str(error))
+                self._fail(jobs, Unavailable(f"the checkpoint register could not be written: {error}"))
+            except Exception as error:
+                logger.exception("writer failed")
+                self._fail(jobs, Misuse(f"the writer met a bug: {type(error).__name__}"))
+
+    def _fail(self, jobs: list[_Pending], error: AnabranchError) -> None:
+        """Nothing of this batch was acknowledged. Corrupt and Conflict end the writer: another process owns the state."""
+        if isinstance(error, Corrupt | Conflict):
+            self._failure = error
+        for job in jobs:
+            if not job.future.done():
+                job.future.set_exception(error)
+
+    def _commit(self, jobs: list[_Pending]) -> None:
+        """One transaction, one fsync, one register move, then the answers."""
+        if self._failure is not None:
+            raise self._failure
+        with self._engine.begin() as connection:
+            self._check_epoch(connection)
+            growth = self._sequencer.begin(connection)
+            fresh: list[bytes] = []
+            for job in jobs:
+                self._decide(job, connection, growth.size, fresh)
+            note = growth.append(fresh) if fresh else ""
+            receipts = {
+                index: receipt_for(connection, index, note, growth.size)
+                for job in jobs
+                for index in job.indices
+            }
+        decided = [job for job in jobs if job.done]
+        for job in decided:
+            self._reached(f"{job.label}.committed")
+        if note:
+            # Dies here: the database is ahead of the register; the next start advances it.
+            self._register.advance(self._registered, note)
+            self._registered = note
+        for job in decided:
+            self._reached(f"{job.label}.registered")
+        for job in decided:
+            job.future.set_result(Committed(job.value, tuple(receipts[i] for i in job.indices)))
+
+    def _decide(self, job: _Pending, connection: Connection, first: int, fresh: list[bytes]) -> None:
+        mark = len(fresh)
+        savepoint = connection.begin_nested()
+        try:
+            transaction = Transaction(connection, self._clock(), fresh, first, self._sequencer.encode)
+            job.value = job.decide(transaction)
+        except DBAPIError:
+            raise  # the store itself failed: the whole batch is retried by its callers
+        except Exception as error:
+            savepoint.rollback()
+            del fresh[mark:]
+            job.future.set_exception(error)
+        else:
+            savepoint.commit()
+            job.indices = range(first + mark, first + len(fresh))
+            job.done = True
+
+    def _check_epoch(self, connection: Connection) -> None:
+        found = connection.execute(select(epoch.c.epoch)).scalar()
+        if found != self._epoch:
+            raise Conflict(
+                f"another server took over (epoch {found}, ours {self._epoch}); this one writes nothing"
+            )
+
+
+def raise_epoch(engine: Engine) -> int:
+    """Take over: everybody who still serves under an older epoch is fenced off."""
+    with engine.begin() as connection:
+        found = connection.execute(select(epoch.c.epoch)).scalar()
+        if found is None:
+            connection.execute(insert(epoch).values(id=1, epoch=1))
+            return 1
+        connection.execute(epoch.update().values(epoch=found + 1))
+        return int(found) + 1

@@ -1,0 +1,209 @@
+"""Which jobs may run here. The default is no.
+
+A job is allowed by its terms: their digest stands in policy.toml, or a person approved them, which leaves a decision
+file. Either way the silo signs the decision and the server logs it; the files here, not the server's answer, decide
+what this agent runs.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
+
+from anabranch import durable
+from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.terms import JobTerms, parse_terms
+from anabranch.tlog.receipt import Receipt
+from anabranch.wire import canonical, dsse, statements
+from anabranch.wire.manifest import Manifest, parse_manifest
+from silo_agent import receipts
+from silo_agent.identity import SiloIdentity
+from silo_agent.messages import OfferedJob
+from silo_agent.policy import Policy, admit
+from silo_agent.receipts import LogView
+
+Decision = Literal["approve", "deny", "withdraw"]
+LOGGED: dict[Decision, str] = {"approve": "job.approved", "deny": "job.denied", "withdraw": "job.withdrawn"}
+STATUS: dict[Decision, str] = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
+
+_VERSION = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
+_VERSION_SECONDS = 60.0
+
+
+class Server(Protocol):
+    def decide(self, job: str, envelope: bytes) -> Receipt: ...
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A job whose terms were checked: they are the ones the log names, and the manifest is the terms'."""
+
+    job: OfferedJob
+    terms: JobTerms
+    digest: str  # of the terms
+    manifest: Manifest | None  # None when the server does not tell sizes before the first task
+
+
+def examine(job: OfferedJob, log: LogView) -> Proposal:
+    """Believe nothing of an offered job that the log does not prove. Raises Refused, Untrusted, Unavailable."""
+    terms = parse_terms(job.terms)
+    receipts.require(
+        log.accept(job.submitted),
+        "job.submitted",
+        terms_sha256=terms.digest(),
+        archive_sha256=terms.archive_sha256,
+        initial_sha256=terms.initial_sha256,
+        manifest_sha256=terms.manifest_sha256,
+    )
+    manifest = parse_manifest(job.manifest) if job.manifest else None
+    if manifest is not None and canonical.sha256(job.manifest) != terms.manifest_sha256:
+        raise Refused(Reason.DIGEST_MISMATCH, f"job {job.id}: the manifest is not the one its terms name")
+    return Proposal(job, terms, terms.digest(), manifest)
+
+
+class Decisions:
+    """What people at this silo decided: one file per terms digest, written by any process, read by the agent."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def record(self, digest: str, job: str, decision: Decision) -> None:
+        """Killed after this and before the server was told: the running agent tells it."""
+        durable.make_dir(self._directory, 0o700)
+        text = json.dumps({"decision": decision, "job": job, "time": canonical.utc(time.time())})
+        durable.write(self._path(digest), text.encode(), 0o600)
+
+    def of(self, digest: str) -> Decision | None:
+        """Raises Corrupt when the file is damaged: a guess could run what nobody approved."""
+        path = self._path(digest)
+        try:
+            decision = json.loads(path.read_bytes())["decision"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"{path} is damaged: {error}; decide again") from error
+        if decision not in LOGGED:
+            raise Corrupt(f"{path} says {decision!r}; decide again")
+        return decision  # type: ignore[no-any-return]
+
+    def _path(self, digest: str) -> Path:
+        return self._directory / f"{digest}.json"
+
+
+def standing(proposal: Proposal, policy: Policy, decisions: Decisions) -> Decision | None:
+    """What this silo has decided about these terms; a person's word stands above the policy's list."""
+    decided = decisions.of(proposal.digest)
+    if decided is None and proposal.digest in policy.approve.terms:
+        return "approve"
+    return decided
+
+
+def check_runnable(proposal: Proposal, policy: Policy, interpreter: Path) -> None:
+    """Whether an approved job could run here at all. Raises Refused(POLICY, NOT_FOUND) naming what is missing."""
+    binding = admit(policy, proposal.terms, proposal.manifest.file_bytes if proposal.manifest else None)
+    if not binding.path.exists():
+        raise Refused(
+            Reason.NOT_FOUND,
+            f"policy.toml [data.{proposal.terms.file.job.data}]: {binding.path} does not exist on this machine",
+        )
+    missing = missing_requires(interpreter, proposal.terms.file.job.requires)
+    if missing:
+        raise Refused(
+            Reason.NOT_FOUND,
+            f"job {proposal.terms.file.job.name} needs {'; '.join(missing)}, under {interpreter}; "
+            "install it there (the agent never installs anything), or name another interpreter in policy.toml [run]",
+        )
+
+
+def missing_requires(interpreter: Path, requires: Sequence[str]) -> list[str]:
+    """Which required distributions the interpreter lacks, each with what it has instead."""
+    missing = []
+    for text in requires:
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement:
+            missing.append(f"{text!r}, which is no requirement such as 'monai>=1.4'")
+            continue
+        if wanted.marker is not None and not wanted.marker.evaluate():
+            continue
+        found = _installed(interpreter, wanted.name)
+        if found is None:
+            missing.append(f"{text}, which is not installed")
+        elif not wanted.specifier.contains(found, prereleases=True):
+            missing.append(f"{text}, but {found} is installed")
+    return missing
+
+
+def _installed(interpreter: Path, name: str) -> Version | None:
+    try:
+        done = subprocess.run(
+            [str(interpreter), "-P", "-s", "-c", _VERSION, name],  # sees what the training process will see
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_SECONDS,
+            check=False,
+        )
+        return Version(done.stdout.strip()) if done.returncode == 0 else None
+    except InvalidVersion:
+        return None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Refused(Reason.POLICY, f"policy.toml [run] interpreter: {interpreter} does not run: {error}") from error
+
+
+def announce(
+    server: Server, who: SiloIdentity, log: LogView, proposal: Proposal, decision: Decision, journal: Path
+) -> None:
+    """Sign the decision and have it logged. Raises Refused, Unavailable; repeating it is harmless."""
+    statement = statements.DecisionStatement(
+        federation=who.federation.federation,
+        job=proposal.job.id,
+        terms_sha256=proposal.digest,
+        decision=decision,
+        silo=who.silo,
+        time=canonical.utc(time.time()),
+    )
+    envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), who.approver_key)
+    receipt = server.decide(proposal.job.id, envelope.encode())
+    entry = log.accept(receipt)
+    receipts.require(entry, LOGGED[decision], silo=who.silo, terms_sha256=proposal.digest)
+    durable.make_dir(journal.parent)
+    receipts.journal(journal, receipt)
+
+
+def describe(proposal: Proposal) -> list[tuple[str, str]]:
+    """What a person approves, as label and text."""
+    file, terms = proposal.terms.file, proposal.terms
+    t, a = file.training, file.aggregation
+    size = _size(proposal.manifest.file_bytes) if proposal.manifest else "not known before the first task"
+    counts = "sent to the server and logged" if file.silos.weighting == "examples" else "never sent"
+    rows = [
+        ("job", f"{file.job.name} ({proposal.job.id}), {proposal.job.status}"),
+        ("terms", proposal.digest),
+        ("code", f"{file.job.task} of archive {terms.archive_sha256}"),
+        ("kind", "managed training loop" if file.job.managed else "a script with its own training loop"),
+        ("parameters", ", ".join(f"{k} = {v}" for k, v in sorted(file.job.params.items())) or "none"),
+        ("requires", ", ".join(file.job.requires) or "nothing beyond the agent's own packages"),
+        ("your data", f"{file.job.data!r}, split {file.evaluation.split!r} for evaluations"),
+        ("per cycle", f"{t.local_steps} steps of {t.batch_size} records, {t.optimizer.name} at lr {t.optimizer.lr}"),
+        ("you send", f"one update of {size} per cycle; buffers: {t.buffers}; scores of every evaluation"),
+        ("record counts", counts),
+        ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
+        ("ends", f"after {file.stop.versions} versions"),
+        ("updates kept", f"{file.retention.updates} after the end, at the server"),
+    ]
+    return rows
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,179 @@
+"""Every call the agent makes to its server, and nothing else: the only module of the agent that knows gRPC messages.
+
+Calls are synchronous. A failed call raises what the server meant (`anabranch.wire.status`). A unary call has a deadline;
+a bulk stream has a longer one and is resumed by its caller, so a stalled peer costs a resume, never a hang.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from anabranch.errors import Corrupt, Misuse, Reason, Refused, Unavailable
+from anabranch.tlog.receipt import Receipt
+from anabranch.v1 import audit_pb2, audit_pb2_grpc, federation_pb2, federation_pb2_grpc, update_pb2, update_pb2_grpc
+from anabranch.wire import codec, limits, status, tls
+from silo_agent import messages
+from silo_agent.messages import Certified, Decided, Heartbeat, Hello, Lease, OfferedJob, ServerMessage, View, Wait
+
+UNARY_SECONDS = 60.0
+BULK_SECONDS = 600.0  # of one attempt; transfers resume where they stopped
+
+
+class Client:
+    """Calls over one mTLS channel, which `switch` replaces when the certificate is renewed. Thread-safe."""
+
+    def __init__(self, address: str, ca: bytes, key: bytes, certificate: bytes, proxy: str | None) -> None:
+        self._address, self._ca, self._proxy = address, ca, proxy
+        self._switching = threading.Lock()
+        self._draining: grpc.Channel | None = None
+        self._session: Any = None
+        self._generation = 0
+        self._open(key, certificate)
+
+    def _open(self, key: bytes, certificate: bytes) -> None:
+        self._channel = tls.channel(self._address, self._ca, key, certificate, self._proxy)
+        self._federation: Any = federation_pb2_grpc.FederationStub(self._channel)
+        self._updates: Any = update_pb2_grpc.UpdatesStub(self._channel)
+        self._audit: Any = audit_pb2_grpc.AuditStub(self._channel)
+
+    def switch(self, key: bytes, certificate: bytes) -> None:
+        """New calls use the renewed certificate; running ones end on the old channel, closed at the next switch."""
+        with self._switching:
+            if self._draining is not None:
+                self._draining.close()
+            self._draining = self._channel
+            self._open(key, certificate)
+            self._generation += 1
+
+    def close(self) -> None:
+        """Cancels whatever is still running."""
+        with self._switching:
+            if self._draining is not None:
+                self._draining.close()
+            self._channel.close()
+
+    # --- control -----------------------------------------------------------------------------------------------------
+
+    def jobs(self) -> list[OfferedJob]:
+        with self._answering():
+            reply = self._federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=UNARY_SECONDS)
+        if len(reply.jobs) > limits.JOBS:
+            raise Refused(Reason.SIZE_LIMIT, f"the server lists {len(reply.jobs)} jobs; at most {limits.JOBS}")
+        return [messages.offered_job(job) for job in reply.jobs]
+
+    def decide(self, job: str, envelope: bytes) -> Receipt:
+        with self._answering():
+            request = federation_pb2.DecideRequest(job=job, envelope=envelope)
+            return codec.receipt_from_proto(self._federation.Decide(request, timeout=UNARY_SECONDS).receipt)
+
+    def next_task(self, job: str) -> Lease | Wait:
+        with self._answering():
+            request = federation_pb2.NextTaskRequest(jobs=[job])
+            reply = self._federation.NextTask(request, timeout=UNARY_SECONDS)
+        if reply.WhichOneof("task") == "lease":
+            return messages.leased(reply.lease)
+        return Wait(reply.wait.seconds, reply.wait.reason)
+
+    def release(self, lease: str, reason: Reason, exception: str, code_line: str) -> Receipt:
+        with self._answering():
+            request = federation_pb2.ReleaseLeaseRequest(
+                lease=lease, reason=reason.value, exception=exception, code_line=code_line
+            )
+            return codec.receipt_from_proto(self._federation.ReleaseLease(request, timeout=UNARY_SECONDS).receipt)
+
+    def renew(self, csr: bytes) -> Certified:
+        with self._answering():
+            reply = self._federation.Renew(federation_pb2.RenewRequest(csr=csr), timeout=UNARY_SECONDS)
+        if len(reply.certificate_chain) > limits.CERTIFICATE_CHAIN:
+            raise Refused(Reason.SIZE_LIMIT, f"a certificate chain of {len(reply.certificate_chain)} bytes")
+        return Certified(reply.certificate_chain, codec.receipt_from_proto(reply.receipt))
+
+    def consistency(self, old: int, new: int) -> Sequence[bytes]:
+        with self._answering():
+            request = audit_pb2.GetConsistencyRequest(old_size=old, new_size=new)
+            reply = self._audit.GetConsistency(request, timeout=UNARY_SECONDS)
+        if len(reply.proof) > 2 * limits.PROOF:
+            raise Refused(Reason.SIZE_LIMIT, f"a consistency proof of {len(reply.proof)} hashes")
+        return tuple(reply.proof)
+
+    def session(self, outgoing: Iterable[Hello | Heartbeat]) -> Iterator[ServerMessage]:
+        """The one long-lived stream. Ends when the server ends it; raises when it breaks or `hang_up` is called."""
+        with self._answering():
+            self._session = self._federation.Session(messages.to_proto(m) for m in outgoing)
+            for message in self._session:
+                heard = messages.from_proto(message)
+                if heard is not None:
+                    yield heard
+
+    def hang_up(self) -> None:
+        """Break off the session stream, if one is open."""
+        if self._session is not None:
+            self._session.cancel()
+
+    # --- bulk --------------------------------------------------------------------------------------------------------
+
+    def archive(self, job: str) -> Iterator[bytes]:
+        with self._answering():
+            request = federation_pb2.FetchArchiveRequest(job=job)
+            for chunk in self._federation.FetchArchive(request, timeout=BULK_SECONDS):
+                yield chunk.data
+
+    def model(self, job: str, digest: str, offset: int) -> Iterator[tuple[View, tuple[Receipt, ...]] | bytes]:
+        """The header (what it is, and the proofs), then the bytes from `offset` on."""
+        with self._answering():
+            request = federation_pb2.FetchModelRequest(job=job, digest=digest, offset=offset)
+            for message in self._federation.FetchModel(request, timeout=BULK_SECONDS):
+                if message.WhichOneof("body") == "header":
+                    if len(message.header.receipts) > limits.RECEIPTS:
+                        raise Refused(Reason.SIZE_LIMIT, f"{len(message.header.receipts)} receipts with one model")
+                    receipts = tuple(codec.receipt_from_proto(r) for r in message.header.receipts)
+                    yield messages.viewed(message.header.view), receipts
+                else:
+                    yield message.chunk
+
+    def upload_status(self, update: str) -> tuple[int, Decided | None]:
+        """Bytes the server has on stable storage, and its decision if it has made one."""
+        with self._answering():
+            request = update_pb2.UploadStatusRequest(update=update)
+            reply = self._updates.UploadStatus(request, timeout=UNARY_SECONDS)
+        return reply.synced, messages.decided(reply.reply) if reply.HasField("reply") else None
+
+    def submit(self, update: str, envelope: bytes, offset: int, chunks: Iterable[bytes]) -> Decided:
+        """Send the update's bytes from `offset` on; `chunks` are at most limits.CHUNK long."""
+
+        def requests() -> Iterator[update_pb2.SubmitRequest]:
+            header = update_pb2.SubmitHeader(update=update, envelope=envelope, offset=offset)
+            yield update_pb2.SubmitRequest(header=header)
+            for chunk in chunks:
+                yield update_pb2.SubmitRequest(chunk=chunk)
+
+        with self._answering():
+            return messages.decided(self._updates.Submit(requests(), timeout=BULK_SECONDS))
+
+    def submit_evaluation(self, lease: str, envelope: bytes) -> Decided:
+        with self._answering():
+            request = update_pb2.SubmitEvaluationRequest(lease=lease, envelope=envelope)
+            return messages.decided(self._updates.SubmitEvaluation(request, timeout=UNARY_SECONDS))
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn a failed call into what the server meant."""
+        generation = self._generation
+        try:
+            yield
+        except (grpc.RpcError, grpc.FutureCancelledError) as error:
+            meant = status.from_rpc_error(error) if isinstance(error, grpc.RpcError) else Unavailable("cancelled")
+            if isinstance(meant, Refused) and meant.code is Reason.BAD_CERTIFICATE and generation != self._generation:
+                raise Unavailable("the certificate was renewed during this call; it is made again") from error
+            if isinstance(meant, Corrupt | Misuse):
+                raise Unavailable(f"the server cannot answer: {meant}") from error  # theirs, not ours
+            raise meant from error
+        except ValueError as error:
+            if "closed channel" not in str(error):
+                raise
+            raise Unavailable(f"the connection was closed: {error}") from error
+
+

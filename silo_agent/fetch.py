@@ -1,0 +1,139 @@
+"""Fetching what a job runs on: its code, by the digest that was approved, and its model versions, by proven digests."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from anabranch import durable
+from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.terms import JobTerms
+from anabranch.tlog.receipt import Receipt
+from anabranch.wire import limits
+from silo_agent.client import View
+from silo_agent.receipts import LogView, journal, require
+
+Header = tuple[View, tuple[Receipt, ...]]
+
+
+class Source(Protocol):
+    """The calls a fetch makes; `silo_agent.client.Client` has them."""
+
+    def archive(self, job: str) -> Iterator[bytes]: ...
+    def model(self, job: str, digest: str, offset: int) -> Iterator[Header | bytes]: ...
+
+
+def fetch_archive(source: Source, job: str, terms: JobTerms) -> bytes:
+    """The job's packed code, at most limits.ARCHIVE bytes. Raises Refused(CODE_DIGEST_MISMATCH, SIZE_LIMIT)."""
+    data = bytearray()
+    for chunk in source.archive(job):
+        data += chunk
+        if len(data) > limits.ARCHIVE:
+            raise Refused(Reason.SIZE_LIMIT, f"the code of job {job} is larger than {limits.ARCHIVE} bytes")
+    if hashlib.sha256(data).hexdigest() != terms.archive_sha256:
+        raise Refused(
+            Reason.CODE_DIGEST_MISMATCH,
+            f"the code the server sent for job {job} is not the code its terms name ({terms.archive_sha256}); "
+            "it was not unpacked and will not run",
+        )
+    return bytes(data)
+
+
+def fetch_model(
+    source: Source, log: LogView, job: str, view: View, directory: Path, receipts: Path, keep: int
+) -> Path:
+    """A model version on this disk: proven in the log, complete, and equal to its digest.
+
+    Resumes a partial file. Raises Refused(DIGEST_MISMATCH) when the bytes are not those the log names, also after a
+    second attempt from the start.
+    """
+    final = directory / f"{view.digest}.safetensors"
+    if final.exists():
+        _touch(final)
+        return final
+    durable.make_dir(directory)
+    part = directory / f"{view.digest}.part"
+    resumed = part.exists()
+
+    def prove(header: Header) -> None:
+        _prove(log, job, view, header, receipts)
+
+    try:
+        _download(source, job, view, part, prove)
+    except _WrongBytes:
+        if not resumed:
+            raise
+        # The earlier part had not all reached the disk, or the server changed its mind: once more, from the start.
+        _download(source, job, view, part, prove)
+    durable.rename(part, final)
+    _prune(directory, keep, final)
+    return final
+
+
+class _WrongBytes(Refused):
+    def __init__(self, view: View) -> None:
+        super().__init__(
+            Reason.DIGEST_MISMATCH, f"version {view.version} arrived with other bytes than its digest {view.digest}"
+        )
+
+
+def _download(source: Source, job: str, view: View, part: Path, prove: Callable[[Header], None]) -> None:
+    """Append to `part` until it is whole and synced. Killed inside: the next attempt resumes behind what is there."""
+    digest = hashlib.sha256()
+    with open(part, "a+b") as file:
+        offset = min(_hash_prefix(file.fileno(), digest), view.bytes)
+        proven = False
+        for message in source.model(job, view.digest, offset):
+            if isinstance(message, tuple):
+                prove(message)
+                proven = True
+                continue
+            offset += len(message)
+            if not proven or offset > view.bytes:
+                raise Refused(Reason.MALFORMED, f"version {view.version}: bytes without proof, or more than {view.bytes}")
+            digest.update(message)
+            file.write(message)
+        file.flush()
+        durable.sync(file.fileno())
+    if digest.hexdigest() != view.digest or not proven:
+        durable.remove(part)
+        raise _WrongBytes(view)
+
+
+def _prove(log: LogView, job: str, view: View, header: Header, receipts: Path) -> None:
+    """A server cannot show different models to different silos: every one of them stands in the one log."""
+    offered, proofs = header
+    if offered != view:
+        raise Refused(Reason.DIGEST_MISMATCH, f"leased {view}, but the server sends {offered}")
+    for receipt in proofs:
+        entry = log.accept(receipt)
+        if entry.type == "model.published":
+            require(entry, "model.published", job=job, version=view.version, parameters_sha256=view.digest)
+            journal(receipts, receipt)
+            return
+    raise Refused(Reason.DIGEST_MISMATCH, f"version {view.version} came without its model.published entry")
+
+
+def _hash_prefix(fd: int, digest: "hashlib._Hash") -> int:
+    offset = 0
+    while chunk := os.pread(fd, limits.CHUNK, offset):
+        digest.update(chunk)
+        offset += len(chunk)
+    return offset
+
+
+def _touch(path: Path) -> None:
+    """The newest use orders what is pruned; losing it costs nothing."""
+    try:
+        os.utime(path)
+    except OSError as error:
+        raise Corrupt(f"{path} cannot be touched: {error}; the agent's directory must be its own") from error
+
+
+def _prune(directory: Path, keep: int, current: Path) -> None:
+    """Keep the `keep` models used last, besides `current`; partial files of versions nobody leases any more go too."""
+    others = [p for p in directory.iterdir() if p != current]
+    models = sorted((p for p in others if p.suffix == ".safetensors"), key=lambda p: p.stat().st_mtime, reverse=True)
+    for path in [*models[keep:], *(p for p in others if p.suffix == ".part")]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""What the server says to an agent, and the agent to the server, as plain values; bounds are checked on the way in."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from anabranch.errors import Reason, Refused
+from anabranch.tlog.details import ID
+from anabranch.tlog.receipt import Receipt
+from anabranch.v1 import federation_pb2 as pb
+from anabranch.v1 import update_pb2
+from anabranch.wire import codec, limits
+
+
+@dataclass(frozen=True)
+class OfferedJob:
+    id: str
+    terms: bytes  # canonical JSON, not yet believed
+    status: str  # waiting | running | paused | completed | aborted
+    decision: str  # this silo's, as the server knows it: "" | approved | denied | withdrawn
+    head: int
+    manifest: bytes  # canonical JSON, not yet believed; empty from a server that does not tell
+    submitted: Receipt
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("completed", "aborted")
+
+
+@dataclass(frozen=True)
+class View:
+    """A model version as it travels: `bytes` bytes of dense canonical safetensors whose SHA-256 is `digest`."""
+
+    version: int
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    id: str
+    job: str
+    kind: Literal["train", "evaluate"]
+    view: View
+    nonce: str
+    deadline: int  # unix seconds; the update stays admissible after it
+    split: str
+    local_steps: int
+    issued: Receipt
+
+
+@dataclass(frozen=True)
+class Wait:
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The server's decision about an update or an evaluation; `reason` is "" when it was admitted."""
+
+    receipt: Receipt
+    reason: str
+
+
+@dataclass(frozen=True)
+class Certified:
+    chain: bytes  # PEM: leaf, then issuing CA
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class Hello:
+    protocol: int  # the one this agent speaks
+    release: str
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    sequence: int
+    progress: Mapping[str, tuple[int, int]]  # lease -> steps done, steps to do
+
+
+@dataclass(frozen=True)
+class Welcome:
+    protocol: int
+    release: str
+    heartbeat_seconds: float
+    server_time: int  # unix seconds
+
+
+@dataclass(frozen=True)
+class JobChanged:
+    job: str
+    status: str
+
+
+@dataclass(frozen=True)
+class AbortLease:
+    lease: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Revoked:
+    reason: str
+
+
+@dataclass(frozen=True)
+class Drain:
+    """The server is leaving; reconnect."""
+
+
+ServerMessage = Welcome | JobChanged | AbortLease | Revoked | Drain
+
+
+def to_proto(message: Hello | Heartbeat) -> pb.AgentMessage:
+    if isinstance(message, Hello):
+        hello = pb.Hello(protocol_min=message.protocol, protocol_max=message.protocol, release=message.release)
+        return pb.AgentMessage(hello=hello)
+    leases = list(message.progress.items())[: limits.PROGRESS]
+    progress = [pb.LeaseProgress(lease=lease, step=step, steps=steps) for lease, (step, steps) in leases]
+    return pb.AgentMessage(heartbeat=pb.Heartbeat(sequence=message.sequence, progress=progress))
+
+
+def from_proto(message: pb.ServerMessage) -> ServerMessage | None:
+    """None for a message of a later release that this one has no ears for."""
+    match message.WhichOneof("body"):
+        case "welcome":
+            w = message.welcome
+            return Welcome(w.protocol, w.release, float(w.heartbeat_seconds), w.server_time)
+        case "job_changed":
+            return JobChanged(message.job_changed.job, message.job_changed.status)
+        case "abort":
+            return AbortLease(message.abort.lease, message.abort.reason)
+        case "revoked":
+            return Revoked(message.revoked.reason)
+        case "drain":
+            return Drain()
+        case _:
+            return None
+
+
+def offered_job(job: pb.Job) -> OfferedJob:
+    return OfferedJob(
+        id=_id(job.id),
+        terms=job.terms,
+        status=job.status,
+        decision=job.decision,
+        head=job.head,
+        manifest=job.manifest,
+        submitted=codec.receipt_from_proto(job.submitted),
+    )
+
+
+def leased(lease: pb.Lease) -> Lease:
+    if lease.kind not in (pb.TRAIN, pb.EVALUATE):
+        raise Refused(Reason.MALFORMED, f"lease {lease.id}: unknown task kind {lease.kind}; upgrade this agent")
+    return Lease(
+        id=_id(lease.id),
+        job=_id(lease.job),
+        kind="train" if lease.kind == pb.TRAIN else "evaluate",
+        view=viewed(lease.view),
+        nonce=lease.nonce,
+        deadline=lease.deadline,
+        split=lease.split,
+        local_steps=lease.local_steps,
+        issued=codec.receipt_from_proto(lease.issued),
+    )
+
+
+def viewed(view: pb.View) -> View:
+    if view.density != 1.0 or view.encoding != "safetensors" or view.mask_digest:
+        raise Refused(
+            Reason.MALFORMED,
+            f"version {view.version} comes as {view.encoding[:40]!r} with density {view.density}; "
+            "this release reads dense safetensors: upgrade this agent",
+        )
+    if not re.fullmatch(r"[0-9a-f]{64}", view.digest) or not 0 < view.bytes <= limits.TENSOR_FILE:
+        raise Refused(Reason.MALFORMED, f"version {view.version}: no digest or size")
+    return View(view.version, view.digest, view.bytes)
+
+
+def decided(reply: update_pb2.SubmitReply) -> Decided:
+    return Decided(codec.receipt_from_proto(reply.receipt), reply.reason)
+
+
+def _id(text: str) -> str:
+    """Ids become directory names here: nothing but the log's own alphabet for ids gets in."""
+    if not re.fullmatch(ID, text) or "\n" in text:
+        raise Refused(Reason.MALFORMED, f"{text[:80]!r} is not an id")
+    return text

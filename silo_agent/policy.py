@@ -1,0 +1,170 @@
+"""The silo's policy (policy.toml): it denies by default and no job can loosen it.
+
+The agent re-reads the file while it runs. A policy that cannot be read allows nothing.
+"""
+
+import re
+import tomllib
+from datetime import datetime, time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import Digest, JobTerms, Name, explain
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+TEMPLATE = """\
+# What federated jobs may do at this site. This file wins over every job, and by default it denies:
+# as it stands, nothing runs. It is re-read while the agent runs; check it with `anabranch-silo check`.
+
+# --- Data: the name a job asks for -> where it lies here ------------------------------------------------
+# [data.default]
+# path = "/srv/data/digits"             # handed to the job's dataset() as data.path
+# params = { site = "north" }           # loader parameters of this site, data.params
+# transform = "transform.py:normalise"  # this site's own transform, beside this file
+
+# --- Jobs whose terms may start without asking ----------------------------------------------------------
+# A job is named by the SHA-256 of its terms (code, settings, initial model): `anabranch-silo jobs` shows it.
+# Without an entry here a person approves each job: `anabranch-silo approve JOB`.
+[approve]
+terms = []
+
+# --- How they run -----------------------------------------------------------------------------------------
+[run]
+# interpreter = "/opt/venv/bin/python"  # Python with the packages jobs need; default: the agent's own
+isolation = "required"                  # "allowed-without": run job code even where it cannot be fenced off
+max_update_bytes = "1GiB"               # largest model and update
+# hours = ["20:00-06:00"]               # local time in which work may start; default: always
+# gpus = [0]                            # indices a job may see; [] for none; default: all
+allow_revival = false                   # this site's late updates may teach others' models
+"""
+
+
+def _bytes(text: str) -> str:
+    parse_bytes(text)
+    return text
+
+
+def _window(text: str) -> str:
+    parse_window(text)
+    return text
+
+
+class Binding(BaseModel, extra="forbid", frozen=True):
+    """A data set of this site."""
+
+    path: Path
+    params: dict[str, str | int | float | bool] = {}
+    transform: str | None = None  # FILE.py:NAME, relative to policy.toml
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        if not path.is_absolute():
+            raise ValueError(f"{str(path)!r} must be an absolute path")
+        return path
+
+
+class Approve(BaseModel, extra="forbid", frozen=True):
+    terms: tuple[Digest, ...] = ()  # digests of job terms that need no further question
+
+
+class Run(BaseModel, extra="forbid", frozen=True):
+    interpreter: Path | None = None
+    isolation: Literal["required", "allowed-without"] = "required"
+    max_update_bytes: Annotated[str, AfterValidator(_bytes)] = "1GiB"
+    hours: tuple[Annotated[str, AfterValidator(_window)], ...] = ()  # empty: always
+    gpus: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: all; empty: none
+    allow_revival: bool = False
+
+
+class Policy(BaseModel, extra="forbid", frozen=True):
+    data: dict[Name, Binding] = {}
+    approve: Approve = Approve()
+    run: Run = Run()
+
+
+def parse_bytes(text: str) -> int:
+    """`"1GiB"` → 1073741824. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", text)
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{text!r} is not a size; write for example 500MB or 1GiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_window(text: str) -> tuple[time, time]:
+    """`"20:00-06:00"` → the two times of day; the window may span midnight. Raises ValueError."""
+    start, dash, end = text.partition("-")
+    try:
+        if dash:
+            return time.fromisoformat(start.strip()), time.fromisoformat(end.strip())
+    except ValueError:
+        pass
+    raise ValueError(f"{text!r} is not a window of hours; write for example 20:00-06:00")
+
+
+def parse_policy(text: str, where: str) -> Policy:
+    """Raises Refused(POLICY) naming the file and every wrong key."""
+    try:
+        return Policy.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(Reason.POLICY, f"{where} is not TOML: {error}; until it is corrected nothing runs") from error
+    except ValidationError as error:
+        raise Refused(Reason.POLICY, f"{where}: {explain(error)}; until it is corrected nothing runs") from error
+
+
+def load_policy(path: Path) -> Policy:
+    """Read policy.toml. Raises Refused(POLICY), also when the file is missing: no policy allows nothing."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(
+            Reason.POLICY, f"{path} cannot be read ({error}); without a policy nothing runs"
+        ) from error
+    return parse_policy(text, str(path))
+
+
+def admit(policy: Policy, terms: JobTerms, model_bytes: int | None = None) -> Binding:
+    """The data binding these terms may use here. Raises Refused(POLICY) naming the rule that forbids them.
+
+    `model_bytes` is the size of the model file, when it is already known; an update has the same size.
+    """
+    name = terms.file.job.data
+    binding = policy.data.get(name)
+    if binding is None:
+        raise Refused(
+            Reason.POLICY,
+            f"policy.toml [data.{name}]: job {terms.file.job.name} asks for data {name!r} and this site binds "
+            f"{', '.join(sorted(policy.data)) or 'none'}; add [data.{name}] with its path to allow it",
+        )
+    if model_bytes is not None and model_bytes > parse_bytes(policy.run.max_update_bytes):
+        raise Refused(
+            Reason.POLICY,
+            f"policy.toml [run] max_update_bytes = {policy.run.max_update_bytes!r}: updates of job "
+            f"{terms.file.job.name} have {model_bytes} bytes",
+        )
+    return binding
+
+
+def admit_isolation(policy: Policy, isolated: bool, finding: str) -> None:
+    """Raises Refused(POLICY) when job code could not be fenced off here and the policy insists on it."""
+    if not isolated and policy.run.isolation == "required":
+        raise Refused(
+            Reason.POLICY,
+            f'policy.toml [run] isolation = "required": {finding}; '
+            'write "allowed-without" only if every approved job is trusted with the agent\'s keys',
+        )
+
+
+def open_now(policy: Policy, now: datetime) -> bool:
+    """Whether work may start at this local time. Work that has started is finished."""
+
+    def inside(window: str) -> bool:
+        start, end = parse_window(window)
+        clock = now.time()
+        return start <= clock < end if start <= end else clock >= start or clock < end
+
+    return not policy.run.hours or any(inside(window) for window in policy.run.hours)
