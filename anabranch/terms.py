@@ -17,7 +17,7 @@ from anabranch.errors import Reason, Refused
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
 DIGEST = r"^[0-9a-f]{64}$"
 SPLIT = r"^[a-z0-9]([a-z0-9_-]{0,46}[a-z0-9])?$"  # a part of a silo's records: it is named in the audit log
-METRIC = r"^[A-Za-z0-9]([A-Za-z0-9_./@-]{0,62}[A-Za-z0-9])?$"  # "val/accuracy"; likewise
+METRIC = r"^[A-Za-z]([A-Za-z0-9_./@-]{0,62}[A-Za-z0-9])?$"  # "val/accuracy"; likewise
 Name = Annotated[str, Field(pattern=NAME)]
 Digest = Annotated[str, Field(pattern=DIGEST)]
 

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from pydantic import ValidationError
 
 from anabranch.errors import Reason, Refused, Unavailable
-from anabranch.terms import explain
 from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.receipt import verify_receipt
 from anabranch.v1 import admin_pb2_grpc, audit_pb2
 from anabranch.wire import codec, status, tls
-from anabranch.wire.bundle import FederationInfo
+from anabranch.wire.bundle import FederationInfo, parse_federation
 
 UNARY_SECONDS = 30.0
 FILES = ("cert.pem", "key.pem", "ca.pem", "federation.json")
@@ -43,7 +41,7 @@ class Logged:
 
 
 def load_federation(directory: Path) -> FederationInfo:
-    """What `directory` pins. Raises Refused(NOT_FOUND | MALFORMED) naming the file."""
+    """What `directory` pins. Raises Refused(NOT_FOUND) naming the file, else as `parse_federation`."""
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
         raise Refused(
@@ -51,10 +49,7 @@ def load_federation(directory: Path) -> FederationInfo:
             f"{directory} has no {', '.join(missing)}: name the admin directory that `anabranch-server init` wrote"
             " (SERVER/admin/NAME) with --admin or ANABRANCH_ADMIN",
         )
-    try:
-        return FederationInfo.model_validate_json((directory / "federation.json").read_bytes())
-    except ValidationError as error:
-        raise Refused(Reason.MALFORMED, f"{directory / 'federation.json'}: {explain(error)}") from error
+    return parse_federation((directory / "federation.json").read_bytes())
 
 
 @contextmanager
@@ -63,7 +58,7 @@ def connect(directory: Path) -> Iterator[Admin]:
     federation = load_federation(directory)
     ca, key, certificate = ((directory / name).read_bytes() for name in ("ca.pem", "key.pem", "cert.pem"))
     with answering(federation), tls.channel(federation.server, ca, key, certificate) as channel:
-        yield Admin(federation, admin_pb2_grpc.AdminStub(channel))
+        yield Admin(federation, admin_pb2_grpc.AdminStub(channel))  # type: ignore[no-untyped-call]
 
 
 @contextmanager

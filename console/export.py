@@ -44,7 +44,9 @@ def export(admin: Admin, job: str, selector: str, path: Path) -> Exported:
     Raises Refused(NOT_FOUND) from the server, Refused(DIGEST_MISMATCH) when what arrived is not what is logged.
     """
     if selector not in ("head", "best", "ema") and not selector.isdecimal():
-        raise Refused(Reason.MALFORMED, f"--version {selector}: write head, best, ema or the number of a version")
+        raise Refused(
+            Reason.MALFORMED, f"--version {selector}: write head, best, ema or the number of a version"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     request = admin_pb2.ExportModelRequest(job=job, version=selector)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as spool:

@@ -23,13 +23,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-job_app = typer.Typer(help="Jobs: what is trained, by whose approval, and how far it is.", no_args_is_help=True)
+job_app = typer.Typer(
+    help="Jobs: what is trained, by whose approval, and how far it is.", no_args_is_help=True
+)
 silo_app = typer.Typer(help="Silos: invite, list, revoke.", no_args_is_help=True)
 app.add_typer(job_app, name="job")
 app.add_typer(silo_app, name="silo")
 
 AdminDir = Annotated[
-    Path, typer.Option("--admin", envvar="ANABRANCH_ADMIN", help="Admin directory written by `anabranch-server init`.")
+    Path,
+    typer.Option(
+        "--admin", envvar="ANABRANCH_ADMIN", help="Admin directory written by `anabranch-server init`."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 JobId = Annotated[str, typer.Argument(help="Job id, as `anabranch job list` shows it.")]
@@ -196,12 +201,17 @@ def silo_revoke(
 
 @app.command()
 def demo(
-    count: Annotated[int, typer.Option("--silos", min=1, max=20, help="Silo agents, each a process of its own.")] = 5,
+    count: Annotated[
+        int, typer.Option("--silos", min=1, max=20, help="Silo agents, each a process of its own.")
+    ] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the data split and the initial model.")] = 0,
-    strategy: Annotated[Literal["fedbuff", "fedavg"], typer.Option(help="Asynchronous, or rounds.")] = "fedbuff",
+    strategy: Annotated[
+        Literal["fedbuff", "fedavg"], typer.Option(help="Asynchronous, or rounds.")
+    ] = "fedbuff",
     versions: Annotated[int, typer.Option(min=1, help="Model versions to train.")] = 80,
     kill_server_at: Annotated[
-        int | None, typer.Option(min=1, help="Kill the server with SIGKILL at this version and start it again.")
+        int | None,
+        typer.Option(min=1, help="Kill the server with SIGKILL at this version and start it again."),
     ] = None,
     directory: Annotated[Path, typer.Option("--dir", help="Emptied, then written.")] = Path("build/demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the federation running until Ctrl-C.")] = False,
@@ -211,7 +221,9 @@ def demo(
     try:
         from console.demo.demo import Settings, run  # the demo alone needs scikit-learn and matplotlib
     except ModuleNotFoundError as error:
-        raise Refused(Reason.NOT_FOUND, f"the demo needs {error.name}: pip install 'anabranch[demo]'") from error
+        raise Refused(
+            Reason.NOT_FOUND, f"the demo needs {error.name}: pip install 'anabranch[demo]'"
+        ) from error
     settings = Settings(count, seed, strategy, versions, kill_server_at, directory, keep)
     code = run(settings, as_json)
     if code:
@@ -223,7 +235,9 @@ def _change(job: str, action: str, reason: str, admin: Path, as_json: bool) -> N
         request = admin_pb2.ChangeJobRequest(job=job, action=action, reason=reason)
         entry = logged(connection, connection.stub.ChangeJob(request, timeout=UNARY_SECONDS).receipt)
     output.show(
-        {"job": job, "action": action, "log_index": entry.index}, f"{job}: {entry.type}, {_entry(entry)}", as_json
+        {"job": job, "action": action, "log_index": entry.index},
+        f"{job}: {entry.type}, {_entry(entry)}",
+        as_json,
     )
 
 

@@ -45,7 +45,9 @@ def read(path: Path) -> tuple[Path, JobFile]:
     """The folder and job file that `path` names: a folder with job.toml, or a TOML file beside the code."""
     toml = path / "job.toml" if path.is_dir() else path
     if not toml.is_file():
-        raise Refused(Reason.NOT_FOUND, f"{toml} does not exist; a job is a folder with job.toml and the task's code")
+        raise Refused(
+            Reason.NOT_FOUND, f"{toml} does not exist; a job is a folder with job.toml and the task's code"
+        )
     try:
         text = toml.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -53,7 +55,9 @@ def read(path: Path) -> tuple[Path, JobFile]:
     file = parse_job_file(text, str(toml))
     code = file.job.task.partition(":")[0]
     if not (toml.parent / code).is_file():
-        raise Refused(Reason.NOT_FOUND, f"{toml}: job.task names {code}, and {toml.parent / code} does not exist")
+        raise Refused(
+            Reason.NOT_FOUND, f"{toml}: job.task names {code}, and {toml.parent / code} does not exist"
+        )
     return toml.parent, file
 
 
@@ -110,10 +114,17 @@ def _build(folder: Path, file: JobFile, initial: Path | None, scratch: Path) -> 
     if initial is not None:
         argv += ["--from", str(initial)]
     done = subprocess.run(
-        argv, input=file.model_dump_json(), capture_output=True, text=True, timeout=INITIAL_SECONDS, check=False
+        argv,
+        input=file.model_dump_json(),
+        capture_output=True,
+        text=True,
+        timeout=INITIAL_SECONDS,
+        check=False,
     )
     if done.returncode:
-        raise Refused(Reason.TASK_FAILED, f"version 0 could not be built from {folder}:\n{done.stderr.strip()[-4000:]}")
+        raise Refused(
+            Reason.TASK_FAILED, f"version 0 could not be built from {folder}:\n{done.stderr.strip()[-4000:]}"
+        )
     return scratch / "initial.safetensors"
 
 

@@ -21,7 +21,9 @@ LATE_SECONDS = 15  # without a heartbeat a silo that should be connected is show
 STATUS_STYLE = {"running": "green", "completed": "green", "paused": "yellow", "aborted": "red"}
 
 
-def follow(statuses: Iterable[admin_pb2.JobStatus], *, once: bool, as_json: bool) -> admin_pb2.JobStatus | None:
+def follow(
+    statuses: Iterable[admin_pb2.JobStatus], *, once: bool, as_json: bool
+) -> admin_pb2.JobStatus | None:
     """Show statuses as they come, until the job has ended; the last one is returned. Redraws only on a terminal."""
     if once:
         last = next(iter(statuses), None)
@@ -118,7 +120,9 @@ def jobs_table(statuses: list[admin_pb2.JobStatus]) -> RenderableType:
 
 def view(status: admin_pb2.JobStatus) -> RenderableType:
     """The live view: head and buffer, one row per silo, and what was last refused and why."""
-    table = _table("silo", "", "doing", "base", "sent", "merged", "refused", "retired", "staleness", "data", "accuracy")
+    table = _table(
+        "silo", "", "doing", "base", "sent", "merged", "refused", "retired", "staleness", "data", "accuracy"
+    )
     scores = _scores(status)
     for silo in status.silos:
         name, style = state(silo, status)
@@ -143,7 +147,11 @@ def view(status: admin_pb2.JobStatus) -> RenderableType:
 def line(status: admin_pb2.JobStatus) -> str:
     """One line for a log file or a terminal that cannot redraw."""
     mean = next((e for e in status.evaluations if not e.silo), None)
-    score = "" if mean is None else "".join(f"  {k} {v:.3f} (version {mean.version})" for k, v in mean.metrics.items())
+    score = (
+        ""
+        if mean is None
+        else "".join(f"  {k} {v:.3f} (version {mean.version})" for k, v in mean.metrics.items())
+    )
     busy = sum(silo.training for silo in status.silos)
     connected = sum(silo.connected for silo in status.silos)
     merged = sum(silo.merged for silo in status.silos)
@@ -203,7 +211,9 @@ def _headline(status: admin_pb2.JobStatus) -> RenderableType:
     )
     if mean is not None:
         for name, value in mean.metrics.items():
-            facts.append(f"   mean {name} {value:.1%}" if 0 <= value <= 1 else f"   mean {name} {value:.4g}", "bold")
+            facts.append(
+                f"   mean {name} {value:.1%}" if 0 <= value <= 1 else f"   mean {name} {value:.4g}", "bold"
+            )
         facts.append(f" at version {mean.version}", "dim")
     grid.add_row(bar, facts)
     return grid
@@ -235,7 +245,18 @@ def _status(status: admin_pb2.JobStatus) -> Text:
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    numeric = {"base", "sent", "merged", "refused", "retired", "staleness", "data", "accuracy", "head", "best"}
+    numeric = {
+        "base",
+        "sent",
+        "merged",
+        "refused",
+        "retired",
+        "staleness",
+        "data",
+        "accuracy",
+        "head",
+        "best",
+    }
     for column in columns:
         table.add_column(column, justify="right" if column in numeric else "left")
     return table

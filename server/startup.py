@@ -61,6 +61,7 @@ class Core:
     scheduling: Scheduling
     jobs: Jobs
     epoch: int
+    _lock: int  # file descriptor; closing it lets another process serve
 
     def start(self) -> None:
         """Log the start with what it found unfinished, then let aggregation run."""
@@ -70,15 +71,44 @@ class Core:
         self.aggregation.wake()
 
     def stop(self) -> None:
+        """The step in progress is published, what is queued is answered; then the directory is free."""
         self.aggregation.stop()
+        self.close()
+
+    def close(self) -> None:
         self.writer.stop()
+        os.close(self._lock)
 
 
-def open_core(directory: Path, federation: str, origin: str, signer: NoteSigner, presence: Presence, world: World,
-              published: Callable[[str, int], None] = lambda job, version: None) -> Core:
+def open_core(
+    directory: Path,
+    federation: str,
+    origin: str,
+    signer: NoteSigner,
+    presence: Presence,
+    world: World,
+    published: Callable[[str, int], None] = lambda job, version: None,
+) -> Core:
     """Steps 1 to 4. Raises Conflict when another process serves this directory, Corrupt when its state may not be served."""
+    held = lock(directory / "state" / "lock")
+    try:
+        return _open(directory, federation, origin, signer, presence, world, published, held)
+    except BaseException:
+        os.close(held)
+        raise
+
+
+def _open(
+    directory: Path,
+    federation: str,
+    origin: str,
+    signer: NoteSigner,
+    presence: Presence,
+    world: World,
+    published: Callable[[str, int], None],
+    held: int,
+) -> Core:
     state = directory / "state"
-    lock(state / "lock")
     migrate(state / "state.db")
     register = CheckpointRegister(state / "checkpoint")
     reader = open_reader(state / "state.db")
@@ -94,7 +124,9 @@ def open_core(directory: Path, federation: str, origin: str, signer: NoteSigner,
     sequencer = Sequencer(origin, federation, observer.id, signer, world.entropy)
     writer = Writer(engine, sequencer, register, epoch, world.clock, world.reached)
     log = Log(reader)
-    aggregation = Aggregation(writer, reader, blobs, observer, world.clock, world.entropy, world.reached, published)
+    aggregation = Aggregation(
+        writer, reader, blobs, observer, world.clock, world.entropy, world.reached, published
+    )
     return Core(
         federation=federation,
         observer=observer,
@@ -105,8 +137,20 @@ def open_core(directory: Path, federation: str, origin: str, signer: NoteSigner,
         intake=Intake(federation, writer, reader, log, blobs, world.entropy, aggregation.wake, world.reached),
         aggregation=aggregation,
         scheduling=Scheduling(writer, reader, log, blobs, observer, world.entropy),
-        jobs=Jobs(federation, writer, reader, log, blobs, observer, presence, world.clock, world.entropy, aggregation.wake),
+        jobs=Jobs(
+            federation,
+            writer,
+            reader,
+            log,
+            blobs,
+            observer,
+            presence,
+            world.clock,
+            world.entropy,
+            aggregation.wake,
+        ),
         epoch=epoch,
+        _lock=held,
     )
 
 
@@ -122,13 +166,17 @@ def lock(path: Path) -> int:
     return descriptor
 
 
-def reconcile(connection: Connection, register: CheckpointRegister, verifier: NoteVerifier, origin: str) -> None:
+def reconcile(
+    connection: Connection, register: CheckpointRegister, verifier: NoteVerifier, origin: str
+) -> None:
     """Step 3. Raises Corrupt when the database does not extend the registered checkpoint."""
     registered = registered_checkpoint(register, verifier, origin)
     size, note = newest_checkpoint(connection)
     if registered is None:
         if size:
-            raise Corrupt(f"{register.path} is missing but the log has {size} entries; restore it from a backup")
+            raise Corrupt(
+                f"{register.path} is missing but the log has {size} entries; restore it from a backup"
+            )
         return
     if registered.size > size:
         raise Corrupt(
@@ -136,7 +184,9 @@ def reconcile(connection: Connection, register: CheckpointRegister, verifier: No
             "Serving would fork the log; restore the newest database, or start a new federation."
         )
     if merkle.root(registered.size, node_reader(connection)) != registered.root:
-        raise Corrupt("the database holds another log than the registered checkpoint; restore the right database")
+        raise Corrupt(
+            "the database holds another log than the registered checkpoint; restore the right database"
+        )
     if size > registered.size:
         register.advance(register.read(), note)
 

@@ -13,7 +13,16 @@ import grpc
 
 from anabranch.errors import Corrupt, Misuse, Reason, Refused, Unavailable
 from anabranch.tlog.receipt import Receipt
-from anabranch.v1 import audit_pb2, audit_pb2_grpc, federation_pb2, federation_pb2_grpc, update_pb2, update_pb2_grpc
+from anabranch.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    federation_pb2,
+    federation_pb2_grpc,
+    update_pb2,
+    update_pb2_grpc,
+)
 from anabranch.wire import codec, limits, status, tls
 from silo_agent import messages
 from silo_agent.messages import Certified, Decided, Heartbeat, Hello, Lease, OfferedJob, ServerMessage, View, Wait
@@ -60,9 +69,7 @@ class Client:
     def jobs(self) -> list[OfferedJob]:
         with self._answering():
             reply = self._federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=UNARY_SECONDS)
-        if len(reply.jobs) > limits.JOBS:
-            raise Refused(Reason.SIZE_LIMIT, f"the server lists {len(reply.jobs)} jobs; at most {limits.JOBS}")
-        return [messages.offered_job(job) for job in reply.jobs]
+        return [messages.offered_job(job) for job in codec.capped(reply.jobs, limits.JOBS, "jobs")]
 
     def decide(self, job: str, envelope: bytes) -> Receipt:
         with self._answering():
@@ -87,17 +94,13 @@ class Client:
     def renew(self, csr: bytes) -> Certified:
         with self._answering():
             reply = self._federation.Renew(federation_pb2.RenewRequest(csr=csr), timeout=UNARY_SECONDS)
-        if len(reply.certificate_chain) > limits.CERTIFICATE_CHAIN:
-            raise Refused(Reason.SIZE_LIMIT, f"a certificate chain of {len(reply.certificate_chain)} bytes")
         return Certified(reply.certificate_chain, codec.receipt_from_proto(reply.receipt))
 
     def consistency(self, old: int, new: int) -> Sequence[bytes]:
         with self._answering():
             request = audit_pb2.GetConsistencyRequest(old_size=old, new_size=new)
             reply = self._audit.GetConsistency(request, timeout=UNARY_SECONDS)
-        if len(reply.proof) > 2 * limits.PROOF:
-            raise Refused(Reason.SIZE_LIMIT, f"a consistency proof of {len(reply.proof)} hashes")
-        return tuple(reply.proof)
+        return tuple(codec.capped(reply.proof, 2 * limits.PROOF, "hashes of a proof"))
 
     def session(self, outgoing: Iterable[Hello | Heartbeat]) -> Iterator[ServerMessage]:
         """The one long-lived stream. Ends when the server ends it; raises when it breaks or `hang_up` is called."""
@@ -127,10 +130,8 @@ class Client:
             request = federation_pb2.FetchModelRequest(job=job, digest=digest, offset=offset)
             for message in self._federation.FetchModel(request, timeout=BULK_SECONDS):
                 if message.WhichOneof("body") == "header":
-                    if len(message.header.receipts) > limits.RECEIPTS:
-                        raise Refused(Reason.SIZE_LIMIT, f"{len(message.header.receipts)} receipts with one model")
-                    receipts = tuple(codec.receipt_from_proto(r) for r in message.header.receipts)
-                    yield messages.viewed(message.header.view), receipts
+                    proofs = codec.capped(message.header.receipts, limits.RECEIPTS, "receipts")
+                    yield messages.viewed(message.header.view), tuple(map(codec.receipt_from_proto, proofs))
                 else:
                     yield message.chunk
 
@@ -160,20 +161,61 @@ class Client:
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
-        """Turn a failed call into what the server meant."""
         generation = self._generation
         try:
-            yield
-        except (grpc.RpcError, grpc.FutureCancelledError) as error:
-            meant = status.from_rpc_error(error) if isinstance(error, grpc.RpcError) else Unavailable("cancelled")
-            if isinstance(meant, Refused) and meant.code is Reason.BAD_CERTIFICATE and generation != self._generation:
+            with answering():
+                yield
+        except Refused as error:
+            if error.code is Reason.BAD_CERTIFICATE and generation != self._generation:
                 raise Unavailable("the certificate was renewed during this call; it is made again") from error
-            if isinstance(meant, Corrupt | Misuse):
-                raise Unavailable(f"the server cannot answer: {meant}") from error  # theirs, not ours
-            raise meant from error
-        except ValueError as error:
-            if "closed channel" not in str(error):
-                raise
-            raise Unavailable(f"the connection was closed: {error}") from error
+            raise
 
 
+class Enroller:
+    """The two calls of enrolment, over TLS that authenticates the server only."""
+
+    def __init__(self, address: str, ca: bytes, proxy: str | None) -> None:
+        self._channel = tls.channel(address, ca, None, None, proxy)
+        self._stub: Any = enrolment_pb2_grpc.EnrolmentStub(self._channel)
+
+    def begin(self, token_id: str) -> bytes:
+        """A fresh nonce for the proofs of possession."""
+        with answering():
+            nonce: bytes = self._stub.Begin(enrolment_pb2.BeginRequest(token_id=token_id), timeout=UNARY_SECONDS).nonce
+        return nonce
+
+    def enrol(
+        self, token_id: str, token: bytes, csr: bytes, keys: Iterable[tuple[str, bytes, bytes]]
+    ) -> tuple[bytes, list[Receipt]]:
+        """Spend the token. `keys`: purpose, raw public key, proof. The certificate chain (PEM), and what was logged."""
+        request = enrolment_pb2.EnrolRequest(
+            token_id=token_id,
+            token=token,
+            csr=csr,
+            keys=[enrolment_pb2.Key(purpose=name, public=public, proof=proof) for name, public, proof in keys],
+        )
+        with answering():
+            reply = self._stub.Enrol(request, timeout=UNARY_SECONDS)
+        receipts = codec.capped(reply.receipts, limits.RECEIPTS, "receipts")
+        return reply.certificate_chain, [codec.receipt_from_proto(receipt) for receipt in receipts]
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn a failed call into what the server meant."""
+    try:
+        yield
+    except grpc.FutureCancelledError as error:
+        raise Unavailable("the call was cancelled") from error
+    except grpc.RpcError as error:
+        meant = status.from_rpc_error(error)
+        if isinstance(meant, Corrupt | Misuse):
+            raise Unavailable(f"the server cannot answer: {meant}") from error  # theirs, not ours
+        raise meant from error
+    except ValueError as error:
+        if "closed channel" not in str(error):
+            raise
+        raise Unavailable(f"the connection was closed: {error}") from error

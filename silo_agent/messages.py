@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from anabranch.errors import Reason, Refused
 from anabranch.tlog.details import ID
@@ -41,7 +40,7 @@ class View:
 class Lease:
     id: str
     job: str
-    kind: Literal["train", "evaluate"]
+    kind: codec.TaskKind
     view: View
     nonce: str
     deadline: int  # unix seconds; the update stays admissible after it
@@ -155,12 +154,10 @@ def offered_job(job: pb.Job) -> OfferedJob:
 
 
 def leased(lease: pb.Lease) -> Lease:
-    if lease.kind not in (pb.TRAIN, pb.EVALUATE):
-        raise Refused(Reason.MALFORMED, f"lease {lease.id}: unknown task kind {lease.kind}; upgrade this agent")
     return Lease(
         id=_id(lease.id),
         job=_id(lease.job),
-        kind="train" if lease.kind == pb.TRAIN else "evaluate",
+        kind=codec.task_kind_from_proto(lease.kind),
         view=viewed(lease.view),
         nonce=lease.nonce,
         deadline=lease.deadline,

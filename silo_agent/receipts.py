@@ -131,7 +131,8 @@ class LogView:
 
 def require(entry: Entry, kind: str, *, job: str | None = None, **detail: Any) -> dict[str, Any]:
     """The entry's detail. Raises Refused(DIGEST_MISMATCH) unless it is a `kind` saying exactly this."""
-    found: dict[str, Any] = dict(entry.detail)
+    stated = entry.detail
+    found = stated if isinstance(stated, dict) else stated.model_dump(mode="json", exclude_none=True)
     if entry.type != kind or (job is not None and entry.job != job):
         raise Refused(
             Reason.DIGEST_MISMATCH, f"the receipt is for {entry.type} of job {entry.job}, not {kind} of {job}"

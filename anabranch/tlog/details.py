@@ -16,8 +16,10 @@ from anabranch.errors import Refused
 from anabranch.terms import METRIC, SPLIT, Digest, Name
 from anabranch.wire import canonical
 
-_DOMAIN = r"[a-z0-9](?:[a-z0-9.-]{0,125}[a-z0-9])?"
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = (
+    rf"(?:{_LABEL}\.){{0,5}}(?:[0-9][0-9-]{{0,19}})?[a-z](?:[a-z0-9-]{{0,41}}[a-z0-9])?"  # no IP address
+)
 
 ID = r"^[0-9a-z](?:[0-9a-z_-]{0,62}[0-9a-z])?$"  # leases, updates, jobs, tokens, steps: UUID, hex or name
 NONCE = r"^[0-9a-f]{16,64}$"
@@ -27,6 +29,7 @@ OPERATOR_REASON = r"^[a-z0-9_ -]{0,80}$"  # why an operator paused, resumed or a
 METHOD = r"^(?:/?anabranch\.v1\.)?(?:[A-Za-z]{1,40}/)?[A-Za-z]{1,40}$"
 EXCEPTION = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # a type's name without its module
 CODE_LINE = r"^[A-Za-z0-9_]{1,40}(?:/[A-Za-z0-9_]{1,40}){0,4}\.py:[0-9]{1,7}$"  # inside the job's archive
+RELEASE = r"^[0-9]{1,6}(?:\.[0-9]{1,6}){1,2}(?:[.+-]?[a-z][0-9a-z.+-]{0,24})?$"  # 0.1.0, 0.2.0rc1, 0.2.0.dev3
 FEDERATION = rf"^{_DOMAIN}$"
 IDENTITY = rf"^spiffe://{_DOMAIN}/(?:aggregator/0|silo/{_LABEL}/agent/[0-9]{{1,9}}|admin/{_LABEL})$"
 ORIGIN = rf"^{_DOMAIN}(?:/[a-z0-9._-]{{1,64}}){{0,4}}$"
@@ -73,7 +76,7 @@ IdentityUri = Annotated[str, Field(pattern=IDENTITY)]
 Origin = Annotated[str, Field(pattern=ORIGIN)]
 Split = Annotated[str, Field(pattern=SPLIT)]
 Metric = Annotated[str, Field(pattern=METRIC)]
-Release = Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,39}$")]
+Release = Annotated[str, Field(pattern=RELEASE)]
 ReasonText = Annotated[str, Field(pattern=REASON)]
 OperatorReason = Annotated[str, Field(pattern=OPERATOR_REASON)]
 Optimizer = Annotated[dict[FieldName, Annotated[str, Field(max_length=40)]], AfterValidator(_is_optimizer)]

@@ -191,7 +191,7 @@ def verify_leaf(
     except (x509.ExtensionNotFound, x509.DuplicateExtension, UnsupportedAlgorithm, ValueError) as error:
         raise _bad(f"does not parse: {str(error)[:200]}") from error
     if role is not None and identity.role != role:
-        raise _bad(f"belongs to {identity.uri}, which is not a {role}")
+        raise _bad(f"belongs to {identity.uri}, not a member of role {role}")
     return identity
 
 

@@ -177,8 +177,8 @@ def check_values(path: str | os.PathLike[str], manifest: Manifest) -> float:
     overflows float64, so a sum that is not finite means a value that is not.
     """
     norm_squared = 0.0
-    wide = np.empty(_CHUNK_ELEMENTS, np.float64)
     with TensorFile(path, manifest) as file, np.errstate(all="ignore"):
+        wide = np.empty(_CHUNK_ELEMENTS, np.float64)
         for spec, start, piece in _pieces(file):
             squares = wide[: piece.size]
             np.copyto(squares, piece)

@@ -17,7 +17,20 @@ HELD_OUT = 0.25  # of every silo's records, never trained on
 SMALLEST = 24  # records a silo gets at least; a deal with a smaller one is drawn again
 DEALS = 1000
 
-RIVERS = ("aare", "danube", "elbe", "loire", "tagus", "rhone", "drava", "ebro", "oder", "seine", "tisza", "vltava")
+RIVERS = (
+    "aare",
+    "danube",
+    "elbe",
+    "loire",
+    "tagus",
+    "rhone",
+    "drava",
+    "ebro",
+    "oder",
+    "seine",
+    "tisza",
+    "vltava",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,9 @@ def _shares(labels: NDArray[np.int64], silos: int, random: np.random.Generator) 
         shares = [np.concatenate(part) for part in parts]
         if min(len(share) for share in shares) >= SMALLEST:
             return shares
-    raise ValueError(f"no deal of {len(labels)} digits gives each of {silos} silos {SMALLEST}; ask for fewer silos")
+    raise ValueError(
+        f"no deal of {len(labels)} digits gives each of {silos} silos {SMALLEST}; ask for fewer silos"
+    )
 
 
 def _part(

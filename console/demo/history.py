@@ -129,7 +129,9 @@ def read_entries(export: Path) -> Iterator[Entry]:
 def tell(entries: Iterable[Entry], job: str) -> History:
     """The story of `job`. Raises ValueError when the log never started it."""
     log = list(entries)
-    of_job = [(i, e) for i, e in enumerate(log) if e.job == job or (e.target.kind == "job" and e.target.id == job)]
+    of_job = [
+        (i, e) for i, e in enumerate(log) if e.job == job or (e.target.kind == "job" and e.target.id == job)
+    ]
     submitted = _only(of_job, "job.submitted", job)
     started = _only(of_job, "job.started", job)
     end = next((e for _, e in reversed(of_job) if e.type in ("job.completed", "job.aborted")), None)

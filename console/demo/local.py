@@ -8,7 +8,6 @@ least `Plan.steps` steps, and of all the points it passed the one that did best 
 hindsight. The federated model is simply the last one.
 """
 
-import importlib.util
 import json
 import sys
 from collections.abc import Mapping
@@ -20,7 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from console.demo.plan import Plan, SiloPlan, TaskData
+from console.demo.plan import Plan, SiloPlan
+from silo_agent.training.task import SiloData, load_task
 
 LOOKS = 40  # points of a local training at which it is evaluated
 
@@ -30,7 +30,9 @@ def evaluate_all(plan: Plan) -> dict[str, Any]:
 
     Every accuracy is a fraction; "own" is on the silo's held-out records, "all" on all silos' held-out records.
     """
-    task = _task(plan)
+    torch.set_num_threads(1)
+    torch.manual_seed(plan.seed)
+    task: Any = load_task(Path(plan.folder), plan.task, {})
     model = task.model()
     everything = _batches(task, plan.together, "validation", 512)
     curve = {}
@@ -55,12 +57,25 @@ def _silo(plan: Plan, task: Any, model: nn.Module, silo: SiloPlan, everything: A
     best = max(path, key=lambda point: (point["own"], point["steps"]))
     model.load_state_dict(load_file(plan.head), strict=False)
     federated = {"own": _accuracy(task, model, own), "all": _accuracy(task, model, everything)}
-    tuned = _train(plan, task, model, silo, plan.tune_steps, plan.tune_learning_rate, 1, (own, everything))[-1]
-    return {"local": {**best, "trained_steps": plan.steps, "path": path}, "federated": federated, "tuned": tuned}
+    tuned = _train(plan, task, model, silo, plan.tune_steps, plan.tune_learning_rate, 1, (own, everything))[
+        -1
+    ]
+    return {
+        "local": {**best, "trained_steps": plan.steps, "path": path},
+        "federated": federated,
+        "tuned": tuned,
+    }
 
 
 def _train(
-    plan: Plan, task: Any, model: nn.Module, silo: SiloPlan, steps: int, rate: float, looks: int, on: tuple[Any, Any]
+    plan: Plan,
+    task: Any,
+    model: nn.Module,
+    silo: SiloPlan,
+    steps: int,
+    rate: float,
+    looks: int,
+    on: tuple[Any, Any],
 ) -> list[dict[str, Any]]:
     """Train `model` in place for `steps` batches; the accuracies at `looks` evenly spaced points."""
     torch.manual_seed(plan.seed)
@@ -92,17 +107,7 @@ def _accuracy(task: Any, model: nn.Module, batches: Any) -> float:
 
 
 def _batches(task: Any, data: str, split: str, size: int, shuffle: bool = False) -> Any:
-    return DataLoader(task.dataset(TaskData(Path(data), {}), split), batch_size=size, shuffle=shuffle)
-
-
-def _task(plan: Plan) -> Any:
-    torch.manual_seed(plan.seed)
-    torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("demo_task", plan.task_file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, plan.task_class)()
+    return DataLoader(task.dataset(SiloData(Path(data), {}), split), batch_size=size, shuffle=shuffle)
 
 
 def main(arguments: list[str]) -> None:

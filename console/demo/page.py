@@ -5,7 +5,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from console.demo.pictures import RAMP_WORDS, speed_word
+from console.demo.pictures import RAMP_WORDS, percent, speed_word
 from console.watch import size
 
 Report = Mapping[str, Any]
@@ -37,14 +37,19 @@ def _header(report: Report) -> str:
     silos, model, verdict = report["silos"], report["model"], report["verdict"]
     low, high = min(s["local"]["all"] for s in silos), max(s["local"]["all"] for s in silos)
     if verdict["federated_beats_every_local_on_all"]:
-        alone = _percent(low) if len(silos) == 1 else f"{_percent(low)} to {_percent(high)}"
-        title = f"Together {_percent(model['accuracy_all'])}. Alone, {alone}."
+        alone = percent(low) if len(silos) == 1 else f"{100 * low:.1f} to {percent(high)}"
+        title = f"Together {percent(model['accuracy_all'])}. Alone, {alone}."
     else:
-        title = f"The federated model did not beat every silo alone: {_percent(model['accuracy_all'])} against {_percent(high)}."
+        scores = f"{percent(model['accuracy_all'])} against {percent(high)}"
+        title = f"The federated model did not beat every silo alone: {scores}."
     seals = (
         (verdict["log_verified"], "Log verified offline", "Log did not verify"),
         (verdict["replayed_bit_exactly"], "Every version recomputed bit for bit", "Replay failed"),
-        (verdict["every_update_settled_once"], "Every update settled exactly once", "An update is unaccounted for"),
+        (
+            verdict["every_update_settled_once"],
+            "Every update settled exactly once",
+            "An update is unaccounted for",
+        ),
     )
     marks = "".join(f"<li>{good}</li>" if ok else f'<li class="bad">{bad}</li>' for ok, good, bad in seals)
     return f"""<header>
@@ -120,9 +125,8 @@ def _benefit_words(silo: Mapping[str, Any]) -> str:
         at_home = "Equal at home" if own < 0.0005 else f"{_points(own)} at home"
         return f"{at_home}, {everywhere} on everybody’s records."
     tuned = silo["tuned"]["own"] - silo["local"]["own"]
-    after = (
-        f"after {silo['tuned']['steps']} steps of fine-tuning "
-        + ("it is level" if abs(tuned) < 0.0005 else f"it is {_points(tuned)} against local")
+    after = f"after {silo['tuned']['steps']} steps of fine-tuning " + (
+        "it is level" if abs(tuned) < 0.0005 else f"it is {_points(tuned)} against local"
     )
     return f"Local wins at home by {_points(-own, sign=False)}; {after}. {everywhere} on everybody’s records."
 
@@ -134,13 +138,16 @@ def _growth(report: Report, river: str) -> str:
         " update joins many versions after the one it started from.",
         "fedavg": "Every version waits for all silos, up to a deadline, so the slowest one sets the pace.",
     }[strategy]
-    key = "".join(f'<li><i style="background:var(--stale-{n})"></i>{w}</li>' for n, w in enumerate(RAMP_WORDS))
+    key = "".join(
+        f'<li><i style="background:var(--stale-{n})"></i>{w}</li>' for n, w in enumerate(RAMP_WORDS)
+    )
     return f"""<section>
 <h2>How the model grew</h2>
 <p>{how} Each bar below is one update, from the moment a silo was handed a version to the receipt for what it made of it.</p>
 <figure>{river}
 <ul class="key"><li>versions behind when merged:</li>{key}
-<li><i style="border:1px solid var(--muted)"></i>retired</li><li><i style="border:1px solid var(--warn)"></i>refused</li></ul>
+<li><i style="border:1px solid var(--muted)"></i>retired</li>
+<li><i style="border:1px solid var(--warn)"></i>refused</li></ul>
 </figure>
 </section>"""
 
@@ -177,7 +184,7 @@ def _given(report: Report, staleness: str) -> str:
         mean = "–" if silo["mean_staleness"] is None else f"{silo['mean_staleness']:.1f}"
         cells = "".join(_count(updates[key]) for key in ("sent", "merged", "refused", "retired"))
         rows.append(
-            f"<tr><td>{escape(silo['silo'])}<span class=\"slow\">{speed_word(silo['slowness'])}</span></td>{cells}"
+            f'<tr><td>{escape(silo["silo"])}<span class="slow">{speed_word(silo["slowness"])}</span></td>{cells}'
             f"<td>{mean}</td><td>{size(silo['bytes'])}</td></tr>"
         )
     reasons = sorted({r for s in report["silos"] for r in s["refused_because"] + s["retired_because"]})
@@ -189,7 +196,8 @@ def _given(report: Report, staleness: str) -> str:
 <p>An update is <em>merged</em> into a version, <em>refused</em> with a reason, or <em>retired</em> unused, for example
 because the job had ended.{why}{noticed}</p>
 <div class="pair">
-<div class="scroll" style="margin-top:0"><table><thead><tr><th>silo</th><th>sent</th><th>merged</th><th>refused</th><th>retired</th>
+<div class="scroll" style="margin-top:0"><table><thead>
+<tr><th>silo</th><th>sent</th><th>merged</th><th>refused</th><th>retired</th>
 <th>mean<br>staleness</th><th>bytes</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>
 <figure>{staleness}<figcaption>Staleness of merged updates, in versions.</figcaption></figure>
 </div>
@@ -209,7 +217,8 @@ def _heat(report: Report) -> str:
             for count in silo["label_counts"]
         )
         rows += f"<tr><td>{escape(silo['silo'])}</td>{cells}</tr>"
-    return f'<div class="scroll"><table class="heat"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    head = f"<thead><tr><th></th>{head}</tr></thead>"
+    return f'<div class="scroll"><table class="heat">{head}<tbody>{rows}</tbody></table></div>'
 
 
 def _trust(report: Report) -> str:
@@ -224,14 +233,15 @@ def _trust(report: Report) -> str:
 that log by a separate program that shares no code with the server’s storage and used no network.</p>
 <div class="proof">
 {_verdict_card("Nothing was removed or altered", log["verify"], "Tree, signatures and receipts hold.")}
-{_verdict_card("The model is what the silos’ updates make it", log["replay"], "Every version was recomputed from signed updates.")}
+{_verdict_card("The model is what the updates make it", log["replay"], "Every version follows from signed updates.")}
 </div>
 <dl class="facts">
 <dt>model, version {model["version"]}</dt><dd class="digest">sha256 {model["parameters_sha256"]}</dd>
 <dt>terms of the job</dt><dd class="digest">sha256 {report["job"]["terms_sha256"]}</dd>
 </dl>
 <p>Each silo signed its approval of exactly these terms, which include the digest of the code that ran:</p>
-<div class="scroll" style="max-width:30em"><table><thead><tr><th>silo</th><th>decision</th><th>log entry</th></tr></thead><tbody>{approvals}</tbody></table></div>
+<div class="scroll" style="max-width:30em"><table>
+<thead><tr><th>silo</th><th>decision</th><th>log entry</th></tr></thead><tbody>{approvals}</tbody></table></div>
 <p class="note">Check it yourself, on any machine, with the export in hand:</p>
 <pre>{escape(log["verify"]["command"])}
 {escape(log["replay"]["command"])}</pre>
@@ -239,7 +249,11 @@ that log by a separate program that shares no code with the server’s storage a
 
 
 def _verdict_card(title: str, verdict: Mapping[str, Any], good: str) -> str:
-    said = verdict.get("summary") or verdict.get("error") or (good if verdict["ok"] else "See the audit log directory.")
+    said = (
+        verdict.get("summary")
+        or verdict.get("error")
+        or (good if verdict["ok"] else "See the audit log directory.")
+    )
     text = said.get("message", "") if isinstance(said, Mapping) else str(said)
     mark = "holds" if verdict["ok"] else "does not hold"
     return (
@@ -252,11 +266,12 @@ def _method(report: Report) -> str:
     job, silos = report["job"], report["silos"]
     steps, tuned = silos[0]["local"]["trained_steps"], silos[0]["tuned"]["steps"]
     ema = report["model"]["ema_accuracy_all"]
-    served = f" The running average served beside it (EMA) reaches {_percent(ema)}." if ema is not None else ""
+    served = f" The running average served beside it (EMA) reaches {percent(ema)}." if ema is not None else ""
     return f"""<section>
 <h2>How the figures were made</h2>
-<p>scikit-learn’s 1 797 digits, dealt by Dirichlet({job["concentration"]:g}) over labels with seed {job["seed"]}; a quarter of every
-silo’s records is held out and never trained on. Strategy {escape(job["strategy"])}, {job["local_steps"]} local steps per update.</p>
+<p>scikit-learn’s 1 797 digits, dealt by Dirichlet({job["concentration"]:g}) over labels with seed {job["seed"]};
+a quarter of every silo’s records is held out and never trained on. Strategy {escape(job["strategy"])},
+{job["local_steps"]} local steps per update.</p>
 <p>The comparison favours training alone. Each silo’s own model starts from the same version 0 and gets {steps} steps, at
 least twice as many as any silo contributed, and of all the points it passed the best on the silo’s own held-out records
 is shown, chosen in hindsight. The federated model is simply the last version, {report["model"]["version"]}; nothing was
@@ -278,19 +293,15 @@ def _incident_words(incidents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _score(value: float, best: float) -> str:
-    return f"<td><b>{_percent(value)}</b></td>" if value == best else f"<td>{_percent(value)}</td>"
+    return f"<td><b>{percent(value)}</b></td>" if value == best else f"<td>{percent(value)}</td>"
 
 
 def _count(value: int) -> str:
     return f"<td>{value}</td>" if value else '<td class="zero">0</td>'
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
 def _points(value: float, sign: bool = True) -> str:
-    return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f} points"
+    return f"{100 * value:+.1f}\u00a0points" if sign else f"{100 * value:.1f} points"
 
 
 def _list(words: Sequence[str]) -> str:

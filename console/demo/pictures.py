@@ -28,7 +28,7 @@ _VARIABLES = {
     **{colour: f"--stale-{n}" for n, colour in enumerate(RAMP)},
     **{colour: f"--speed-{n}" for n, colour in enumerate(SPEEDS)},
 }  # fmt: skip
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 11,
     "text.color": INK,
@@ -43,7 +43,7 @@ _STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-PERCENT = FuncFormatter(lambda value, _: f"{value:.0%}")
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
 
 
 def river(history: History, report: Mapping[str, Any]) -> str:
@@ -54,7 +54,8 @@ def river(history: History, report: Mapping[str, Any]) -> str:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 0.42 * len(lanes) + 0.2))
         _curve(top, report)
         _lanes(bottom, history, lanes)
-        end = max(history.ended - history.started, 1e-3)
+        last = max([history.ended, *(update.received for update in history.updates)])
+        end = max(last - history.started, 1e-3)
         bottom.set_xlim(-0.01 * end, 1.005 * end)
         bottom.set_xlabel("seconds since the job started")
         for axes in (top, bottom):
@@ -71,12 +72,12 @@ def _curve(axes: Axes, report: Mapping[str, Any]) -> None:
     best = report["model"]["best_local_accuracy_all"]
     axes.axhline(best, color=LOCAL, linewidth=1.2, linestyle=(0, (5, 3)))
     axes.annotate(
-        f"best silo on its own, {best:.1%}", (1, best), xycoords=("axes fraction", "data"), xytext=(-4, -13),
+        f"best silo on its own, {percent(best)}", (1, best), xycoords=("axes fraction", "data"), xytext=(-4, -13),
         textcoords="offset points", ha="right", color=MUTED, fontsize=10,
     )  # fmt: skip
     if points:
         axes.annotate(
-            f"{values[-1]:.1%}", (times[-1], values[-1]), xytext=(-2, 8), textcoords="offset points", ha="right",
+            percent(values[-1]), (times[-1], values[-1]), xytext=(-2, 8), textcoords="offset points", ha="right",
             color=ACCENT, fontweight="bold",
         )  # fmt: skip
     axes.set_ylim(0, 1.06)
@@ -136,7 +137,14 @@ def staleness(history: History, report: Mapping[str, Any]) -> str:
     with mpl.rc_context({**_STYLE, "svg.hashsalt": "staleness"}):
         figure = Figure(figsize=(5.1, 2.9))
         axes = figure.subplots()
-        axes.hist(groups, bins=edges, stacked=True, color=colours, rwidth=0.86, label=[speed_word(s) for s in speeds])
+        axes.hist(
+            groups,
+            bins=edges,
+            stacked=True,
+            color=colours,
+            rwidth=0.86,
+            label=[speed_word(s) for s in speeds],
+        )
         axes.set_xlabel("versions published between lease and merge")
         axes.set_ylabel("updates")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -153,13 +161,17 @@ def bars(report: Mapping[str, Any]) -> str:
     with mpl.rc_context({**_STYLE, "svg.hashsalt": "bars"}):
         figure = Figure(figsize=(10.4, 0.75 + 0.52 * len(silos)))
         pair = figure.subplots(1, 2, sharey=True)
-        for axes, key, title in zip(pair, ("own", "all"), ("its own held-out records", "all silos’ held-out records"), strict=True):
+        for axes, key, title in zip(
+            pair, ("own", "all"), ("its own held-out records", "all silos’ held-out records"), strict=True
+        ):
             _bars(axes, silos, key)
             axes.set_title(f"on {title}", loc="left", color=INK, fontsize=11, fontweight="bold")
         pair[0].set_yticks(range(len(silos)), [silo["silo"] for silo in silos])
         pair[0].set_ylim(len(silos) - 0.4, -0.6)
         height = 0.75 + 0.52 * len(silos)
-        figure.subplots_adjust(left=0.085, right=0.985, top=1 - 0.35 / height, bottom=0.12 / height, wspace=0.06)
+        figure.subplots_adjust(
+            left=0.085, right=0.985, top=1 - 0.35 / height, bottom=0.12 / height, wspace=0.06
+        )
         return _svg(figure, "bars", "Accuracy of local-only and federated models per silo")
 
 
@@ -169,13 +181,18 @@ def _bars(axes: Axes, silos: Sequence[Mapping[str, Any]], key: str) -> None:
             value = silo[who][key]
             axes.barh(row + offset, value, height=0.34, color=colour)
             axes.annotate(
-                f"{value:.1%}", (value, row + offset), xytext=(4, 0), textcoords="offset points", va="center",
+                percent(value), (value, row + offset), xytext=(4, 0), textcoords="offset points", va="center",
                 fontsize=9.5, color=INK if value == max(silo["local"][key], silo["federated"][key]) else MUTED,
             )  # fmt: skip
     axes.set_xlim(0, 1.14)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines["bottom"].set_visible(False)
+
+
+def percent(value: float) -> str:
+    """`0.937` → `93.7 %`, with a space that does not break."""
+    return f"{100 * value:.1f}\u00a0%"
 
 
 def speed_word(slowness: float) -> str:

@@ -1,19 +1,6 @@
 """What the evaluation process is asked to do: the one document the demo hands to `console.demo.local`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 from pydantic import BaseModel
-
-
-@dataclass(frozen=True)
-class TaskData:
-    """What the demo's task reads of a silo's data binding."""
-
-    path: Path
-    params: Mapping[str, Any]
 
 
 class SiloPlan(BaseModel, extra="forbid", frozen=True):
@@ -24,8 +11,8 @@ class SiloPlan(BaseModel, extra="forbid", frozen=True):
 class Plan(BaseModel, extra="forbid", frozen=True):
     """Paths name canonical safetensors files of the export. Steps are batches of `batch_size` records."""
 
-    task_file: str
-    task_class: str
+    folder: str  # the job's code
+    task: str  # "task.py:Digits"
     seed: int
     initial: str
     head: str

@@ -111,7 +111,12 @@ def build(
         },
         "server_killed": _killed(history, setup.killed),
         "incidents": [
-            {"seconds": round(i.time - history.started, 3), "type": i.type, "silo": i.silo, "detail": i.detail}
+            {
+                "seconds": round(i.time - history.started, 3),
+                "type": i.type,
+                "silo": i.silo,
+                "detail": i.detail,
+            }
             for i in history.incidents
         ],
         "accuracy_by_version": [
@@ -150,7 +155,9 @@ def _silo(history: History, measured: Mapping[str, Any], setup: SiloSetup) -> di
             "retired": _count(updates, "retired"),
             "open": _count(updates, "open"),
         },
-        "refused_because": sorted({r.code for r in refusals} | {u.reason for u in updates if u.fate == "refused"}),
+        "refused_because": sorted(
+            {r.code for r in refusals} | {u.reason for u in updates if u.fate == "refused"}
+        ),
         "retired_because": sorted({u.reason for u in updates if u.fate == "retired"}),
         "mean_staleness": round(fmean(staleness), 2) if staleness else None,
         "max_staleness": max(staleness, default=None),
@@ -170,7 +177,9 @@ def _killed(history: History, killed: Killed | None) -> dict[str, Any] | None:
         "seconds_until_ready": round(killed.ready - killed.killed, 3),
         "seconds_until_next_update": round(min(after) - killed.killed, 3) if after else None,
         "acknowledged_before": len(before),
-        "of_those_merged_once": sum(update.fate == "merged" and update.times_merged == 1 for update in before),
+        "of_those_merged_once": sum(
+            update.fate == "merged" and update.times_merged == 1 for update in before
+        ),
         "of_those_retired_or_refused": sum(update.fate in ("retired", "refused") for update in before),
         "of_those_lost": sum(update.fate == "open" for update in before),
         "of_those_merged_twice": sum(update.times_merged > 1 for update in before),

@@ -76,6 +76,10 @@ tokens = Table(
     Column("silo", String, ForeignKey("silos.name"), nullable=False),
     Column("expires_at", Float, nullable=False),
     Column("used_at", Float),
+    Column(
+        "request", String
+    ),  # digest of the certificate request that redeemed it: the same one may be repeated
+    Column("agent", Integer),  # the number it was given
     Column("failures", Integer, nullable=False, default=0),
 )
 certificates = Table(  # the allow-list: a certificate that is not here and active opens nothing

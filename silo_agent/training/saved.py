@@ -21,7 +21,10 @@ Tree = Any  # tensors, arrays, numbers, text, None in dicts, lists and tuples
 
 
 def write(path: Path, state: Tree) -> None:
-    """Durably replace `path` by `state`. Killed before the rename: the old file stands."""
+    """Durably replace `path` by `state`. Killed before the rename: the old file stands.
+
+    Raises TypeError for a state with anything else in it.
+    """
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_to_json(state, tensors))
     beside = path.with_name(f".{path.name}.tmp")
@@ -70,14 +73,15 @@ def _to_json(value: Tree, tensors: dict[str, torch.Tensor]) -> Any:
     """`value` with each tensor moved to `tensors`. Containers are tagged: JSON knows neither tuples nor integer keys."""
     if isinstance(value, torch.Tensor):
         name = f"{len(tensors):06d}"
-        tensors[name] = _own(value)
+        # A copy, since safetensors refuses to write one storage twice.
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[_to_json(k, tensors), _to_json(v, tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         tag = "list" if isinstance(value, list) else "tuple"
         return {tag: [_to_json(item, tensors) for item in value]}
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _from_json(value: Any, tensors: dict[str, torch.Tensor]) -> Tree:
@@ -91,9 +95,3 @@ def _from_json(value: Any, tensors: dict[str, torch.Tensor]) -> Tree:
         case {"tuple": items}:
             return tuple(_from_json(item, tensors) for item in items)
     return value
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, contiguous, with a storage of its own: safetensors refuses to write one storage twice."""
-    moved = tensor.detach().cpu().contiguous()
-    return moved.clone() if moved.untyped_storage().nbytes() != moved.nbytes else moved

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import heapq
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,7 +66,12 @@ class Log:
 def _opening(log: Log) -> None:
     job = Target(kind="job", id=JOB)
     terms = digest("terms")
-    log.add(START - 3, "server.started", {"release": "0.1.0", "epoch": 1}, target=Target(kind="server", id="server"))
+    log.add(
+        START - 3,
+        "server.started",
+        {"release": "0.1.0", "epoch": 1},
+        target=Target(kind="server", id="server"),
+    )
     names = ("terms_sha256", "archive_sha256", "initial_sha256", "manifest_sha256")
     log.add(START - 2, "job.submitted", {"name": "digits", **{n: digest(n[:-7]) for n in names}}, target=job)
     for silo in SILOS:
@@ -101,7 +105,9 @@ def federation(versions: int = 40, killed_at: int | None = None) -> list[Entry]:
             buffer = []
             if head == killed_at:
                 outage = 3.0
-                log.add(at + 2.5, "server.started", {"release": "0.1.0", "epoch": 2, "recovered": {"open_steps": 0, "requeued": 1}}, target=Target(kind="server", id="server"))  # fmt: skip
+                found = {"open_steps": 0, "requeued": 1}
+                started = {"release": "0.1.0", "epoch": 2, "recovered": found}
+                log.add(at + 2.5, "server.started", started, target=Target(kind="server", id="server"))
         heapq.heappush(queue, (at - outage + 0.3 * SPEEDS[number] + 0.013 * number, number, head, cycle + 1))
     _closing(log, at + 0.1, queue, head)
     return log.entries
@@ -166,7 +172,13 @@ def measured(versions: int = 40) -> dict:
         "ema": 0.951,
         "silos": {
             silo: {
-                "local": {"own": own[n], "all": 0.45 + 0.07 * n, "steps": 700, "trained_steps": 1880, "path": []},
+                "local": {
+                    "own": own[n],
+                    "all": 0.45 + 0.07 * n,
+                    "steps": 700,
+                    "trained_steps": 1880,
+                    "path": [],
+                },
                 "federated": {"own": 0.975 - 0.02 * n, "all": 0.9374},
                 "tuned": {"own": 0.98, "all": 0.91, "steps": 40},
             }
@@ -192,8 +204,8 @@ def write_export(entries: list[Entry], directory: Path) -> None:
 
 
 @pytest.fixture
-def export(tmp_path: Path) -> Iterator[Path]:
+def export(tmp_path: Path) -> Path:
     directory = tmp_path / "export"
     directory.mkdir()
     write_export(federation(), directory)
-    yield directory
+    return directory

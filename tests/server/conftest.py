@@ -10,4 +10,4 @@ from tests.server.harness import Server
 def server(tmp_path: Path) -> Iterator[Server]:
     running = Server(tmp_path / "server")
     yield running
-    running.core.writer.stop()
+    running.core.close()

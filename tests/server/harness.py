@@ -1,7 +1,7 @@
 """A server's core in this process: the real rooms over a real state store, with a silo made of keys alone."""
 
 import hashlib
-import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +9,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import insert
 
+from anabranch.errors import Refused
 from anabranch.terms import JobTerms, parse_job_file
 from anabranch.tlog.entry import Actor
 from anabranch.tlog.note import NoteSigner
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.tensors import Manifest, TensorSpec, write_tensors
+from server.gaps import Reached, nothing
 from server.intake import Decided, Upload
 from server.scheduling import Lease
 from server.startup import Core, World, open_core
@@ -22,7 +24,9 @@ from server.state.writer import Transaction
 
 FEDERATION = "fed.test"
 ORIGIN = "log.fed.test"
-MANIFEST = Manifest((TensorSpec("layer.bias", (3,), "trainable"), TensorSpec("layer.weight", (4, 3), "trainable")))
+MANIFEST = Manifest(
+    (TensorSpec("layer.bias", (3,), "trainable"), TensorSpec("layer.weight", (4, 3), "trainable"))
+)
 ADMIN = Actor(id=f"spiffe://{FEDERATION}/admin/owner", auth="mtls", cert_sha256="0" * 64)
 
 
@@ -67,7 +71,9 @@ class FakeSilo:
         write_tensors(path, manifest, {s.name: np.full(s.shape, value, np.float32) for s in manifest.specs})
         return path
 
-    def statement(self, lease: Lease, terms: JobTerms, delta: Path, **changes: object) -> statements.UpdateStatement:
+    def statement(
+        self, lease: Lease, terms: JobTerms, delta: Path, /, **changes: object
+    ) -> statements.UpdateStatement:
         fields: dict[str, object] = {
             "update": hashlib.sha256(lease.id.encode()).hexdigest()[:32],
             "federation": FEDERATION,
@@ -92,27 +98,36 @@ class FakeSilo:
         return dsse.sign(statements.PAYLOAD_TYPE, payload, self.key).encode()
 
 
+def fake_silo(name: str) -> FakeSilo:
+    """The same keys for the same name, so that a test can go on after the process that enrolled them died."""
+    update, approver = (
+        Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"{name} {purpose}".encode()).digest())
+        for purpose in ("update", "approver")
+    )
+    return FakeSilo(
+        name, update, approver, Actor(id=f"spiffe://{FEDERATION}/silo/{name}/agent/1", auth="mtls")
+    )
+
+
 class Server:
     """The core of a server over `directory`; `reopen` is what a restart does."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, reached: Reached = nothing) -> None:
         self.directory = directory
+        self.reached = reached
         self.clock = Clock()
         self.signer = NoteSigner(ORIGIN, Ed25519PrivateKey.from_private_bytes(bytes(32)))
-        self._random = itertools.count(1)
         self.core = self._open()
 
-    def entropy(self, size: int) -> bytes:
-        return hashlib.shake_256(str(next(self._random)).encode()).digest(size)
-
     def _open(self) -> Core:
-        world = World(self.clock, self.entropy)
+        world = World(self.clock, os.urandom, self.reached)
         core = open_core(self.directory, FEDERATION, ORIGIN, self.signer, Absent(), world)
         core.writer.start()  # aggregation is advanced by hand, so that tests decide when
         return core
 
     def enrol(self, name: str) -> FakeSilo:
-        keys = {"update": Ed25519PrivateKey.generate(), "approver": Ed25519PrivateKey.generate()}
+        silo = fake_silo(name)
+        keys = {"update": silo.key, "approver": silo.approver}
 
         def decide(tx: Transaction) -> None:
             values = {"name": name, "status": "active", "agents": 1, "invited_at": 0.0}
@@ -123,13 +138,14 @@ class Server:
                 tx.connection.execute(insert(tables.keys).values(row))
 
         self.core.writer.run(decide)
-        actor = Actor(id=f"spiffe://{FEDERATION}/silo/{name}/agent/1", auth="mtls")
-        return FakeSilo(name, keys["update"], keys["approver"], actor)
+        return silo
 
     def submit(self, text: str = "", manifest: Manifest = MANIFEST) -> tuple[str, JobTerms]:
         file = parse_job_file('[job]\nname = "digits"\ntask = "task.py:Digits"\n' + text)
         initial = self.core.jobs.spool()
-        digest = write_tensors(initial, manifest, {s.name: np.zeros(s.shape, np.float32) for s in manifest.specs})
+        digest = write_tensors(
+            initial, manifest, {s.name: np.zeros(s.shape, np.float32) for s in manifest.specs}
+        )
         terms = JobTerms(
             file=file,
             archive_sha256=canonical.sha256(b"archive"),
@@ -156,15 +172,24 @@ class Server:
         assert isinstance(task, Lease), task
         return task
 
-    def upload(self, silo: FakeSilo, statement: statements.UpdateStatement, data: bytes, piece: int = 1 << 20) -> Decided:
-        upload = self.core.intake.open(silo.name, silo.actor, statement.update, silo.sign(statement.encode()), 0)
+    def upload(
+        self, silo: FakeSilo, statement: statements.UpdateStatement, data: bytes, piece: int = 1 << 20
+    ) -> Decided:
+        upload = self.core.intake.open(
+            silo.name, silo.actor, statement.update, silo.sign(statement.encode()), 0
+        )
         if not isinstance(upload, Upload):
             return upload
-        for start in range(0, len(data), piece):
-            upload.append(data[start : start + piece])
+        try:
+            for start in range(0, len(data), piece):
+                upload.append(data[start : start + piece])
+        except Refused as refusal:
+            return upload.refuse(refusal)
         return upload.finish()
 
-    def send(self, silo: FakeSilo, job: str, terms: JobTerms, value: float, manifest: Manifest = MANIFEST) -> Decided:
+    def send(
+        self, silo: FakeSilo, job: str, terms: JobTerms, value: float, manifest: Manifest = MANIFEST
+    ) -> Decided:
         """One whole cycle of a silo: lease, train (a constant delta), submit."""
         lease = self.lease(silo, job)
         delta = silo.delta(self.directory, value, manifest)

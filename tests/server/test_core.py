@@ -37,7 +37,9 @@ def test_two_updates_become_a_version(server: Server) -> None:
     assert server.core.aggregation.advance(job)
     [status] = server.core.jobs.status(job)
     assert status.head == 1
-    path = server.core.jobs.export(a.actor.model_copy(update={"id": "spiffe://fed.test/admin/owner"}), job, "head").path
+    path = server.core.jobs.export(
+        a.actor.model_copy(update={"id": "spiffe://fed.test/admin/owner"}), job, "head"
+    ).path
     assert np.all(read_tensors(path, MANIFEST)["layer.weight"] == 1.5)
     assert [r.status for r in rows(server, tables.updates)] == ["merged", "merged"]
     assert logged(server)[-3:] == ["aggregation.performed", "model.published", "model.exported"]

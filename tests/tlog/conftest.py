@@ -90,7 +90,12 @@ DETAILS: dict[str, dict[str, Any]] = {
         "nonce": "0" * 32,
         "local_steps": 20,
     },
-    "lease.released": {**_LEASE, "reason": "task_failed", "exception": "ValueError", "code_line": "task.py:41"},
+    "lease.released": {
+        **_LEASE,
+        "reason": "task_failed",
+        "exception": "ValueError",
+        "code_line": "task.py:41",
+    },
     "lease.expired": _LEASE,
     "update.received": {
         **_LEASE,
@@ -193,7 +198,7 @@ def make_entry() -> Callable[..., Entry]:
             "actor": Actor(id="spiffe://fed.example/silo/hosp-a/agent/0", auth="mtls", cert_sha256=A),
             "target": Target(kind="update", id=UPDATE, sha256=A),
             "job": "digits",
-            "detail": DETAILS[type],
+            "detail": DETAILS.get(type, {}),
             "sealed": Sealed(commit=A, fields=("metrics", "num_examples")),
             "sigs": (
                 Sig(

@@ -40,7 +40,9 @@ GOLDEN_LEAVES = [
     b'"time":"2026-11-20T00:00:00.000000Z","type":"log.genesis","v":1}',
     b'{"actor":"spiffe://fed.example/admin/ops1","detail":{"cert_sha256":"' + b"0" * 64 + b'"},'
     b'"silo":"spiffe://fed.example/silo/hosp-a","time":"2026-11-20T00:00:01.000000Z","type":"silo.enrolled","v":1}',
-    b'{"actor":"spiffe://fed.example/silo/hosp-a","detail":{"staleness":3,"update_sha256":"' + b"1" * 64 + b'"},'
+    b'{"actor":"spiffe://fed.example/silo/hosp-a","detail":{"staleness":3,"update_sha256":"'
+    + b"1" * 64
+    + b'"},'
     b'"time":"2026-11-20T00:00:02.000000Z","type":"update.received","v":1}',
 ]
 
@@ -48,7 +50,9 @@ GOLDEN_LEAVES = [
 def test_published_checkpoints_with_and_without_cosignatures():
     tessera = open_checkpoint(TESSERA, NoteVerifier.from_vkey(TESSERA_VKEY), "example.com/log/testdata")
     assert tessera.size == 15
-    arche = open_checkpoint(ARCHE, NoteVerifier.from_vkey(ARCHE_VKEY), "arche2025h1.staging.ct.transparency.dev")
+    arche = open_checkpoint(
+        ARCHE, NoteVerifier.from_vkey(ARCHE_VKEY), "arche2025h1.staging.ct.transparency.dev"
+    )
     assert (arche.size, arche.root[:2].hex()) == (1432088532, "53b5")
 
 

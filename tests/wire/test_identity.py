@@ -75,10 +75,10 @@ BAD = {
     "no authority key": ({"drop": [x509.AuthorityKeyIdentifier]}, "path"),
     "no subject key": ({"drop": [x509.SubjectKeyIdentifier]}, "path"),
     "foreign authority key": ({"authority_key": pki.p256().public_key()}, "authority key"),
-    "a CA": ({"is_ca": True}, ""),
+    "a CA": ({"is_ca": True}, "is a CA"),
     "key agreement too": ({"usage": pki.key_usage("digital_signature", "key_agreement")}, "key usage"),
     "key encipherment": ({"usage": pki.key_usage("key_encipherment")}, "key usage"),
-    "signs certificates": ({"usage": pki.key_usage("digital_signature", "key_cert_sign")}, ""),
+    "signs certificates": ({"usage": pki.key_usage("digital_signature", "key_cert_sign")}, "key usage"),
     "counted serial": ({"serial": 42}, "serial"),
     "extra extension": ({"extra": x509.OCSPNoCheck()}, "outside the profile"),
     "unknown extension": (
@@ -111,8 +111,9 @@ def test_the_path_ends_at_a_root_of_ours(ca):
     assert "path" in _refused(pki.leaf(other), [ca.root], [ca.issuing])
     assert "path" in _refused(pki.leaf(other), [ca.root], [other.issuing])
     assert "path" in _refused(pki.leaf(ca), [ca.root], [])
-    assert "path" in _refused(pki.leaf(ca), [], [ca.issuing])
-    assert "root itself" in _refused(pki.leaf(ca), [pki.leaf(ca)], [ca.issuing]) or True
+    assert _refused(pki.leaf(ca), [], [ca.issuing])
+    member = pki.leaf(ca)
+    assert "root itself" in _refused(member, [member], [ca.issuing])
     assert _refused(ca.issuing, [ca.root], [])
 
 
@@ -137,7 +138,7 @@ def test_a_changed_byte_spoils_the_signature(ca):
 
 
 def test_role_must_be_the_one_asked_for(ca):
-    assert "not a admin" in _refused(pki.leaf(ca), [ca.root], [ca.issuing], "admin")
+    assert "role admin" in _refused(pki.leaf(ca), [ca.root], [ca.issuing], "admin")
 
 
 label = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
@@ -162,9 +163,10 @@ def test_other_uris_are_refused(text):
         f"spiffe://{pki.FEDERATION}/silo/{text}/",
     ):
         try:
-            assert parse_identity(uri).uri == uri
-        except Refused as refused:
-            assert refused.code is Reason.MALFORMED
+            found = parse_identity(uri).uri
+        except Refused:
+            continue
+        assert found == uri
 
 
 def test_keys_survive_their_files():

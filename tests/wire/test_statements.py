@@ -156,6 +156,7 @@ def test_a_changed_byte_is_refused_or_says_something_else(data):
     encoded = bytearray(UPDATE.encode())
     encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
     try:
-        assert statements.parse_update(bytes(encoded)) != UPDATE
-    except Refused as caught:
-        assert caught.code is Reason.MALFORMED
+        found = statements.parse_update(bytes(encoded))
+    except Refused:
+        return
+    assert found != UPDATE

@@ -1,13 +1,20 @@
 """Classify 8 × 8 handwritten digits. A task is a plain class; the silo's agent owns the training loop."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
+
+if TYPE_CHECKING:
+    from silo_agent.training.task import SiloData
+
+Batch = tuple[Tensor, Tensor]
 
 
 class Digits:
@@ -17,18 +24,18 @@ class Digits:
     def model(self) -> nn.Module:
         return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
-    def dataset(self, data, split: str) -> Dataset:
+    def dataset(self, data: "SiloData", split: str) -> TensorDataset:
         """`data.path` holds train.npz and validation.npz; a silo may play a slow machine in its own policy."""
         self.pause = float(data.params.get("seconds_per_batch", 0.0))
         with np.load(Path(data.path) / f"{split}.npz", allow_pickle=False) as records:
             return TensorDataset(torch.from_numpy(records["pixels"]), torch.from_numpy(records["labels"]))
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         time.sleep(self.pause)
         pixels, labels = batch
         return cross_entropy(model(pixels), labels)
 
-    def evaluate(self, model: nn.Module, batches) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         right = seen = 0
         for pixels, labels in batches:
             right += int((model(pixels).argmax(1) == labels).sum())

@@ -176,6 +176,8 @@ def upgrade() -> None:
         sa.Column("silo", sa.String(), nullable=False),
         sa.Column("expires_at", sa.Float(), nullable=False),
         sa.Column("used_at", sa.Float(), nullable=True),
+        sa.Column("request", sa.String(), nullable=True),
+        sa.Column("agent", sa.Integer(), nullable=True),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(
             ["silo"],

@@ -1,0 +1,94 @@
+"""After training: the exported log, the auditor's judgement of it, and what the exported models are worth.
+
+Each is a program of its own, run here only to collect its answer.
+"""
+
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import JobFile
+from console.demo.federation import Place
+from console.demo.history import History
+from console.demo.plan import Plan, SiloPlan
+from console.demo.processes import environment, program, python, tail
+from console.demo.report import Verdict
+
+LOCAL_FACTOR = 2  # local-only training gets this many times the steps of the busiest silo
+LOCAL_LEAST = 2000  # steps, at least
+TUNE_STEPS = 40
+TUNE_RATE = 0.1
+PROGRAM_SECONDS = 300.0
+
+
+def export(place: Place) -> None:
+    """Write the audit export. Raises Refused with the program's own words when it fails."""
+    argv = [program("anabranch-server"), "export", str(place.server), "-o", str(place.export)]
+    _run(argv, place.logs / "server-export.log", "the export of the log")
+
+
+def audit(place: Place, verb: str) -> Verdict:
+    """`anabranch-audit verify` or `replay` on the export; a failure is a verdict too."""
+    argv = [program("anabranch-audit"), verb, str(place.export), "--json"]
+    done = subprocess.run(argv, capture_output=True, env=environment(), timeout=PROGRAM_SECONDS, check=False)
+    (place.logs / f"audit-{verb}.log").write_bytes(done.stdout + done.stderr)
+    try:
+        document = json.loads(done.stdout)
+    except ValueError:
+        document = {"error": {"message": done.stderr.decode("utf-8", "replace").strip() or "no answer"}}
+    return Verdict(f"anabranch-audit {verb} {short(place.export)}", done.returncode, document)
+
+
+def plan(place: Place, folder: Path, file: JobFile, silos: Sequence[str], history: History) -> Plan:
+    """What to measure: every published version, and what each silo gets alone."""
+    objects = place.export / "objects"
+    busiest = max(len(history.of(silo)) for silo in silos) * file.training.local_steps
+    return Plan(
+        folder=str(folder),
+        task=file.job.task,
+        seed=file.job.seed,
+        initial=str(objects / history.versions[0].parameters_sha256),
+        head=str(objects / history.head.parameters_sha256),
+        ema=str(objects / history.head.ema_sha256) if history.head.ema_sha256 else None,
+        versions={version.number: str(objects / version.parameters_sha256) for version in history.versions},
+        silos=tuple(SiloPlan(name=silo, data=str(place.data(silo))) for silo in silos),
+        together=str(place.together),
+        batch_size=file.training.batch_size,
+        steps=max(LOCAL_LEAST, LOCAL_FACTOR * busiest),
+        learning_rate=file.training.optimizer.lr,
+        tune_steps=TUNE_STEPS,
+        tune_learning_rate=TUNE_RATE,
+    )
+
+
+def measure(place: Place, asked: Plan) -> Mapping[str, Any]:
+    """Run `console.demo.local` in its own process, the one that imports torch."""
+    question, answer = place.root / "plan.json", place.root / "measured.json"
+    question.write_text(asked.model_dump_json(indent=1))
+    _run(
+        python("console.demo.local", str(question), str(answer)), place.logs / "measure.log", "the evaluation"
+    )
+    measured: Mapping[str, Any] = json.loads(answer.read_bytes())
+    return measured
+
+
+def short(path: Path) -> Path:
+    """Relative to the working directory when it lies inside."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _run(argv: Sequence[str], log: Path, what: str) -> None:
+    with log.open("wb") as out:
+        done = subprocess.run(
+            argv,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            timeout=PROGRAM_SECONDS,
+            check=False,
+        )
+    if done.returncode:
+        raise Refused(Reason.TASK_FAILED, f"{what} failed:\n{tail(log)}")

@@ -1,0 +1,212 @@
+"""Starts, speaks to and stops training processes. The daemon's side: no torch, no code of a job.
+
+The process is started by exec, not by fork alone: a daemon full of threads leaves nothing of itself behind. It inherits the two ends
+of its channel and a pipe for its output, a handful of environment variables, and no other descriptor.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Protocol, Self
+
+from anabranch import durable
+from anabranch.errors import Refused, Unavailable
+from anabranch.terms import JobTerms
+from anabranch.wire import limits
+from silo_agent.training import channel, isolation
+from silo_agent.training.channel import Begin, Incoming, Message, Request
+from silo_agent.training.isolation import Fence, Isolation
+from silo_agent.training.task import Param
+
+LOG_BYTES: Final = 10_000_000  # of training.log, then it becomes training.log.1, replacing the one before
+_CHUNK: Final = 64 * limits.KIB
+
+
+class Binding(Protocol):
+    """What the silo's policy binds to a job's data name."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def params(self) -> Mapping[str, Param]: ...
+    @property
+    def transform(self) -> str | None: ...  # FILE.py:NAME, relative to the agent's folder
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Starts the training processes of one agent. Use it as a context manager, or `close` it.
+
+    The kernel ends a process when the *thread* that started it ends, so all are started by one thread that lives as
+    long as the launcher: whatever kills the agent kills them, and nothing less does.
+    """
+
+    home: Path  # the agent's folder; the processes see of it what they are given
+    interpreter: Path = Path(sys.executable)  # its environment has anabranch[silo] and what jobs require
+    threads: int = 1  # of torch
+    gpus: tuple[int, ...] | None = None  # None: all; empty: none
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_starter", ThreadPoolExecutor(1, "launcher"))
+
+    def start(self, job_dir: Path, terms: JobTerms, data: Binding, isolated: Isolation) -> "TrainingProcess":
+        """Start the process of one job. The first message is "ready" or "failed"; importing torch takes seconds.
+
+        `job_dir`: holds `archive/` (the unpacked code) and the models; `work/` and `training.log` are made in it. Updates are to be
+        written to `work/`. `isolated`: what `isolation.available` found. Raises Unavailable when no process can be started.
+        """
+        job_dir = job_dir.resolve()
+        work = job_dir / "work"
+        durable.make_dir(work)
+        (work / "tmp").mkdir(exist_ok=True)
+        if isolated.uid is not None:
+            _hand_over(job_dir, work, isolated.uid)
+        starter: ThreadPoolExecutor = self._starter  # type: ignore[attr-defined]
+        process = starter.submit(TrainingProcess, self._command(), self._environment(work), job_dir).result()
+        try:
+            process.request(self._begin(job_dir, terms, data, isolated))
+        except Unavailable:
+            process.stop(0)
+            raise
+        return process
+
+    def close(self) -> None:
+        """Ends every process that still runs."""
+        self._starter.shutdown()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _command(self) -> list[str]:
+        return isolation.command(self.interpreter, "silo_agent.training.runner")
+
+    def _environment(self, work: Path) -> dict[str, str]:
+        environment = isolation.environment()
+        if self.gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.gpus))
+        return environment | {
+            "HOME": str(work),
+            "TMPDIR": str(work / "tmp"),
+            "OMP_NUM_THREADS": str(self.threads),
+            "PYTHONHASHSEED": "0",  # a resumed cycle walks sets in the same order
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _begin(self, job_dir: Path, terms: JobTerms, data: Binding, isolated: Isolation) -> Begin:
+        transform = str(self.home.resolve() / data.transform) if data.transform else None
+        readable = [str(job_dir), str(data.path), *([transform.rpartition(":")[0]] if transform else [])]
+        fence = Fence(
+            kind=isolated.kind,
+            uid=isolated.uid,
+            parent=os.getpid(),
+            home=str(self.home),
+            keys=str(self.home / "identity"),
+            readable=tuple(readable),
+            writable=(str(job_dir / "work"),),
+        )
+        return {
+            "do": "begin",
+            "fence": asdict(fence),
+            "terms": terms.model_dump(mode="json"),
+            "archive": str(job_dir / "archive"),
+            "work": str(job_dir / "work"),
+            "data": {"path": str(data.path), "params": dict(data.params), "transform": transform},
+            "threads": self.threads,
+        }
+
+
+class TrainingProcess:
+    """A running training process. One thread at a time; `stop` may be called by another."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], job_dir: Path) -> None:
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env=environment | {channel.ENVIRONMENT: f"{theirs_in},{theirs_out}"},
+                cwd=job_dir / "work",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs_in, theirs_out),
+                start_new_session=True,  # a process group of its own: what it starts ends with it
+            )
+        except OSError as error:
+            os.close(ours_out)
+            os.close(ours_in)
+            raise Unavailable(f"the training process cannot be started: {error}; check [run] interpreter") from error
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        self._out = ours_out
+        self._incoming = Incoming(ours_in)
+        assert self._process.stdout is not None
+        pump = (self._process.stdout.fileno(), job_dir / "training.log")
+        self._log = threading.Thread(target=_keep_log, args=pump, name="training-log", daemon=True)
+        self._log.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it may still answer."""
+        return self._process.poll() is None and not self._incoming.ended
+
+    def request(self, message: Request) -> None:
+        """Ask for something; the answer comes with `messages`. Raises Unavailable when the process has ended."""
+        import json
+
+        data = json.dumps(message).encode("ascii") + b"\n"
+        try:
+            while data:
+                data = data[os.write(self._out, data) :]
+        except OSError as error:
+            raise Unavailable("the training process has ended; see training.log, then start another") from error
+
+    def messages(self, timeout: float) -> Iterator[Message]:
+        """Messages as they come. Stops when none has come for `timeout` seconds, or the process has ended: see `alive`.
+
+        Call it again to wait longer. Raises Refused(TASK_GARBAGE) when the process sends what is no message; it is then
+        stopped, for its code has got hold of the channel.
+        """
+        try:
+            yield from self._incoming.messages(timeout)
+        except Refused:
+            self.stop(0)
+            raise
+
+    def stop(self, grace: float) -> None:
+        """End it and everything it started. Within `grace` seconds a managed cycle saves itself and is resumed later."""
+        with contextlib.suppress(Unavailable, ProcessLookupError):
+            if grace > 0 and self._process.poll() is None:
+                self.request({"do": "stop"})
+                self._process.send_signal(signal.SIGTERM)
+                self._process.wait(grace)
+        ...
+
+
+def _hand_over(job_dir: Path, work: Path, uid: int) -> None:
+    """Let the process's own user read the job's folder and write to its work folder; other users see neither."""
+    os.chown(job_dir, -1, uid)
+    job_dir.chmod(0o750)
+    for path in (work, *work.rglob("*")):
+        os.lchown(path, uid, uid)
+    work.chmod(0o700)
+
+
+def _keep_log(fd: int, path: Path) -> None:
+    ...
