@@ -77,6 +77,7 @@ class Core:
 
     def close(self) -> None:
         self.writer.stop()
+        self.reader.engine.dispose()
         os.close(self._lock)
 
 

@@ -124,6 +124,7 @@ class Writer:
     def stop(self) -> None:
         self._queue.put(None)
         self._thread.join()
+        self._engine.dispose()
 
     @property
     def failure(self) -> AnabranchError | None:
