@@ -3,6 +3,7 @@
 Packing is deterministic, so the digest a person sees here is the digest every silo is asked to approve.
 """
 
+import hashlib
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,12 @@ from anabranch.terms import JobFile, JobTerms, parse_job_file
 from anabranch.v1 import admin_pb2
 from anabranch.wire import limits
 from anabranch.wire.canonical import sha256
-from anabranch.wire.tensors import check_file, check_values, parse_manifest
+from anabranch.wire.manifest import Manifest, parse_manifest
+from anabranch.wire.tensors import canonicalise, check_file, check_values
 from console.client import Admin, Logged, logged
 from silo_agent.training.archive import pack
 
+TRACEBACK_CHARACTERS = 4000
 INITIAL_SECONDS = 600  # building a model may load a large base model from disk
 SUBMIT_SECONDS = 3600
 
@@ -68,23 +71,20 @@ def prepared(folder: Path, file: JobFile, initial: Path | None = None) -> Iterat
     Raises Refused when the archive is too large, or the model cannot be built or holds non-finite values.
     """
     archive = pack(folder)
-    if len(archive) > limits.ARCHIVE:
-        raise Refused(
-            Reason.SIZE_LIMIT,
-            f"{folder} packs to {len(archive)} bytes, more than {limits.ARCHIVE}; keep data and weights out of it",
-        )
     with tempfile.TemporaryDirectory(prefix="anabranch-submit-") as scratch:
-        built = _build(folder, file, initial, Path(scratch))
-        manifest = (Path(scratch) / "manifest.json").read_bytes()
-        check_file(built, parse_manifest(manifest))
-        check_values(built, parse_manifest(manifest))
+        built = Path(scratch) / "initial.safetensors"
+        manifest = _build(folder, file, built)
+        if initial is not None:
+            _take(initial, manifest, built)
+        check_values(built, manifest)
+        encoded = manifest.encode()
         terms = JobTerms(
             file=file,
             archive_sha256=sha256(archive),
             initial_sha256=_file_sha256(built),
-            manifest_sha256=sha256(manifest),
+            manifest_sha256=sha256(encoded),
         )
-        yield Prepared(terms, archive, manifest, built)
+        yield Prepared(terms, archive, encoded, built)
 
 
 def submit(admin: Admin, job: Prepared) -> Submitted:
@@ -108,28 +108,34 @@ def _messages(job: Prepared) -> Iterator[admin_pb2.SubmitJobRequest]:
             yield admin_pb2.SubmitJobRequest(chunk=chunk)
 
 
-def _build(folder: Path, file: JobFile, initial: Path | None, scratch: Path) -> Path:
-    """Write initial.safetensors and manifest.json into `scratch`: the console itself never imports torch."""
-    argv = [sys.executable, "-m", "silo_agent.training.initial", str(folder), str(scratch)]
-    if initial is not None:
-        argv += ["--from", str(initial)]
-    done = subprocess.run(
-        argv,
-        input=file.model_dump_json(),
-        capture_output=True,
-        text=True,
-        timeout=INITIAL_SECONDS,
-        check=False,
-    )
-    if done.returncode:
+def _build(folder: Path, file: JobFile, out: Path) -> Manifest:
+    """Let the task make version 0 in a process of its own: the console itself never imports torch."""
+    description = out.with_name("job.json")
+    description.write_text(file.model_dump_json())
+    argv = [sys.executable, "-m", "silo_agent.training.initial", str(folder), str(description), str(out)]
+    try:
+        done = subprocess.run(argv, capture_output=True, timeout=INITIAL_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
         raise Refused(
-            Reason.TASK_FAILED, f"version 0 could not be built from {folder}:\n{done.stderr.strip()[-4000:]}"
-        )
-    return scratch / "initial.safetensors"
+            Reason.TASK_HUNG, f"{folder}: the task did not make its model in {INITIAL_SECONDS} s"
+        ) from error
+    if done.returncode:
+        told = done.stderr.decode("utf-8", "replace").strip()[-TRACEBACK_CHARACTERS:]
+        raise Refused(Reason.TASK_FAILED, f"version 0 could not be built from {folder}:\n{told}")
+    manifest = parse_manifest(done.stdout.removesuffix(b"\n"))
+    check_file(out, manifest)
+    return manifest
+
+
+def _take(initial: Path, manifest: Manifest, out: Path) -> None:
+    """Replace what the task made by a person's file, if it has the same tensors. Raises Refused naming the tensor."""
+    if not initial.is_file():
+        raise Refused(Reason.NOT_FOUND, f"--initial {initial} does not exist")
+    out.unlink()
+    canonicalise(initial, out, {spec.name: spec.role for spec in manifest.specs})
+    check_file(out, manifest)
 
 
 def _file_sha256(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,9 +13,7 @@ GIB: Final = 1 << 30
 # Messages. gRPC knows one bound per direction, so the largest message of each decides it.
 CHUNK: Final = MIB  # of bulk data in one streamed message
 CONTROL_MESSAGE: Final = MIB  # any message that is not a chunk
-REQUEST_MESSAGE: Final = (
-    MIB + 64 * KIB
-)  # what a server takes: a chunk, or a control message, with its framing
+REQUEST_MESSAGE: Final = MIB + 64 * KIB  # what a server takes: either of these, with its framing
 REPLY_MESSAGE: Final = 4 * MIB  # what a client takes: lists of jobs with their terms
 
 # Tensor files.

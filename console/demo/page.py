@@ -124,11 +124,16 @@ def _benefit_words(silo: Mapping[str, Any]) -> str:
     if own >= 0:
         at_home = "Equal at home" if own < 0.0005 else f"{_points(own)} at home"
         return f"{at_home}, {everywhere} on everybody’s records."
-    tuned = silo["tuned"]["own"] - silo["local"]["own"]
-    after = f"after {silo['tuned']['steps']} steps of fine-tuning " + (
-        "it is level" if abs(tuned) < 0.0005 else f"it is {_points(tuned)} against local"
-    )
-    return f"Local wins at home by {_points(-own, sign=False)}; {after}. {everywhere} on everybody’s records."
+    return f"Local wins at home by {_points(-own, sign=False)}; {_tuned_words(silo)}. {everywhere} on everybody’s records."
+
+
+def _tuned_words(silo: Mapping[str, Any]) -> str:
+    gain = silo["tuned"]["own"] - silo["local"]["own"]
+    after = f"{silo['tuned']['steps']} steps of fine-tuning"
+    if abs(gain) < 0.0005:
+        return f"{after} bring the federated model level"
+    side = "above" if gain > 0 else "below"
+    return f"after {after} the federated model is {_points(abs(gain), sign=False)} {side}"
 
 
 def _growth(report: Report, river: str) -> str:
@@ -301,7 +306,8 @@ def _count(value: int) -> str:
 
 
 def _points(value: float, sign: bool = True) -> str:
-    return f"{100 * value:+.1f}\u00a0points" if sign else f"{100 * value:.1f} points"
+    text = f"{100 * value:+.1f}\u00a0points".replace("-", "−")
+    return text if sign else f"{100 * value:.1f} points"
 
 
 def _list(words: Sequence[str]) -> str:

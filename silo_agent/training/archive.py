@@ -1,8 +1,8 @@
 """A job's code as one canonical file, because its digest is what silos approve.
 
-A plain ustar (POSIX.1-1988) of regular files in bytewise order of their names: mode 0644, owner 0, time 0, no directories, ended by
-two zero blocks and nothing more. Equal folders have equal archives. The reader takes only this form: it rebuilds
-every header and compares, so there is no second parser whose idea of a name could differ from ours.
+A plain ustar (POSIX.1-1988) of regular files in bytewise order of their names: mode 0644, owner 0, time 0, no
+directories, ended by two zero blocks and nothing more. Equal folders have equal archives. The reader takes only this
+form: it rebuilds every header and compares, so there is no second parser whose idea of a name could differ from ours.
 """
 
 import contextlib
@@ -47,8 +47,9 @@ def pack(folder: Path) -> bytes:
 def unpack(data: bytes, destination: Path) -> None:
     """Write the files of an archive to the new folder `destination`, durably; files 0644, folders 0755.
 
-    The folder appears at once and complete: killed before, a hidden `.<name>.*` is left beside it, which nothing reads.
-    Everything is checked before the first file is written. Raises Refused(SIZE_LIMIT, MALFORMED); FileExistsError.
+    The folder appears at once and complete: killed before, a hidden `.<name>.*` is left beside it, which nothing
+    reads. Everything is checked before the first file is written. Raises Refused(SIZE_LIMIT, MALFORMED);
+    FileExistsError.
     """
     members = list(_members(data))
     if destination.exists():
@@ -136,11 +137,12 @@ def _parse_header(block: bytes) -> tuple[str, int]:
 
 
 def _check_name(name: str) -> None:
-    """A relative path of ordinary characters: no `..`, no leading slash, dot or hyphen, nothing a shell would expand."""
+    """A relative path of ordinary characters: no `..`, no leading slash, dot or hyphen, nothing a shell would
+    expand."""
     if len(name) > NAME_BYTES or not _NAME.fullmatch(name):
         raise Refused(
             Reason.MALFORMED,
-            f"{name[:200]!r} cannot be in an archive: at most {NAME_BYTES} characters, letters, digits and . _ + @ = , - only",
+            f"{name[:200]!r} cannot be in an archive: letters, digits and ._+@=,- only, at most {NAME_BYTES}",
         )
 
 

@@ -1,8 +1,8 @@
 """The one way in and out of a training process: a JSON object per line over two pipes it inherits.
 
 Neither end trusts the other the same way. What the daemon sends is believed. What the process sends may come from the
-job's code: every line is bounded and held against a closed schema before the daemon acts on it. Standard output is not the
-channel, so a task that prints disturbs nothing.
+job's code: every line is bounded and held against a closed schema before the daemon acts on it. Standard output is
+not the channel, so a task that prints disturbs nothing.
 """
 
 import json
@@ -170,7 +170,9 @@ class Incoming:
             poll.register(self._fd, select.POLLIN)
         while (stop := self._bytes.find(b"\n")) < 0:
             if len(self._bytes) > LINE:
-                raise Refused(Reason.TASK_GARBAGE, f"the training process sent a line of more than {LINE} bytes")
+                raise Refused(
+                    Reason.TASK_GARBAGE, f"the training process sent a line of more than {LINE} bytes"
+                )
             left = deadline - time.monotonic()
             if self.ended or not poll.poll(max(left, 0) * 1000):
                 return None
@@ -187,4 +189,6 @@ def parse(line: bytes) -> Message:
     try:
         return _MESSAGE.validate_json(line)
     except ValidationError as error:
-        raise Refused(Reason.TASK_GARBAGE, f"the training process sent no message: {explain(error)[:300]}") from None
+        raise Refused(
+            Reason.TASK_GARBAGE, f"the training process sent no message: {explain(error)[:300]}"
+        ) from None

@@ -1,7 +1,7 @@
 """Which records come next: shuffled epochs that go on from one cycle to the next.
 
-A cycle may be shorter than an epoch; if every cycle started a new one, the records at the end of an unlucky order would never be seen.
-The order of epoch e depends on (seed, e) alone, so a position is two integers.
+A cycle may be shorter than an epoch; if every cycle started a new one, the records at the end of an unlucky order
+would never be seen. The order of epoch e depends on (seed, e) alone, so a position is two integers.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """Version 0 of a job: `python -m silo_agent.training.initial ARCHIVE_DIR TERMS_JSON OUT`.
 
-Run where the job is submitted, on the submitter's own code. TERMS_JSON is a file with the job file as JSON (terms do not exist yet:
-they name the digest of what is made here). Writes the canonical tensor file OUT and prints the manifest, canonical JSON.
+Run where the job is submitted, on the submitter's own code. TERMS_JSON is a file with the job file as JSON (terms do
+not exist yet: they name the digest of what is made here). Writes the canonical tensor file OUT and prints the
+manifest, canonical JSON.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from silo_agent.training.task import Garbage, SiloData, load_task
 
 
 def build(archive: Path, file: JobFile, out: Path) -> Manifest:
-    """Make the job's model under its seed and write it to `out`. Runs the job's code, raises what it raises, and Garbage."""
+    """Make the job's model under its seed and write it to `out`. Runs the job's code, raises what it raises, and
+    Garbage."""
     if not file.job.managed:
         return _from_script(archive, file, out)
     model = build_model(load_task(archive, file.job.task, file.job.params), file.job.seed)

@@ -1,15 +1,15 @@
 """What stands between a job's code and the agent's keys, and proof that it stands.
 
-Two ways, the stronger first. *uid*: an agent that runs as root gives the training process a user id of its own, if that
-user can reach the interpreter, the job's folder and the data. *landlock*: the process keeps its user but gives up every
-file it was not left. Either way it ends up without capabilities, unable to gain privileges, and where the kernel
-allows it without a network; Landlock, where there is one, is laid over a user of its own too. The agent makes itself non-dumpable, so
-that not even its own user can read its memory.
+Two ways, the stronger first. *uid*: an agent that runs as root gives the training process a user id of its own, if
+that user can reach the interpreter, the job's folder and the data. *landlock*: the process keeps its user but gives
+up every file it was not left. Either way it ends up without capabilities, unable to gain privileges, and where the
+kernel allows it without a network; Landlock, where there is one, is laid over a user of its own too. The agent makes
+itself non-dumpable, so that not even its own user can read its memory.
 
 Left open: a UNIX socket that this user may open by path, and the time and size of what the job sends home.
 
-The process fences itself in at its start, before torch and before a line of the job's code, while it has one thread, and
-then tries to open the keys: if that succeeds it refuses to go on. Only the standard library is imported.
+The process fences itself in at its start, before torch and before a line of the job's code, while it has one thread,
+and then tries to open the keys: if that succeeds it refuses to go on. Only the standard library is imported.
 """
 
 import contextlib
@@ -48,7 +48,14 @@ _SYSTEM = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/proc", "/sys"),
     *("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime"),
     *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/mime.types", "/etc/ssl/certs"),
-    *("/etc/OpenCL", "/etc/fonts", "/etc/nvidia", "/etc/os-release", "/run/opengl-driver", "/run/current-system"),
+    *(
+        "/etc/OpenCL",
+        "/etc/fonts",
+        "/etc/nvidia",
+        "/etc/os-release",
+        "/run/opengl-driver",
+        "/run/current-system",
+    ),
 )
 _DEVICES = ("null", "zero", "full", "random", "urandom", "nvidia*", "dri", "kfd", "dxg", "infiniband")
 
@@ -133,8 +140,8 @@ def enter(fence: Fence) -> str:
 
 
 def command(interpreter: Path, module: str) -> list[str]:
-    """How a program of this package is started: the current folder and the user's site-packages are not on its path, or job
-    code could leave a module in its working folder that runs before the fence is closed.
+    """How a program of this package is started: the current folder and the user's site-packages are not on its path,
+    or job code could leave a module in its working folder that runs before the fence is closed.
     """
     return [str(interpreter), "-P", "-s", "-B", "-m", module]
 

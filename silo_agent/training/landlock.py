@@ -1,8 +1,8 @@
 """Landlock: a process gives up, for itself and its children, every file and port it was not left.
 
 Kernel API: https://docs.kernel.org/userspace-api/landlock.html (system calls 444 to 446, the same number on every
-architecture). Rights a kernel does not know yet are left out, so an older kernel protects less; `abi` says which it is.
-Only the standard library is imported: this runs before anything else in the training process.
+architecture). Rights a kernel does not know yet are left out, so an older kernel protects less; `abi` says which it
+is. Only the standard library is imported: this runs before anything else in the training process.
 """
 
 import ctypes
@@ -46,11 +46,12 @@ def abi() -> int:
 
 
 def restrict(rules: Iterable[tuple[Path, int]], *, deny_tcp: bool) -> None:
-    """Leave this process the given rights below the given paths and nothing else; paths that do not exist are skipped.
+    """Leave this process the given rights below the given paths and nothing else; paths that do not exist are
+    skipped.
 
-    Irrevocable, for this thread and what it starts: call it while there is one thread. It also denies tracing, signalling and
-    reading /proc/PID/mem of any process outside. It does not govern connecting to a UNIX socket by path, nor UDP.
-    Raises OSError; the process is then not restricted.
+    Irrevocable, for this thread and what it starts: call it while there is one thread. It also denies tracing,
+    signalling and reading /proc/PID/mem of any process outside. It does not govern connecting to a UNIX socket by
+    path, nor UDP. Raises OSError; the process is then not restricted.
     """
     handled = _handled(version := abi())
     # struct landlock_ruleset_attr grew by one field each: an older kernel refuses the longer forms.

@@ -1,10 +1,12 @@
 """Starts, speaks to and stops training processes. The daemon's side: no torch, no code of a job.
 
-The process is started by exec, not by fork alone: a daemon full of threads leaves nothing of itself behind. It inherits the two ends
-of its channel and a pipe for its output, a handful of environment variables, and no other descriptor.
+The process is started by exec, not by fork alone: a daemon full of threads leaves nothing of itself behind. It
+inherits the two ends of its channel and a pipe for its output, a handful of environment variables, and no other
+descriptor.
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,12 +15,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final, Protocol, Self
 
 from anabranch import durable
-from anabranch.errors import Refused, Unavailable
+from anabranch.errors import Unavailable
 from anabranch.terms import JobTerms
 from anabranch.wire import limits
 from silo_agent.training import channel, isolation
@@ -41,7 +43,6 @@ class Binding(Protocol):
     def transform(self) -> str | None: ...  # FILE.py:NAME, relative to the agent's folder
 
 
-@dataclass(frozen=True)
 class Launcher:
     """Starts the training processes of one agent. Use it as a context manager, or `close` it.
 
@@ -49,19 +50,26 @@ class Launcher:
     long as the launcher: whatever kills the agent kills them, and nothing less does.
     """
 
-    home: Path  # the agent's folder; the processes see of it what they are given
-    interpreter: Path = Path(sys.executable)  # its environment has anabranch[silo] and what jobs require
-    threads: int = 1  # of torch
-    gpus: tuple[int, ...] | None = None  # None: all; empty: none
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_starter", ThreadPoolExecutor(1, "launcher"))
+    def __init__(
+        self,
+        home: Path,
+        interpreter: Path = Path(sys.executable),
+        threads: int = 1,
+        gpus: tuple[int, ...] | None = None,
+    ) -> None:
+        """`home`: the agent's folder, of which a process sees what it is given. `interpreter`: its environment has
+        anabranch[silo] and what jobs require. `threads`: of torch. `gpus`: indices; None for all, empty for none.
+        """
+        self._home = home.resolve()
+        self._interpreter, self._threads, self._gpus = interpreter, threads, gpus
+        self._starter = ThreadPoolExecutor(1, "launcher")
 
     def start(self, job_dir: Path, terms: JobTerms, data: Binding, isolated: Isolation) -> "TrainingProcess":
         """Start the process of one job. The first message is "ready" or "failed"; importing torch takes seconds.
 
-        `job_dir`: holds `archive/` (the unpacked code) and the models; `work/` and `training.log` are made in it. Updates are to be
-        written to `work/`. `isolated`: what `isolation.available` found. Raises Unavailable when no process can be started.
+        `job_dir`: holds `archive/` (the unpacked code) and the models; `work/` and `training.log` are made in it.
+        Updates are to be written to `work/`. `isolated`: what `isolation.available` found. Raises Unavailable when no
+        process can be started.
         """
         job_dir = job_dir.resolve()
         work = job_dir / "work"
@@ -69,8 +77,8 @@ class Launcher:
         (work / "tmp").mkdir(exist_ok=True)
         if isolated.uid is not None:
             _hand_over(job_dir, work, isolated.uid)
-        starter: ThreadPoolExecutor = self._starter  # type: ignore[attr-defined]
-        process = starter.submit(TrainingProcess, self._command(), self._environment(work), job_dir).result()
+        command = isolation.command(self._interpreter, "silo_agent.training.runner")
+        process = self._starter.submit(TrainingProcess, command, self._environment(work), job_dir).result()
         try:
             process.request(self._begin(job_dir, terms, data, isolated))
         except Unavailable:
@@ -80,7 +88,7 @@ class Launcher:
 
     def close(self) -> None:
         """Ends every process that still runs."""
-        self._starter.shutdown()  # type: ignore[attr-defined]
+        self._starter.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -88,30 +96,27 @@ class Launcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _command(self) -> list[str]:
-        return isolation.command(self.interpreter, "silo_agent.training.runner")
-
     def _environment(self, work: Path) -> dict[str, str]:
         environment = isolation.environment()
-        if self.gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.gpus))
+        if self._gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus))
         return environment | {
             "HOME": str(work),
             "TMPDIR": str(work / "tmp"),
-            "OMP_NUM_THREADS": str(self.threads),
+            "OMP_NUM_THREADS": str(self._threads),
             "PYTHONHASHSEED": "0",  # a resumed cycle walks sets in the same order
             "PYTHONUNBUFFERED": "1",
         }
 
     def _begin(self, job_dir: Path, terms: JobTerms, data: Binding, isolated: Isolation) -> Begin:
-        transform = str(self.home.resolve() / data.transform) if data.transform else None
+        transform = str(self._home / data.transform) if data.transform else None
         readable = [str(job_dir), str(data.path), *([transform.rpartition(":")[0]] if transform else [])]
         fence = Fence(
             kind=isolated.kind,
             uid=isolated.uid,
             parent=os.getpid(),
-            home=str(self.home),
-            keys=str(self.home / "identity"),
+            home=str(self._home),
+            keys=str(self._home / "identity"),
             readable=tuple(readable),
             writable=(str(job_dir / "work"),),
         )
@@ -122,20 +127,20 @@ class Launcher:
             "archive": str(job_dir / "archive"),
             "work": str(job_dir / "work"),
             "data": {"path": str(data.path), "params": dict(data.params), "transform": transform},
-            "threads": self.threads,
+            "threads": self._threads,
         }
 
 
 class TrainingProcess:
-    """A running training process. One thread at a time; `stop` may be called by another."""
+    """A running training process. One thread at a time. Call `stop` also when it has ended by itself."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], job_dir: Path) -> None:
+    def __init__(self, command: list[str], environment: Mapping[str, str], job_dir: Path) -> None:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         try:
             self._process = subprocess.Popen(
                 command,
-                env=environment | {channel.ENVIRONMENT: f"{theirs_in},{theirs_out}"},
+                env={**environment, channel.ENVIRONMENT: f"{theirs_in},{theirs_out}"},
                 cwd=job_dir / "work",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -146,15 +151,17 @@ class TrainingProcess:
         except OSError as error:
             os.close(ours_out)
             os.close(ours_in)
-            raise Unavailable(f"the training process cannot be started: {error}; check [run] interpreter") from error
+            raise Unavailable(
+                f"the training process cannot be started: {error}; check [run] interpreter"
+            ) from error
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
-        self._out = ours_out
+        self._out = os.fdopen(ours_out, "wb", buffering=0)
         self._incoming = Incoming(ours_in)
         assert self._process.stdout is not None
-        pump = (self._process.stdout.fileno(), job_dir / "training.log")
-        self._log = threading.Thread(target=_keep_log, args=pump, name="training-log", daemon=True)
+        log = (self._process.stdout.fileno(), job_dir / "training.log")
+        self._log = threading.Thread(target=_keep_log, args=log, name="training-log", daemon=True)
         self._log.start()
 
     @property
@@ -163,40 +170,52 @@ class TrainingProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it may still answer."""
-        return self._process.poll() is None and not self._incoming.ended
+        """Whether it may still answer. Messages it sent before it ended can still be read."""
+        return self._running() and not self._incoming.ended
 
     def request(self, message: Request) -> None:
         """Ask for something; the answer comes with `messages`. Raises Unavailable when the process has ended."""
-        import json
-
-        data = json.dumps(message).encode("ascii") + b"\n"
+        data = memoryview(json.dumps(message).encode("ascii") + b"\n")
         try:
             while data:
-                data = data[os.write(self._out, data) :]
-        except OSError as error:
-            raise Unavailable("the training process has ended; see training.log, then start another") from error
+                data = data[self._out.write(data) :]
+        except (OSError, ValueError) as error:
+            raise Unavailable("the training process has ended: see training.log, start another") from error
 
     def messages(self, timeout: float) -> Iterator[Message]:
-        """Messages as they come. Stops when none has come for `timeout` seconds, or the process has ended: see `alive`.
+        """Messages as they come. Stops when none has come for `timeout` seconds, or there will be no more: see
+        `alive`.
 
-        Call it again to wait longer. Raises Refused(TASK_GARBAGE) when the process sends what is no message; it is then
-        stopped, for its code has got hold of the channel.
+        Call it again to wait longer. Raises Refused(TASK_GARBAGE) when the process sends what is no message; stop it
+        then, for the job's code has got hold of the channel.
         """
-        try:
-            yield from self._incoming.messages(timeout)
-        except Refused:
-            self.stop(0)
-            raise
+        yield from self._incoming.messages(timeout)
 
     def stop(self, grace: float) -> None:
-        """End it and everything it started. Within `grace` seconds a managed cycle saves itself and is resumed later."""
-        with contextlib.suppress(Unavailable, ProcessLookupError):
-            if grace > 0 and self._process.poll() is None:
+        """End it and everything it started. Given `grace` seconds, a managed cycle saves itself and is resumed
+        later."""
+        if self._process.returncode is not None:
+            return
+        if grace > 0:
+            with contextlib.suppress(Unavailable):
                 self.request({"do": "stop"})
-                self._process.send_signal(signal.SIGTERM)
-                self._process.wait(grace)
-        ...
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+            deadline = time.monotonic() + grace
+            while self._running() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        # Not reaped before this line, so the process id, and with it the group, cannot be somebody else's.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+        self._out.close()
+        self._incoming.close()
+        self._log.join(1)  # longer only if something left the group and keeps the pipe
+
+    def _running(self) -> bool:
+        if self._process.returncode is not None:
+            return False
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def _hand_over(job_dir: Path, work: Path, uid: int) -> None:
@@ -209,4 +228,12 @@ def _hand_over(job_dir: Path, work: Path, uid: int) -> None:
 
 
 def _keep_log(fd: int, path: Path) -> None:
-    ...
+    """Append what the process prints to `path`, at most twice LOG_BYTES in all. It never stops reading: a process
+    whose output nobody takes would stand still.
+    """
+    while chunk := os.read(fd, _CHUNK):
+        with contextlib.suppress(OSError):
+            if path.exists() and path.stat().st_size + len(chunk) > LOG_BYTES:
+                os.replace(path, path.with_name(path.name + ".1"))
+            with open(path, "ab") as file:
+                file.write(chunk)

@@ -1,11 +1,12 @@
 """Managed training: the platform owns the loop, so what a silo does in a cycle is what the job terms say.
 
 One `Managed` lives as long as its process. Every cycle starts from the base version with a fresh optimizer and random
-state drawn from (seed, lease); only the position in the data goes on. So a cycle's result depends on the lease, the base, the data and
-the position, and a cycle that was killed and resumed gives the same bytes as one that was not.
+state drawn from (seed, lease); only the position in the data goes on. So a cycle's result depends on the lease, the
+base, the data and the position, and a cycle that was killed and resumed gives the same bytes as one that was not.
 
 Two files in the work folder hold what that takes: `cycle.safetensors`, the cycle in progress as of its last save, and
-`between.safetensors`, written when a cycle ends, with the position before and after it: the same lease again starts from "before".
+`between.safetensors`, written when a cycle ends, with the position before and after it: the same lease again starts
+from "before".
 """
 
 import sys
@@ -39,10 +40,16 @@ class _Run:
 
 
 class Managed:
-    """A task, its model and its data in this process. Runs the job's code: may raise anything it raises, and Garbage."""
+    """A task, its model and its data in this process. Runs the job's code: may raise anything it raises, and
+    Garbage."""
 
     def __init__(
-        self, task: Task, file: JobFile, data: SiloData, work: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        task: Task,
+        file: JobFile,
+        data: SiloData,
+        work: Path,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._task, self._file, self._data, self._clock = task, file, data, clock
         self._cycle_file, self._between_file = work / "cycle.safetensors", work / "between.safetensors"
@@ -52,7 +59,9 @@ class Managed:
         self.manifest = tensors.manifest_of(self.model, file.training.buffers)
         self._pristine = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
 
-    def train(self, request: Train, report: Report, leaving: Callable[[], bool] = lambda: False) -> Trained | None:
+    def train(
+        self, request: Train, report: Report, leaving: Callable[[], bool] = lambda: False
+    ) -> Trained | None:
         """Run the cycle, or the rest of it, and write the update to `request["out"]`.
 
         None when `leaving` became true first: the cycle is saved and the same lease resumes it.
@@ -92,7 +101,12 @@ class Managed:
         saved.seed_all(seed_of(self._file.job.seed, request["cycle"]))
         with torch.no_grad():
             metrics = metrics_of(evaluate(self.model, self._batches(dataset, request, report)), evaluate)
-        return {"is": "evaluated", "cycle": request["cycle"], "metrics": metrics, "num_examples": len(dataset)}
+        return {
+            "is": "evaluated",
+            "cycle": request["cycle"],
+            "metrics": metrics,
+            "num_examples": len(dataset),
+        }
 
     def _begin(self, request: Train) -> _Run:
         seed, cycle = self._file.job.seed, request["cycle"]
@@ -143,7 +157,9 @@ class Managed:
                     "random": saved.random_state(),
                 },
             )
-        except TypeError as error:  # an optimizer of the job's own: training goes on, a kill costs the whole cycle
+        except (
+            TypeError
+        ) as error:  # an optimizer of the job's own: training goes on, a kill costs the whole cycle
             print(f"this cycle cannot be saved: {error}", file=sys.stderr)
 
     def _conclude(self, cycle: str, run: _Run) -> None:
@@ -188,7 +204,11 @@ class Managed:
             dataset = self._task.dataset(self._data, split)
             if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
                 kind = type(dataset).__name__
-                raise Garbage("NotADataset", f"dataset() returned {kind}; it needs a length and an index", self._task.dataset)
+                raise Garbage(
+                    "NotADataset",
+                    f"dataset() returned {kind}; it needs a length and an index",
+                    self._task.dataset,
+                )
             self._datasets[split] = dataset
         return self._datasets[split]
 
@@ -209,7 +229,9 @@ def build_model(task: Task, seed: int) -> torch.nn.Module:
     saved.seed_all(seed_of("model", seed))
     model = task.model()
     if not isinstance(model, torch.nn.Module):
-        raise Garbage("NotAModel", f"model() returned {type(model).__name__}, not a torch.nn.Module", task.model)
+        raise Garbage(
+            "NotAModel", f"model() returned {type(model).__name__}, not a torch.nn.Module", task.model
+        )
     return model
 
 
@@ -237,7 +259,9 @@ def _checked(loss: Any, culprit: Callable[..., Any]) -> torch.Tensor:
     if not loss.requires_grad:
         raise Garbage("LossWithoutGradient", "loss() returned a tensor that no parameter leads to", culprit)
     if not torch.isfinite(loss):
-        raise Garbage("LossNotFinite", f"the loss is {loss.item()}; lower the learning rate or check the data", culprit)
+        raise Garbage(
+            "LossNotFinite", f"the loss is {loss.item()}; lower the learning rate or check the data", culprit
+        )
     return loss
 
 

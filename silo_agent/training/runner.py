@@ -1,7 +1,7 @@
 """The program of the training process: `python -m silo_agent.training.runner`, started by `launcher`.
 
-It fences itself in first. Nothing that could start a thread or run the job's code is imported before, which is why torch and
-everything that needs it are imported inside functions.
+It fences itself in first. Nothing that could start a thread or run the job's code is imported before, which is why
+torch and everything that needs it are imported inside functions.
 """
 
 import os
@@ -36,7 +36,8 @@ class Setup:
 
 
 def main() -> int:
-    """0: asked to end. 1: the job's code failed in a way that needs a new process, or the fence could not be closed."""
+    """0: asked to end. 1: the job's code failed in a way that needs a new process, or the fence could not be
+    closed."""
     from silo_agent.training.channel import inherited
 
     channel = inherited()
@@ -140,7 +141,8 @@ def _serve_script(channel: "Channel", setup: Setup, cycle: list[str]) -> None:
 
 
 class InFederation:
-    """`script.Place` of a script that the agent started. `cycle` holds the one in progress, for the report of a failure."""
+    """`script.Place` of a script that the agent started. `cycle` holds the one in progress, for the report of a
+    failure."""
 
     def __init__(self, channel: "Channel", setup: Setup, cycle: list[str]) -> None:
         self.file, self.data = setup.file, setup.data
@@ -175,7 +177,8 @@ def check_manifest(manifest: "Manifest", approved: str) -> None:
 
     if manifest.digest() != approved:
         raise Garbage(
-            "OtherModel", f"the model's tensors have manifest {manifest.digest()}, the approved job has {approved}"
+            "OtherModel",
+            f"the model's tensors have manifest {manifest.digest()}, the approved job has {approved}",
         )
 
 

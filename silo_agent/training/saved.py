@@ -1,4 +1,5 @@
-"""State of training on disk: tensors in a safetensors file, the rest as JSON in its metadata. One file, so one rename.
+"""State of training on disk: tensors in a safetensors file, the rest as JSON in its metadata. One file, so one
+rename.
 
 Nothing here can name a class or a module: what is read back is numbers, text, lists, dicts and tensors.
 """
@@ -70,7 +71,8 @@ def seed_all(seed: int) -> None:
 
 
 def _to_json(value: Tree, tensors: dict[str, torch.Tensor]) -> Any:
-    """`value` with each tensor moved to `tensors`. Containers are tagged: JSON knows neither tuples nor integer keys."""
+    """`value` with each tensor moved to `tensors`. Containers are tagged: JSON knows neither tuples nor integer
+    keys."""
     if isinstance(value, torch.Tensor):
         name = f"{len(tensors):06d}"
         # A copy, since safetensors refuses to write one storage twice.

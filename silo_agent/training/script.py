@@ -57,7 +57,9 @@ _place: Place | None = None  # set by `run`; None: the script was started by a p
 class Cycle:
     """One fetch–train–submit. `version`: the base; `steps`: local steps the job asks for; `config`: the job file."""
 
-    def __init__(self, request: Train, config: JobFile, submit: Callable[[int, Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self, request: Train, config: JobFile, submit: Callable[[int, Mapping[str, Any]], None]
+    ) -> None:
         self.version = request["version"]
         self.steps = request["steps"]
         self.config = config
@@ -65,7 +67,8 @@ class Cycle:
         self.submitted = False
 
     def submit(self, *, num_examples: int, metrics: Mapping[str, Any] | None = None) -> None:
-        """Hand in the model as it is now. Once per cycle. Raises ValueError the second time, Garbage for no numbers."""
+        """Hand in the model as it is now. Once per cycle. Raises ValueError the second time, Garbage for no
+        numbers."""
         if self.submitted:
             raise ValueError("this cycle has been submitted already")
         self._submit(num_examples, metrics or {})
@@ -114,12 +117,19 @@ class Federation:
             nonlocal steps
             steps += 1
             self._place.send(
-                {"is": "progress", "cycle": request["cycle"], "step": steps, "steps": max(steps, request["steps"])}
+                {
+                    "is": "progress",
+                    "cycle": request["cycle"],
+                    "step": steps,
+                    "steps": max(steps, request["steps"]),
+                }
             )
 
         def submit(num_examples: int, metrics: Mapping[str, Any]) -> None:
             numbers = metrics_of(metrics, submit)
-            tensors.save_update(self._model, Path(request["parameters"]), Path(request["out"]), self._manifest)
+            tensors.save_update(
+                self._model, Path(request["parameters"]), Path(request["out"]), self._manifest
+            )
             self._place.send(
                 {
                     "is": "trained",
@@ -146,7 +156,12 @@ class Federation:
         cycle = request["cycle"]
         if self._evaluate is None:
             self._place.send(
-                {"is": "failed", "cycle": cycle, "reason": "task_failed", "exception": "EvaluationUnsupported"}
+                {
+                    "is": "failed",
+                    "cycle": cycle,
+                    "reason": "task_failed",
+                    "exception": "EvaluationUnsupported",
+                }
             )
             return
         tensors.load(self._model, Path(request["parameters"]), self._manifest)
@@ -160,9 +175,9 @@ class Federation:
 def federated(model: torch.nn.Module, *, evaluate: Evaluation | None = None) -> Federation:
     """Put `model` into the job this script runs in. Use it as `with federated(model) as fl: for cycle in fl: …`.
 
-    `evaluate(model, split)` answers evaluations: a dict of numbers, of which `num_examples` is the count of records. Without
-    it they are reported as unsupported. The model must be the same at every silo when it is handed over: what is not
-    trained is never sent. Raises Garbage for a model with nothing to train.
+    `evaluate(model, split)` answers evaluations: a dict of numbers, of which `num_examples` is the count of records.
+    Without it they are reported as unsupported. The model must be the same at every silo when it is handed over: what
+    is not trained is never sent. Raises Garbage for a model with nothing to train.
     """
     return Federation(model, evaluate)
 

@@ -32,12 +32,13 @@ class Task(Protocol):
     * `optimizer(model) -> torch.optim.Optimizer`: instead of the one in the job file
     * `sampler(dataset, generator) -> Sequence[int]`: one epoch's order of indices, drawn with `generator` only
 
-    A task is built once per process and lives across cycles. What it keeps in itself is not saved: when the process is
-    replaced, only the model, the optimizer, the random state and the position in the data come back.
+    A task is built once per process and lives across cycles. What it keeps in itself is not saved: when the process
+    is replaced, only the model, the optimizer, the random state and the position in the data come back.
     """
 
     def model(self) -> "torch.nn.Module":
-        """A fresh model. Called with the job's seed set, the same one at every silo: what is not trained must be equal."""
+        """A fresh model. Called with the job's seed set, the same one at every silo: what is not trained must be
+        equal."""
         ...
 
     def dataset(self, data: "SiloData", split: str) -> "Dataset":
@@ -57,7 +58,8 @@ class Dataset(Protocol):
 
 
 class Garbage(Refused):
-    """The job's code returned something that is not what it should be. `kind` is one word, told to the job's owner."""
+    """The job's code returned something that is not what it should be. `kind` is one word, told to the job's
+    owner."""
 
     def __init__(self, kind: str, message: str, culprit: Callable[..., Any] | None = None) -> None:
         """`culprit`: the job's function that returned it."""
@@ -79,10 +81,10 @@ class SiloData:
     transform: Callable[[Any], Any] = _unchanged  # of one record; managed training applies it by itself
 
     def split(self, key: str | bytes | int, *, fractions: Sequence[float] = FRACTIONS) -> str:
-        """"train", "validation" or "test", from a hash of the record's or its subject's key alone.
+        """ "train", "validation" or "test", from a hash of the record's or its subject's key alone.
 
-        So a subject stays in its split when records are added, reordered, or read by another program. `fractions` are the
-        shares of the three, in that order, adding up to 1. Raises ValueError for other fractions.
+        So a subject stays in its split when records are added, reordered, or read by another program. `fractions` are
+        the shares of the three, in that order, adding up to 1. Raises ValueError for other fractions.
         """
         if len(fractions) != len(SPLITS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
             raise ValueError(f"fractions {fractions} are not three shares that add up to 1")
@@ -93,11 +95,14 @@ class SiloData:
             bound += fraction
             if place < bound:
                 return split
-        return next(split for split, fraction in reversed(list(zip(SPLITS, fractions, strict=True))) if fraction)
+        return next(
+            split for split, fraction in reversed(list(zip(SPLITS, fractions, strict=True))) if fraction
+        )
 
 
 def load_task(archive: Path, reference: str, params: Mapping[str, Param]) -> Task:
-    """`"task.py:Digits"` of the unpacked archive, built with `params`. Runs the job's code, and raises what it raises.
+    """`"task.py:Digits"` of the unpacked archive, built with `params`. Runs the job's code, and raises what it
+    raises.
 
     Raises Garbage when there is no such class or it lacks a required method.
     """
@@ -108,7 +113,9 @@ def load_task(archive: Path, reference: str, params: Mapping[str, Param]) -> Tas
         raise Garbage("NoSuchTask", f"{file} has no class {name}")
     task = factory(**params)
     if not isinstance(task, Task):
-        raise Garbage("NoTask", f"{reference} needs the methods model(), dataset(data, split) and loss(model, batch)")
+        raise Garbage(
+            "NoTask", f"{reference} needs the methods model(), dataset(data, split) and loss(model, batch)"
+        )
     return task
 
 
@@ -136,7 +143,9 @@ def load_transform(reference: str) -> Callable[[Any], Any]:
 def metrics_of(values: Any, culprit: Callable[..., Any]) -> dict[str, float]:
     """What an evaluation returned, as finite floats. Raises Garbage."""
     if not isinstance(values, Mapping):
-        raise Garbage("MetricsNotAMapping", f"evaluation returned {type(values).__name__}, not a dict", culprit)
+        raise Garbage(
+            "MetricsNotAMapping", f"evaluation returned {type(values).__name__}, not a dict", culprit
+        )
     metrics: dict[str, float] = {}
     for name, value in values.items():
         try:

@@ -1,10 +1,11 @@
 """Which tensors of a model travel, and their way between torch and canonical files.
 
-Trainable: parameters with `requires_grad`, under the first name `named_parameters` finds, so tied tensors travel once. They travel as
-deltas. Buffers: persistent floating-point buffers, as values, if the job averages them. Never: integer buffers and frozen parameters.
+Trainable: parameters with `requires_grad`, under the first name `named_parameters` finds, so tied tensors travel
+once. They travel as deltas. Buffers: persistent floating-point buffers, as values, if the job averages them. Never:
+integer buffers and frozen parameters.
 
-On the wire everything is float32. A parameter of lower precision is cast on the way in and the delta is taken from what it
-was cast *to*: the rounding of the base is not the silo's work and must not reach the server as if it were.
+On the wire everything is float32. A parameter of lower precision is cast on the way in and the delta is taken from
+what it was cast *to*: the rounding of the base is not the silo's work and must not reach the server as if it were.
 """
 
 import os
@@ -28,8 +29,12 @@ def travelling(model: torch.nn.Module, buffers: Buffers) -> dict[str, torch.Tens
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if not parameter.is_floating_point() or isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
-            raise Garbage("CannotTravel", f"parameter {name!r} is lazy or of type {parameter.dtype}; only reals travel")
+        if not parameter.is_floating_point() or isinstance(
+            parameter, torch.nn.parameter.UninitializedTensorMixin
+        ):
+            raise Garbage(
+                "CannotTravel", f"parameter {name!r} is lazy or of type {parameter.dtype}; only reals travel"
+            )
         tensors[name] = parameter.detach()
     if not tensors:
         raise Garbage("NothingToTrain", "the model has no parameter that requires a gradient")
@@ -49,7 +54,8 @@ def float_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def manifest_of(model: torch.nn.Module, buffers: Buffers) -> Manifest:
-    """Names, shapes and roles of what travels. Raises Garbage; Refused for names or numbers of tensors out of bounds."""
+    """Names, shapes and roles of what travels. Raises Garbage; Refused for names or numbers of tensors out of
+    bounds."""
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Manifest(
         tuple(
@@ -79,8 +85,8 @@ def save_values(model: torch.nn.Module, path: Path, manifest: Manifest) -> str:
 def save_update(model: torch.nn.Module, base: Path, path: Path, manifest: Manifest) -> str:
     """Write trained − base for trainable tensors and values for buffers; the file's hex SHA-256.
 
-    `base`: the file that `load` read. The update appears at `path` whole or not at all. Raises Garbage when a value is not
-    finite or the model is no longer the one the manifest describes.
+    `base`: the file that `load` read. The update appears at `path` whole or not at all. Raises Garbage when a value
+    is not finite or the model is no longer the one the manifest describes.
     """
     tensors = _same_tensors(model, manifest)
     with ExitStack() as stack:
@@ -89,7 +95,10 @@ def save_update(model: torch.nn.Module, base: Path, path: Path, manifest: Manife
         def pieces() -> Iterator[tuple[TensorSpec, torch.Tensor]]:
             for spec in manifest.specs:
                 tensor = tensors[spec.name]
-                yield spec, _delta(tensor, _read(file, spec)) if spec.role == "trainable" else _as_float32(tensor)
+                yield (
+                    spec,
+                    _delta(tensor, _read(file, spec)) if spec.role == "trainable" else _as_float32(tensor),
+                )
 
         return _write(path, manifest, pieces())
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,7 @@ def test_jobs_share_a_silo(server: Server) -> None:
 def test_a_restored_old_database_is_refused(tmp_path: Path) -> None:
     server = Server(tmp_path)
     database = tmp_path / "state" / "state.db"
-    with sqlite3.connect(database) as live, sqlite3.connect(tmp_path / "old.db") as old:
+    with closing(sqlite3.connect(database)) as live, closing(sqlite3.connect(tmp_path / "old.db")) as old:
         live.backup(old)
     start(server, "", "a")
     server.core.close()
