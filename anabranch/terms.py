@@ -91,7 +91,7 @@ class ServerOptimizer(BaseModel, extra="forbid", frozen=True):
 
 class Aggregation(BaseModel, extra="forbid", frozen=True):
     strategy: Literal["fedavg", "fedbuff"] = "fedbuff"
-    buffer: int = Field(default=2, ge=1)  # updates per version; fedavg waits for every approved silo instead
+    buffer: int = Field(default=2, ge=1, le=100)  # updates per version; fedavg waits for every approved silo instead
     max_wait: str = "10m"  # closes a buffer (or a fedavg round) that would stall
     staleness_exponent: float = Field(default=0.0, ge=0, le=1)  # weight (1+staleness)^-a; 0 switches it off
     normalise: Literal["count", "weights"] = "weights"  # divide by the number of updates, or by the sum of weights

@@ -132,6 +132,7 @@ def open_export(path: Path) -> Export:
     """Raises Refused(NOT_FOUND) unless `path` looks like an export."""
     if not (path / "checkpoint").is_file():
         raise Refused(
-            Reason.NOT_FOUND, f"{path} is no audit export: it has no file `checkpoint`; run anabranch-server export"
+            Reason.NOT_FOUND,
+            f"{path} is no audit export: it has no file `checkpoint`; run anabranch-server export",
         )
     return Export(path)

@@ -48,7 +48,9 @@ class Job:
     ended: bool = False
     versions: list[Version] = field(default_factory=list)  # by number
     views: dict[int, set[str]] = field(default_factory=dict)  # version → digests of its encodings
-    steps: dict[int, tuple[int, AggregationPerformed]] = field(default_factory=dict)  # version → entry, detail
+    steps: dict[int, tuple[int, AggregationPerformed]] = field(
+        default_factory=dict
+    )  # version → entry, detail
 
     @property
     def head(self) -> int:

@@ -1,10 +1,10 @@
 """The life cycle: each entry is judged against everything before it, as the state machine of a federation.
 
-    silo    invited → enrolled → revoked
-    job     submitted → version 0 → approved by silos → started → … → completed | aborted
-    lease   issued → one update, one evaluation, or released
-    update  received → merged into exactly one version | retired
-    version aggregation.performed → model.published, numbers dense, each the child of the one before
+silo    invited → enrolled → revoked
+job     submitted → version 0 → approved by silos → started → … → completed | aborted
+lease   issued → one update, one evaluation, or released
+update  received → merged into exactly one version | retired
+version aggregation.performed → model.published, numbers dense, each the child of the one before
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.details import (
     AggregationInput,
     AggregationPerformed,
+    JobChanged,
     JobDecision,
     JobStarted,
     JobSubmitted,
@@ -63,6 +64,7 @@ class LifeCycle:
             JobSubmitted: self._submitted,
             JobDecision: self._decided,
             JobStarted: self._started,
+            JobChanged: self._changed,
             ModelPublished: self._published,
             ModelEncoded: self._encoded,
             ModelEvaluated: self._evaluated,
@@ -80,8 +82,6 @@ class LifeCycle:
         """Judge one entry; `statement` is what its silo signed, if that is known to be good."""
         self._last = index, entry
         try:
-            if entry.type in ENDED:
-                self._running(entry).ended = True
             handler = self._handlers.get(type(entry.detail))
             if handler is not None:
                 handler(index, entry, entry.detail, statement)
@@ -94,10 +94,14 @@ class LifeCycle:
             return
         for name, job in self.history.jobs.items():
             if job.head + 1 in job.steps:
-                self._find(*self._last, f"the log ends without version {job.head + 1} of job {name}, which was made")
+                self._find(
+                    *self._last, f"the log ends without version {job.head + 1} of job {name}, which was made"
+                )
         for name, update in self.history.updates.items():
             if update.fate == "open" and self.history.jobs[update.job].ended:
-                self._find(*self._last, f"the log ends, job {update.job} has ended, and update {name} has no fate")
+                self._find(
+                    *self._last, f"the log ends, job {update.job} has ended, and update {name} has no fate"
+                )
 
     # silos
 
@@ -108,7 +112,9 @@ class LifeCycle:
 
     def _enrolled(self, _: int, __: Entry, detail: SiloEnrolled, ___: Statement | None) -> None:
         silo = self.history.silos.setdefault(detail.silo, Silo())
-        _require(detail.token_id in silo.tokens, f"silo {detail.silo} was not invited with token {detail.token_id}")
+        _require(
+            detail.token_id in silo.tokens, f"silo {detail.silo} was not invited with token {detail.token_id}"
+        )
         _require(not silo.tokens[detail.token_id], f"token {detail.token_id} was used before")
         silo.tokens[detail.token_id] = silo.active = True
 
@@ -150,7 +156,14 @@ class LifeCycle:
         for silo in detail.silos:
             self._approved(entry, job, silo)
         least = job.terms.file.silos.min if job.terms else 0
-        _require(len(detail.silos) >= least, f"starts with {len(detail.silos)} silos, its terms ask for {least}")
+        _require(
+            len(detail.silos) >= least, f"starts with {len(detail.silos)} silos, its terms ask for {least}"
+        )
+
+    def _changed(self, _: int, entry: Entry, detail: JobChanged, __: Statement | None) -> None:
+        job = self._running(entry)
+        job.ended = entry.type in ENDED
+        _require(detail.head == job.head, f"logs head {detail.head}, but the head is {job.head}")
 
     # leases
 
@@ -184,7 +197,9 @@ class LifeCycle:
 
     # updates
 
-    def _received(self, index: int, entry: Entry, detail: UpdateReceived, statement: Statement | None) -> None:
+    def _received(
+        self, index: int, entry: Entry, detail: UpdateReceived, statement: Statement | None
+    ) -> None:
         job = self._running(entry)
         _require(detail.update not in self.history.updates, f"update {detail.update} was received before")
         self.history.updates[detail.update] = Update(
@@ -198,7 +213,9 @@ class LifeCycle:
             f"says its base is version {detail.version}, but its lease is for {lease.issued.version}",
         )
         late = job.head - detail.version
-        _require(detail.staleness == late, f"logs staleness {detail.staleness}, but its base is {late} behind")
+        _require(
+            detail.staleness == late, f"logs staleness {detail.staleness}, but its base is {late} behind"
+        )
         if isinstance(statement, UpdateStatement):
             _same("nonce", statement.nonce, lease.issued.nonce, "the lease")
             _same("base", statement.base_sha256, lease.issued.view_sha256, "the lease")
@@ -245,21 +262,29 @@ class LifeCycle:
             f"uses update {one.update} as another one than was received",
         )
         late = detail.base - update.base
-        _require(one.staleness == late, f"says update {one.update} is {one.staleness} versions late, it is {late}")
+        _require(
+            one.staleness == late, f"says update {one.update} is {one.staleness} versions late, it is {late}"
+        )
 
     def _published(self, _: int, entry: Entry, detail: ModelPublished, __: Statement | None) -> None:
         job = self._running(entry)
         expected = job.head + 1
-        _require(detail.version == expected, f"publishes version {detail.version}; the next one is {expected}")
+        _require(
+            detail.version == expected, f"publishes version {detail.version}; the next one is {expected}"
+        )
         version = Version(detail.parameters_sha256, detail.optimizer_sha256, detail.ema_sha256, detail.bytes)
         job.versions.append(version)
         if detail.version == 0:
             _same("version 0", detail.parameters_sha256, job.submitted.initial_sha256, "the job")
             _require(detail.step is None, "version 0 comes from no aggregation")
             return
-        _require(detail.parent == detail.version - 1, f"version {detail.version} is a child of {detail.parent}")
+        _require(
+            detail.parent == detail.version - 1, f"version {detail.version} is a child of {detail.parent}"
+        )
         step = job.steps.get(detail.version)
-        _require(step is not None and step[1].step == detail.step, f"no aggregation made version {detail.version}")
+        _require(
+            step is not None and step[1].step == detail.step, f"no aggregation made version {detail.version}"
+        )
 
     def _encoded(self, _: int, entry: Entry, detail: ModelEncoded, __: Statement | None) -> None:
         job = self._job(entry)
@@ -309,7 +334,9 @@ class LifeCycle:
 
     def _approved(self, entry: Entry, job: Job, silo: str) -> None:
         decision = job.decisions.get(silo, "not decided")
-        _require(decision == "approved", f"silo {silo} has {decision}, not approved, the terms of job {entry.job}")
+        _require(
+            decision == "approved", f"silo {silo} has {decision}, not approved, the terms of job {entry.job}"
+        )
 
 
 def _version(job: Job, number: int) -> Version:

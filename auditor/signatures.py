@@ -76,10 +76,7 @@ class Signatures:
             return None
         try:
             statement = self._open(entry, signatures[0])
-        except Refused as refusal:
-            self._find(index, entry, str(refusal))
-            return None
-        except _Doubt as doubt:
+        except (Refused, _Doubt) as doubt:
             self._find(index, entry, str(doubt))
             return None
         if statement is None:
@@ -96,7 +93,9 @@ class Signatures:
         purpose = "approver" if isinstance(detail, JobDecision) else "update"
         key = self._keys.get((sig.keyid, purpose))
         if key is None or key.silo != detail.silo:
-            raise _Doubt(f"is signed by {sig.keyid[:16]}…, no {purpose} key that silo {detail.silo} registered")
+            raise _Doubt(
+                f"is signed by {sig.keyid[:16]}…, no {purpose} key that silo {detail.silo} registered"
+            )
         if key.revoked:
             raise _Doubt(f"is signed with a key of silo {detail.silo} after the silo was revoked")
         actor = parse_identity(entry.actor.id)
@@ -133,7 +132,11 @@ def _agree(entry: Entry, sig: Sig, statement: Statement) -> None:
     logged: dict[str, Any] = {"federation": entry.fed, "job": entry.job}
     match detail:
         case JobDecision():
-            logged |= {"decision": DECISIONS[entry.type], "silo": detail.silo, "terms_sha256": detail.terms_sha256}
+            logged |= {
+                "decision": DECISIONS[entry.type],
+                "silo": detail.silo,
+                "terms_sha256": detail.terms_sha256,
+            }
         case ModelEvaluated():
             logged |= {"version": detail.version, "split": detail.split}
         case UpdateRefused():  # refused, perhaps because it speaks of another federation or job
@@ -143,7 +146,9 @@ def _agree(entry: Entry, sig: Sig, statement: Statement) -> None:
             logged |= detail.model_dump(include={"update", "lease", "sequence", "bytes", "delta_sha256"})
             logged |= {"base_version": detail.version}
             if detail.statement_sha256 != sig.payload_sha256:
-                raise _Doubt(f"names the statement {detail.statement_sha256[:16]}…, but another one was signed")
+                raise _Doubt(
+                    f"names the statement {detail.statement_sha256[:16]}…, but another one was signed"
+                )
     for name, value in logged.items():
         if getattr(statement, name) != value:
             raise _Doubt(f"logs {name} = {value}, but the silo signed {name} = {getattr(statement, name)}")

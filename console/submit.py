@@ -112,7 +112,7 @@ def _build(folder: Path, file: JobFile, out: Path) -> Manifest:
     """Let the task make version 0 in a process of its own: the console itself never imports torch."""
     description = out.with_name("job.json")
     description.write_text(file.model_dump_json())
-    argv = [sys.executable, "-m", "silo_agent.training.initial", str(folder), str(description), str(out)]
+    argv = [sys.executable, "-P", "-m", "silo_agent.training.initial", str(folder), str(description), str(out)]
     try:
         done = subprocess.run(argv, capture_output=True, timeout=INITIAL_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

@@ -26,19 +26,23 @@ class Allowed:
     identity: str  # SPIFFE URI
     silo: str | None
     not_after: float
+    entry: int  # log index of its issue
     status: Literal["active", "replaced", "revoked"] = "active"
     until: float = float("inf")  # of a replaced one
 
-    def replaced_at(self, now: float) -> "Allowed":
-        return replace(self, status="replaced", until=min(self.until, now + OVERLAP))
-
 
 class AllowList:
-    """Thread-safe. `check` runs on the event loop: it holds a lock for a moment and waits for no I/O."""
+    """Thread-safe. `check` runs on the event loop: it holds a lock for a moment and waits for no I/O.
+
+    Changes name the log entry they come from, because threads may bring them in another order than the commits:
+    a certificate issued before its silo was revoked stays shut, whoever comes first.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._allowed: dict[str, Allowed] = {}  # by fingerprint
+        self._unused: set[str] = set()  # fingerprints issued here that nobody has shown yet
+        self._revoked: dict[str, int] = {}  # silo → log index of its newest revocation
 
     def load(self, reader: Reader, now: float) -> None:
         """Take over what the table says. Call once, before serving."""
@@ -47,8 +51,9 @@ class AllowList:
             rows = connection.execute(query).all()
         for row in rows:
             until = float("inf") if row.replaced_at is None else row.replaced_at + OVERLAP
-            allowed = Allowed(row.identity, row.silo, row.not_after, row.status, until)
-            self._allowed[row.fingerprint] = allowed
+            self._allowed[row.fingerprint] = Allowed(
+                row.identity, row.silo, row.not_after, -1, row.status, until
+            )
 
     def check(self, fingerprint: str, now: float) -> str:
         """The identity URI this certificate speaks for; using a renewed one ends its predecessors.
@@ -69,28 +74,40 @@ class AllowList:
                 raise Refused(Reason.BAD_CERTIFICATE, f"this certificate of {who} expired; enrol again")
             if now > allowed.until:
                 raise Refused(Reason.BAD_CERTIFICATE, f"{who} has renewed this certificate; use the new one")
-            if allowed.status == "active":
-                self._end_predecessors(who)
+            if fingerprint in self._unused:
+                self._unused.remove(fingerprint)
+                self._replace(who, allowed.entry, until=0.0)
             return who
 
-    def add(self, fingerprint: str, identity: str, silo: str | None, not_after: float, now: float) -> None:
-        """A certificate was issued; others of its identity stay for `OVERLAP`, or until this one is used."""
+    def add(
+        self, fingerprint: str, identity: str, silo: str | None, not_after: float, entry: int, now: float
+    ) -> None:
+        """A certificate was issued; older ones of its identity stay for `OVERLAP`, or until this one is used."""
         with self._lock:
             for known, allowed in list(self._allowed.items()):
                 if allowed.not_after < now:
                     del self._allowed[known]
-                elif allowed.identity == identity and allowed.status == "active":
-                    self._allowed[known] = allowed.replaced_at(now)
-            self._allowed[fingerprint] = Allowed(identity, silo, not_after)
+                    self._unused.discard(known)
+            issued = Allowed(identity, silo, not_after, entry)
+            if silo is not None and entry < self._revoked.get(silo, -1):
+                issued = replace(issued, status="revoked")
+            elif any(a.identity == identity and a.entry > entry for a in self._allowed.values()):
+                issued = replace(issued, status="replaced", until=now + OVERLAP)
+            self._allowed[fingerprint] = issued
+            self._unused.add(fingerprint)
+            self._replace(identity, entry, until=now + OVERLAP)
 
-    def revoke(self, silo: str) -> None:
-        """No certificate of `silo` opens anything from the moment this returns."""
+    def revoke(self, silo: str, entry: int) -> None:
+        """No certificate of `silo` issued before log entry `entry` opens anything once this returns."""
         with self._lock:
+            self._revoked[silo] = max(entry, self._revoked.get(silo, -1))
             for known, allowed in self._allowed.items():
-                if allowed.silo == silo:
+                if allowed.silo == silo and allowed.entry < entry:
                     self._allowed[known] = replace(allowed, status="revoked")
 
-    def _end_predecessors(self, identity: str) -> None:
+    def _replace(self, identity: str, entry: int, until: float) -> None:
+        """Those of `identity` issued before `entry` end at `until`, if they do not end earlier."""
         for known, allowed in self._allowed.items():
-            if allowed.identity == identity and allowed.status == "replaced":
-                self._allowed[known] = replace(allowed, until=0.0)
+            if allowed.identity == identity and allowed.entry < entry and allowed.status != "revoked":
+                end = min(allowed.until, until)
+                self._allowed[known] = replace(allowed, status="replaced", until=end)

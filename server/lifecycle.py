@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 from statistics import fmean
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_terms, seconds
+from anabranch.tlog.details import OPERATOR_REASON
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
 from server.core.turn import due_version
@@ -34,6 +36,11 @@ def change(tx: Transaction, actor: Actor, job_id: str, action: str, reason: str)
     job = records.job_row(tx.connection, job_id)
     if action not in ACTIONS:
         raise Refused(Reason.MALFORMED, f"{action!r} is not one of {', '.join(ACTIONS)}")
+    if not re.match(OPERATOR_REASON, reason):
+        raise Refused(
+            Reason.MALFORMED,
+            f"reason {reason[:80]!r} goes into the log all silos read: use a few lowercase words, digits, - and _",
+        )
     allowed, status, entry = ACTIONS[action]
     if job.status not in allowed:
         raise Refused(

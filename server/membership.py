@@ -89,7 +89,7 @@ class Membership:
         The token is in the bundle and nowhere else. A revoked silo may be invited again; its old
         certificates and keys stay dead. Raises Refused(MALFORMED, SIZE_LIMIT).
         """
-        if not re.match(NAME, silo):
+        if not re.fullmatch(NAME, silo):
             raise Refused(
                 Reason.MALFORMED, f"silo {silo[:80]!r}: a name is lowercase letters, digits and dashes"
             )
@@ -140,13 +140,13 @@ class Membership:
         allow-list from it. Repeating it is harmless. Raises Refused(NOT_FOUND, MALFORMED).
         """
         why = reason or "unspecified"
-        if not re.match(REASON, why):
+        if not re.fullmatch(REASON, why):
             raise Refused(
                 Reason.MALFORMED,
                 f"reason {why[:80]!r} goes into the log: at most six words of lowercase letters, digits, - and _",
             )
         committed = self.writer.run(lambda tx: self._revoke(tx, admin, silo, why), "revoke")
-        self.allow_list.revoke(silo)
+        self.allow_list.revoke(silo, committed.receipts[-1].index)
         self.sessions.push(silo, Revoked(why))
         self.streams.end(silo, f"silo {silo} was revoked: {why}")
         self.wake()
@@ -184,7 +184,7 @@ class Membership:
     def issue_admin(self, name: str, csr: bytes) -> tuple[bytes, Receipt]:
         """A certificate for an administrator under a pseudonym, asked for on this machine; PEM chain."""
         key = read_request(csr)
-        if not re.match(NAME, name):
+        if not re.fullmatch(NAME, name):
             raise Refused(Reason.MALFORMED, f"admin {name[:80]!r}: lowercase letters, digits and dashes")
 
         def decide(tx: Transaction) -> Issued:
@@ -193,7 +193,7 @@ class Membership:
             return issued
 
         committed = self.writer.run(decide, "issue_admin")
-        self._allow(committed.value)
+        self._allow(committed.value, committed.receipts[0])
         return committed.value.chain, committed.receipts[0]
 
     def issue_server(self, key: Key, hosts: Sequence[str]) -> Issued:
@@ -226,7 +226,7 @@ class Membership:
             raise Refused(
                 Reason.BAD_TOKEN, "the token is unknown, used, expired, or void after five wrong attempts"
             )
-        self._allow(committed.value)
+        self._allow(committed.value, committed.receipts[-1])
         return committed.value.chain, committed.receipts
 
     def _enrol(self, tx: Transaction, claim: Claim) -> Issued | None:
@@ -258,7 +258,7 @@ class Membership:
         """
         key = read_request(csr)
         committed = self.writer.run(lambda tx: self._renew(tx, silo, key, fingerprint), "renew")
-        self._allow(committed.value)
+        self._allow(committed.value, committed.receipts[0])
         return committed.value.chain, committed.receipts[0]
 
     def _renew(self, tx: Transaction, silo: str, key: Key, fingerprint: str) -> Issued:
@@ -281,11 +281,12 @@ class Membership:
         tx.log("cert.renewed", actor=actor, target=target, detail=detail)
         return issued
 
-    def _allow(self, issued: Issued) -> None:
+    def _allow(self, issued: Issued, receipt: Receipt) -> None:
         """After the commit. Killed before: the restart loads it from the table."""
         who = issued.identity
         silo = who.name if who.role == "silo" else None
-        self.allow_list.add(issued.fingerprint, who.uri, silo, issued.not_after, self.clock())
+        now = self.clock()
+        self.allow_list.add(issued.fingerprint, who.uri, silo, issued.not_after, receipt.index, now)
 
 
 def _invited(tx: Transaction, silo: str) -> None:

@@ -4,6 +4,7 @@ Its deadline only tells others how long to wait. `next_task` returns a silo's op
 killed picks up where it was; at most one lease per silo and job is open.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import parse_terms, seconds
+from anabranch.tlog.details import CODE_LINE, EXCEPTION
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
@@ -168,7 +170,14 @@ class Scheduling:
     def release(
         self, silo: str, actor: Actor, lease: str, reason: str, exception: str, code_line: str
     ) -> Receipt:
-        """The silo could not do the task; it will be asked again with a new lease. Raises Refused(BAD_LEASE)."""
+        """The silo could not do the task; it will be asked again with a new lease.
+
+        What does not fit the log's closed alphabet is left out of it. Raises Refused(BAD_LEASE, MALFORMED).
+        """
+        if reason not in set(Reason):
+            raise Refused(Reason.MALFORMED, f"{reason[:40]!r} is not a reason code this server knows")
+        told = {"exception": (exception, EXCEPTION), "code_line": (code_line, CODE_LINE)}
+        where = {name: text for name, (text, pattern) in told.items() if re.match(pattern, text)}
 
         def decide(tx: Transaction) -> None:
             row = tx.connection.execute(
@@ -176,13 +185,6 @@ class Scheduling:
             ).first()
             if row is None or row.status != "open":
                 raise Refused(Reason.BAD_LEASE, f"lease {lease} is not an open lease of silo {silo}")
-            detail = {
-                "lease": lease,
-                "silo": silo,
-                "reason": reason,
-                "exception": exception,
-                "code_line": code_line,
-            }
             tx.log(
                 "lease.released",
                 actor=actor,
@@ -190,7 +192,7 @@ class Scheduling:
                 job=row.job,
                 status="failure",
                 reason=reason,
-                detail={key: value for key, value in detail.items() if value},
+                detail={"lease": lease, "silo": silo, "reason": reason, **where},
             )
             values: dict[str, Any] = {"status": "released", "reason": reason, "released_at": tx.now}
             tx.connection.execute(update(leases).where(leases.c.id == lease).values(values))

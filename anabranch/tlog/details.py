@@ -28,7 +28,10 @@ REASON = r"^[a-z0-9_-]{1,24}(?: [a-z0-9_-]{1,24}){0,5}$"  # a code, or a few sho
 OPERATOR_REASON = r"^[a-z0-9_ -]{0,80}$"  # why an operator paused, resumed or aborted a job
 METHOD = r"^(?:/?anabranch\.v1\.)?(?:[A-Za-z]{1,40}/)?[A-Za-z]{1,40}$"
 EXCEPTION = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # a type's name without its module
-CODE_LINE = r"^[A-Za-z0-9_]{1,40}(?:/[A-Za-z0-9_]{1,40}){0,4}\.py:[0-9]{1,7}$"  # inside the job's archive
+_PART = r"[A-Za-z0-9_+@=,][A-Za-z0-9._+@=,-]{0,99}"  # of a name in a job's archive
+CODE_LINE = (
+    rf"^(?:{_PART}/){{0,9}}{_PART}\.py:[0-9]{{1,7}}$"  # inside the archive, so never absolute or upwards
+)
 RELEASE = r"^[0-9]{1,6}(?:\.[0-9]{1,6}){1,2}(?:[.+-]?[a-z][0-9a-z.+-]{0,24})?$"  # 0.1.0, 0.2.0rc1, 0.2.0.dev3
 FEDERATION = rf"^{_DOMAIN}$"
 IDENTITY = rf"^spiffe://{_DOMAIN}/(?:aggregator/0|silo/{_LABEL}/agent/[0-9]{{1,9}}|admin/{_LABEL})$"
@@ -257,7 +260,7 @@ class LeaseReleased(BaseModel, extra="forbid", frozen=True):
     silo: Name
     reason: ReasonText
     exception: Annotated[str, Field(pattern=EXCEPTION)] | None = None
-    code_line: Annotated[str, Field(pattern=CODE_LINE)] | None = None
+    code_line: Annotated[str, Field(pattern=CODE_LINE, max_length=110)] | None = None
 
 
 class LeaseExpired(BaseModel, extra="forbid", frozen=True):

@@ -32,11 +32,12 @@ def _time(text: str) -> str:
 
 
 _CLOSED = ConfigDict(frozen=True, extra="forbid", strict=True)
-Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Id = Annotated[str, Field(pattern=r"^[0-9a-z](?:[0-9a-z_-]{0,62}[0-9a-z])?$")]  # as in log entries
 Trust = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Hexfloat = Annotated[str, AfterValidator(_hexfloat)]
 Time = Annotated[str, AfterValidator(_time)]
+Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
 Label = Annotated[str, Field(pattern=r"^[ -~]{1,64}$")]
 Metrics = Annotated[dict[Label, Hexfloat], Field(max_length=limits.METRICS)]
 
@@ -59,7 +60,7 @@ class UpdateStatement(BaseModel):
     federation: Trust
     job: Id
     lease: Id
-    nonce: Label
+    nonce: Nonce
     sequence: Count  # of this silo's updates in this job, growing
     base_version: Count
     base_sha256: Digest  # of the version's parameters
@@ -104,7 +105,7 @@ class EvaluationStatement(BaseModel):
     federation: Trust
     job: Id
     lease: Id
-    nonce: Label
+    nonce: Nonce
     version: Count
     view_sha256: Digest
     split: Label

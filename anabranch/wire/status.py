@@ -71,9 +71,7 @@ _FOREIGN: Final[Mapping[grpc.StatusCode, str]] = {
 
 
 def to_status(error: BaseException) -> tuple[grpc.StatusCode, str, Metadata]:
-    """Status code, message and trailing metadata for any exception; an unknown one is our bug and becomes
-    misuse.
-    """
+    """Status code, message and trailing metadata for any exception; an unknown one becomes misuse."""
     if isinstance(error, Refused):
         return (
             REFUSED[error.code],

@@ -19,7 +19,8 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from anabranch.errors import Corrupt, Misuse, Reason, Refused
+from anabranch import durable
+from anabranch.errors import Corrupt, Misuse, Reason, Refused, Unavailable
 from anabranch.wire import limits
 from anabranch.wire.header import (
     Slot,
@@ -102,6 +103,7 @@ class TensorWriter:
 
     Left without `close`, the context manager removes the file. If the process dies, what is at `path` is
     shorter than `manifest.file_bytes` or unsynced: write to a temporary name and rename it after `close`.
+    Raises Unavailable when the disk is full.
     """
 
     def __init__(self, path: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -129,12 +131,11 @@ class TensorWriter:
             self._put(chunk.reshape(-1).view(np.uint8).data)
 
     def close(self) -> str:
-        """Sync the data and return the file's hex SHA-256. The name is durable once its directory is synced
-        too.
-        """
+        """Sync the data; the file's hex SHA-256. The name is durable once its directory is synced too."""
         if self._left:
             raise Misuse(f"{self.path.name} is closed with {self._left} bytes missing")
-        os.fdatasync(self._fd)
+        with _disk_full(self.path):
+            durable.sync(self._fd)
         os.close(self._fd)
         self._fd = -1
         return self._hash.hexdigest()
@@ -157,8 +158,9 @@ class TensorWriter:
     def _put(self, data: memoryview) -> None:
         self._hash.update(data)
         self._left -= len(data)
-        while len(data):
-            data = data[os.write(self._fd, data) :]
+        with _disk_full(self.path):
+            while len(data):
+                data = data[os.write(self._fd, data) :]
 
 
 def check_file(path: str | os.PathLike[str], manifest: Manifest) -> Checked:
@@ -285,6 +287,16 @@ def _plain(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, dict[str, S
         yield fd, len(header), slots
     finally:
         os.close(fd)
+
+
+@contextmanager
+def _disk_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable(f"{path.name}: {error.strerror}; free some space, then retry") from error
+        raise
 
 
 def _open(path: Path, *, follow: bool = False) -> int:

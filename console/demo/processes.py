@@ -106,7 +106,7 @@ def environment() -> dict[str, str]:
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", module, *arguments]
+    return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def tail(log: Path) -> str:

@@ -10,10 +10,10 @@ import os
 import select
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any, BinaryIO, Final, Literal
+from typing import Annotated, Any, BinaryIO, Final, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import explain

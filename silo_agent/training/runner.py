@@ -120,7 +120,7 @@ def _serve_managed(channel: "Channel", setup: Setup) -> None:
         except BaseException as error:
             traceback.print_exc()
             managed = None  # whatever the failure left in the model, the next cycle starts with a new one
-            answer = failure(error, setup.archive, request.get("cycle"))
+            answer = failure(error, setup.archive, None if request["do"] == "begin" else request["cycle"])
         if answer is not None:
             channel.send(answer)
 

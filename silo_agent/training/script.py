@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from anabranch.terms import Job, JobFile, parse_job_file
 from anabranch.wire.tensors import Manifest, check_values
@@ -234,7 +234,7 @@ class Alone:
         if message["is"] == "trained":
             size, norm = self._manifest.file_bytes, check_values(self._out, self._manifest)
             print(
-                f"anabranch: dry run, nothing was sent. One cycle: {message['steps']} optimizer steps, an update of {size} bytes, "
-                f"norm {norm:.4g}. To federate this script: anabranch job submit",
+                f"anabranch: dry run, nothing was sent. One cycle: {message['steps']} optimizer steps, "
+                f"an update of {size} bytes, norm {norm:.4g}. To federate this script: anabranch job submit",
                 file=sys.stderr,
             )

@@ -29,9 +29,7 @@ def travelling(model: torch.nn.Module, buffers: Buffers) -> dict[str, torch.Tens
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if not parameter.is_floating_point() or isinstance(
-            parameter, torch.nn.parameter.UninitializedTensorMixin
-        ):
+        if not parameter.is_floating_point() or isinstance(parameter, torch.nn.UninitializedParameter):
             raise Garbage(
                 "CannotTravel", f"parameter {name!r} is lazy or of type {parameter.dtype}; only reals travel"
             )

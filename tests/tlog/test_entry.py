@@ -198,6 +198,8 @@ def test_targets(kind, id):
         ("lease.released", {"code_line": "/home/anna/task.py:41"}),
         ("lease.released", {"code_line": "../task.py:41"}),
         ("lease.released", {"code_line": "task.py"}),
+        ("lease.released", {"code_line": "model/../../task.py:41"}),
+        ("lease.released", {"code_line": "a/" * 60 + "task.py:41"}),
         ("lease.issued", {"kind": "revive"}),
         ("lease.issued", {"nonce": "N" * 32}),
         ("auth.failed", {"method": "/etc/passwd.txt"}),

@@ -1,5 +1,6 @@
 """Tensor files: what is written can be read, by us and by safetensors; everything else is refused."""
 
+import errno
 import hashlib
 import os
 import tracemalloc
@@ -11,7 +12,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anabranch.errors import Corrupt, Misuse, Reason, Refused
+from anabranch.errors import Corrupt, Misuse, Reason, Refused, Unavailable
 from anabranch.wire import limits, tensors
 from anabranch.wire.tensors import Manifest, TensorFile, TensorSpec, TensorWriter
 from tests.wire.samples import ARRAYS, MANIFEST, refused
@@ -174,6 +175,18 @@ def test_an_unfinished_file_is_removed(tmp_path):
             with pytest.raises(Misuse):
                 writer.write(wrong)
     assert not path.exists()
+
+
+def test_a_full_disk_leaves_nothing_and_asks_to_retry(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for call in ("write", "fdatasync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with pytest.raises(Unavailable):
+                tensors.write_tensors(tmp_path / "file", MANIFEST, ARRAYS)
+        assert not (tmp_path / "file").exists()
 
 
 def test_reads_outside_a_tensor_are_our_bug(good):

@@ -1,0 +1,97 @@
+"""The Merkle tree of an export, recomputed from its entries."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from anabranch.errors import Reason, Refused
+from anabranch.tlog import tiles
+from anabranch.tlog.merkle import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash
+from auditor.export import Export
+
+
+@dataclass
+class Tree:
+    """Leaf hashes in order, 32 bytes each, and the root over them."""
+
+    leaves: bytearray = field(default_factory=bytearray)
+    root: bytes = EMPTY_ROOT
+
+    @property
+    def size(self) -> int:
+        return len(self.leaves) // HASH_SIZE
+
+    def leaf(self, index: int) -> bytes:
+        return bytes(self.leaves[HASH_SIZE * index : HASH_SIZE * (index + 1)])
+
+    def roots(self, sizes: Iterable[int]) -> dict[int, bytes]:
+        """The roots this log had at earlier `sizes`; sizes beyond it are left out."""
+        wanted, frontier, found = set(sizes), Frontier(), {}
+        for index in range(self.size + 1):
+            if index in wanted:
+                found[index] = frontier.root()
+            if index < self.size:
+                frontier.append(self.leaf(index))
+        return found
+
+
+def recompute(export: Export, size: int, differs: Callable[[str, str], None]) -> Tree:
+    """Hash all entries of a log of `size` and compare every tile on the way.
+
+    A file that is missing, malformed or not what the entries give is reported to `differs(path, what)`. Takes 32
+    bytes of memory for each entry, and one entry bundle.
+    """
+    tree, frontier = Tree(), Frontier()
+    row: dict[int, list[bytes]] = {}  # tile level → hashes since its last full tile
+    for index, width in tiles.bundles(size):
+        try:
+            entries = export.bundle(index, width)
+        except Refused as refusal:
+            differs(tiles.entries_path(index, width), str(refusal))
+            return tree
+        for entry in entries:
+            leaf = leaf_hash(entry)
+            tree.leaves += leaf
+            for level, position, value in frontier.append(leaf):
+                if level % tiles.HEIGHT == 0:
+                    _collect(export, row, level // tiles.HEIGHT, position, value, differs)
+    for level, hashes in row.items():
+        if hashes:
+            first = size >> (tiles.HEIGHT * level)
+            _compare(export, tiles.Tile(level, first // tiles.WIDTH, len(hashes)), hashes, differs)
+    tree.root = frontier.root()
+    return tree
+
+
+def read_entries(export: Export, tree: Tree) -> Iterator[tuple[int, bytes]]:
+    """(index, bytes) of every entry again. Raises Refused if the files changed since `recompute` hashed them."""
+    for bundle, width in tiles.bundles(tree.size):
+        for position, entry in enumerate(export.bundle(bundle, width)):
+            index = tiles.WIDTH * bundle + position
+            if leaf_hash(entry) != tree.leaf(index):
+                raise Refused(Reason.DIGEST_MISMATCH, f"entry {index} changed while it was verified")
+            yield index, entry
+
+
+def _collect(
+    export: Export,
+    row: dict[int, list[bytes]],
+    level: int,
+    position: int,
+    value: bytes,
+    differs: Callable[[str, str], None],
+) -> None:
+    hashes = row.setdefault(level, [])
+    hashes.append(value)
+    if len(hashes) == tiles.WIDTH:
+        _compare(export, tiles.Tile(level, position // tiles.WIDTH, tiles.WIDTH), hashes, differs)
+        hashes.clear()
+
+
+def _compare(
+    export: Export, tile: tiles.Tile, hashes: list[bytes], differs: Callable[[str, str], None]
+) -> None:
+    try:
+        if export.tile(tile.level, tile.index, tile.width) != b"".join(hashes):
+            differs(tile.path, "its hashes are not those of the entries")
+    except Refused as refusal:
+        differs(tile.path, str(refusal))

@@ -1,0 +1,122 @@
+"""`server.toml`: everything an operator may choose, read once, closed and frozen.
+
+Durations are text like "72h"; addresses are "host:port".
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import explain, seconds
+from anabranch.wire.bundle import Address, Trust
+
+FILE = "server.toml"
+HOUR = 3600.0
+_CLOSED = ConfigDict(frozen=True, extra="forbid")
+
+
+def _duration(text: str) -> str:
+    seconds(text)
+    return text
+
+
+def _lifetime(text: str) -> str:
+    if not HOUR <= seconds(text) <= 30 * 24 * HOUR:
+        raise ValueError("a certificate lives between 1h and 30d")
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+Lifetime = Annotated[str, AfterValidator(_lifetime)]
+Bind = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9][A-Za-z0-9.-]*):[0-9]{1,5}$")]
+
+
+class Listen(BaseModel):
+    """Where the server listens. Health is plaintext: keep it inside."""
+
+    model_config = _CLOSED
+
+    server: Bind = "0.0.0.0:7443"
+    enrolment: Bind = "0.0.0.0:7444"
+    health: Bind = "127.0.0.1:7445"
+
+
+class Advertise(BaseModel):
+    """What join bundles tell silos to dial; the host parts are the names in the server's certificate."""
+
+    model_config = _CLOSED
+
+    server: Address
+    enrolment: Address
+
+
+class Certificates(BaseModel):
+    model_config = _CLOSED
+
+    silo: Lifetime = "72h"
+    server: Lifetime = "72h"
+    admin: Lifetime = "12h"
+
+
+class Limits(BaseModel):
+    """Of one identity: a silo with all its agents, or an administrator."""
+
+    model_config = _CLOSED
+
+    calls_per_second: float = Field(default=50, gt=0)
+    calls_burst: int = Field(default=200, ge=1)
+    calls_open: int = Field(default=32, ge=2)
+    bytes_per_hour: int = Field(default=1 << 40, ge=1 << 20)
+
+
+class ServerConfig(BaseModel):
+    model_config = _CLOSED
+
+    federation: Trust
+    log_origin: Annotated[str, Field(pattern=r"^[!-~]{1,256}$")]
+    listen: Listen = Listen()
+    advertise: Advertise
+    certificates: Certificates = Certificates()
+    limits: Limits = Limits()
+    drain: Duration = "20s"  # how long running calls may go on after SIGTERM
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "ServerConfig":
+        ports = [address.rpartition(":")[2] for address in self.listen.model_dump().values()]
+        if len({port for port in ports if port != "0"}) != len([port for port in ports if port != "0"]):
+            raise ValueError("listen: server, enrolment and health need ports of their own")
+        return self
+
+
+def read_config(directory: Path) -> ServerConfig:
+    """`directory/server.toml`. Raises Refused(MALFORMED) naming the key, NOT_FOUND when there is none."""
+    path = directory / FILE
+    try:
+        return ServerConfig.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        raise Refused(
+            Reason.NOT_FOUND, f"{path} does not exist; make a federation with anabranch-server init"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(Reason.MALFORMED, f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise Refused(Reason.MALFORMED, f"{path}: {explain(error)}") from error
+
+
+def write_config(config: ServerConfig) -> str:
+    """TOML that `read_config` reads back as `config`, with every default written out."""
+    sections = config.model_dump()
+    plain = [f"{key} = {_value(value)}" for key, value in sections.items() if not isinstance(value, dict)]
+    lines = ["# Settings of this server. Durations: 30s, 10m, 72h, 30d.", *plain]
+    for name, section in sections.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{name}]", *(f"{key} = {_value(value)}" for key, value in section.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: object) -> str:
+    assert isinstance(value, str | int | float)  # strings here are addresses, names and durations: no escapes
+    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,0 +1,42 @@
+"""What Prometheus scrapes. Rooms set these; `server.health` serves them.
+
+Labels are closed sets (reason codes, states, method names, job ids), never text from outside.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram, Info
+
+RELEASE = Info("anabranch", "Release of this server.")
+
+UPDATES_RECEIVED = Counter("anabranch_updates_received_total", "Updates admitted.", ["job"])
+UPDATES_MERGED = Counter("anabranch_updates_merged_total", "Updates that became part of a version.", ["job"])
+UPDATES_REFUSED = Counter("anabranch_updates_refused_total", "Updates refused, by reason code.", ["reason"])
+UPDATES_RETIRED = Counter("anabranch_updates_retired_total", "Updates admitted and never merged.", ["reason"])
+UPDATE_STALENESS = Histogram(
+    "anabranch_update_staleness_versions",
+    "Head minus base of merged updates, at aggregation.",
+    ["job"],
+    buckets=(0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89),
+)
+
+JOB_HEAD = Gauge("anabranch_job_head_version", "Newest model version of a job.", ["job"])
+JOB_BUFFERED = Gauge("anabranch_job_buffered_updates", "Updates that wait to be aggregated.", ["job"])
+AGGREGATION_SECONDS = Histogram(
+    "anabranch_aggregation_seconds",
+    "From frozen inputs to a published version.",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
+
+SESSIONS = Gauge("anabranch_sessions", "Agents connected now.")
+CALLS = Counter("anabranch_calls_total", "Calls that ended, by method and gRPC status.", ["method", "status"])
+CALLS_OPEN = Gauge("anabranch_calls_open", "Calls in flight.")
+AUTH_FAILURES = Counter("anabranch_auth_failures_total", "Callers turned away.", ["reason", "method"])
+BYTES_IN = Counter("anabranch_received_bytes_total", "Message bytes received.")
+BYTES_OUT = Counter("anabranch_sent_bytes_total", "Message bytes sent.")
+
+LOG_ENTRIES = Gauge("anabranch_log_entries", "Entries in the audit log.")
+CHECKPOINT_TIME = Gauge(
+    "anabranch_log_checkpoint_timestamp_seconds", "When the newest checkpoint was signed, unix time."
+)
+CERTIFICATE_END = Gauge(
+    "anabranch_certificate_not_after_timestamp_seconds", "When a certificate of this server ends.", ["which"]
+)
