@@ -56,8 +56,10 @@ class LifeCycle:
         self.history = History()
         self._fetch = fetch
         self._find = find
-        self._last: tuple[int, Entry] | None = None
-        self._handlers: dict[type, Callable[[int, Entry, Any, Statement | None], None]] = {
+        self._index = -1  # of the entry being judged, and what its silo signed
+        self._statement: Statement | None = None
+        self._last: Entry | None = None
+        self._handlers: dict[type, Callable[[Entry, Any], None]] = {
             SiloInvited: self._invited,
             SiloEnrolled: self._enrolled,
             SiloRevoked: self._revoked,
@@ -80,37 +82,35 @@ class LifeCycle:
 
     def see(self, index: int, entry: Entry, statement: Statement | None) -> None:
         """Judge one entry; `statement` is what its silo signed, if that is known to be good."""
-        self._last = index, entry
+        self._index, self._last, self._statement = index, entry, statement
         try:
             handler = self._handlers.get(type(entry.detail))
             if handler is not None:
-                handler(index, entry, entry.detail, statement)
+                handler(entry, entry.detail)
         except _Broken as broken:
             self._find(index, entry, str(broken))
 
     def finish(self) -> None:
-        """What must have happened by the end of the log. A checkpoint never cuts a decision of the server in two."""
-        if self._last is None:
-            return
+        """What must have happened by the end of the log: no checkpoint cuts a decision of the server in two."""
         for name, job in self.history.jobs.items():
             if job.head + 1 in job.steps:
-                self._find(
-                    *self._last, f"the log ends without version {job.head + 1} of job {name}, which was made"
-                )
+                self._at_end(f"version {job.head + 1} of job {name} was made but never published")
         for name, update in self.history.updates.items():
             if update.fate == "open" and self.history.jobs[update.job].ended:
-                self._find(
-                    *self._last, f"the log ends, job {update.job} has ended, and update {name} has no fate"
-                )
+                self._at_end(f"job {update.job} has ended, and update {name} has no fate")
+
+    def _at_end(self, what: str) -> None:
+        assert self._last is not None
+        self._find(self._index, self._last, f"is the last one: {what}")
 
     # silos
 
-    def _invited(self, _: int, __: Entry, detail: SiloInvited, ___: Statement | None) -> None:
+    def _invited(self, _: Entry, detail: SiloInvited) -> None:
         tokens = self.history.silos.setdefault(detail.silo, Silo()).tokens
         _require(detail.token_id not in tokens, f"token {detail.token_id} was issued before")
         tokens[detail.token_id] = False
 
-    def _enrolled(self, _: int, __: Entry, detail: SiloEnrolled, ___: Statement | None) -> None:
+    def _enrolled(self, _: Entry, detail: SiloEnrolled) -> None:
         silo = self.history.silos.setdefault(detail.silo, Silo())
         _require(
             detail.token_id in silo.tokens, f"silo {detail.silo} was not invited with token {detail.token_id}"
@@ -118,14 +118,14 @@ class LifeCycle:
         _require(not silo.tokens[detail.token_id], f"token {detail.token_id} was used before")
         silo.tokens[detail.token_id] = silo.active = True
 
-    def _revoked(self, _: int, __: Entry, detail: SiloRevoked, ___: Statement | None) -> None:
+    def _revoked(self, _: Entry, detail: SiloRevoked) -> None:
         self._silo(detail.silo).active = False
         for update in detail.updates:
             _require(update in self.history.updates, f"retires update {update}, which was never received")
 
     # jobs
 
-    def _submitted(self, _: int, entry: Entry, detail: JobSubmitted, __: Statement | None) -> None:
+    def _submitted(self, entry: Entry, detail: JobSubmitted) -> None:
         name = entry.job or ""
         _require(name not in self.history.jobs, f"job {name} was submitted before")
         terms = self._terms(detail)
@@ -141,7 +141,7 @@ class LifeCycle:
         except Refused as refusal:
             raise _Broken(f"its terms cannot be read: {refusal}") from refusal
 
-    def _decided(self, _: int, entry: Entry, detail: JobDecision, __: Statement | None) -> None:
+    def _decided(self, entry: Entry, detail: JobDecision) -> None:
         job = self._running(entry)
         self._active(detail.silo)
         _require(
@@ -150,7 +150,7 @@ class LifeCycle:
         )
         job.decisions[detail.silo] = DECIDED[entry.type]
 
-    def _started(self, _: int, entry: Entry, detail: JobStarted, __: Statement | None) -> None:
+    def _started(self, entry: Entry, detail: JobStarted) -> None:
         job = self._running(entry)
         job.started = True
         for silo in detail.silos:
@@ -160,14 +160,14 @@ class LifeCycle:
             len(detail.silos) >= least, f"starts with {len(detail.silos)} silos, its terms ask for {least}"
         )
 
-    def _changed(self, _: int, entry: Entry, detail: JobChanged, __: Statement | None) -> None:
+    def _changed(self, entry: Entry, detail: JobChanged) -> None:
         job = self._running(entry)
         job.ended = entry.type in ENDED
         _require(detail.head == job.head, f"logs head {detail.head}, but the head is {job.head}")
 
     # leases
 
-    def _issued(self, _: int, entry: Entry, detail: LeaseIssued, __: Statement | None) -> None:
+    def _issued(self, entry: Entry, detail: LeaseIssued) -> None:
         job = self._running(entry)
         _require(detail.lease not in self.history.leases, f"lease {detail.lease} was issued before")
         self.history.leases[detail.lease] = Lease(entry.job or "", detail)
@@ -178,7 +178,7 @@ class LifeCycle:
         views = {version.parameters, *job.views.get(detail.version, ())}
         _require(detail.view_sha256 in views, f"hands out {detail.view_sha256} as version {detail.version}")
 
-    def _released(self, _: int, entry: Entry, detail: LeaseReleased, __: Statement | None) -> None:
+    def _released(self, entry: Entry, detail: LeaseReleased) -> None:
         self._spend(entry, detail.lease, detail.silo, None, "released")
 
     def _spend(self, entry: Entry, name: str, silo: str, kind: str | None, how: str) -> Lease:
@@ -197,13 +197,16 @@ class LifeCycle:
 
     # updates
 
-    def _received(
-        self, index: int, entry: Entry, detail: UpdateReceived, statement: Statement | None
-    ) -> None:
+    def _received(self, entry: Entry, detail: UpdateReceived) -> None:
         job = self._running(entry)
         _require(detail.update not in self.history.updates, f"update {detail.update} was received before")
         self.history.updates[detail.update] = Update(
-            index, entry.job or "", detail.silo, detail.version, detail.delta_sha256, detail.statement_sha256
+            self._index,
+            entry.job or "",
+            detail.silo,
+            detail.version,
+            detail.delta_sha256,
+            detail.statement_sha256,
         )
         self._active(detail.silo)
         self._approved(entry, job, detail.silo)
@@ -216,19 +219,20 @@ class LifeCycle:
         _require(
             detail.staleness == late, f"logs staleness {detail.staleness}, but its base is {late} behind"
         )
+        statement = self._statement
         if isinstance(statement, UpdateStatement):
             _same("nonce", statement.nonce, lease.issued.nonce, "the lease")
             _same("base", statement.base_sha256, lease.issued.view_sha256, "the lease")
             _same("terms", statement.terms_sha256, job.submitted.terms_sha256, "the job")
             _same("manifest", statement.manifest_sha256, job.submitted.manifest_sha256, "the job")
 
-    def _refused(self, _: int, entry: Entry, detail: UpdateRefused, __: Statement | None) -> None:
+    def _refused(self, entry: Entry, detail: UpdateRefused) -> None:
         self.history.refused += 1
         known = self.history.updates.get(detail.update or "")
         if known is not None and (known.silo, known.job) == (detail.silo, entry.job):
             raise _Broken(f"update {detail.update} was received before; it cannot be refused any more")
 
-    def _retired(self, _: int, entry: Entry, detail: UpdateRetired, __: Statement | None) -> None:
+    def _retired(self, entry: Entry, detail: UpdateRetired) -> None:
         update = self._open(detail.update)
         update.fate = "retired"
         _require(update.silo == detail.silo, f"update {detail.update} is silo {update.silo}'s")
@@ -242,14 +246,14 @@ class LifeCycle:
 
     # versions
 
-    def _performed(self, index: int, entry: Entry, detail: AggregationPerformed, _: Statement | None) -> None:
+    def _performed(self, entry: Entry, detail: AggregationPerformed) -> None:
         job = self._running(entry)
         _require(
             (detail.base, detail.version) == (job.head, job.head + 1),
             f"makes version {detail.version} from {detail.base}, but the head is {job.head}",
         )
         _require(detail.version not in job.steps, f"version {detail.version} was made before")
-        job.steps[detail.version] = index, detail
+        job.steps[detail.version] = self._index, detail
         for one in detail.inputs:
             self._merge(entry, detail, one)
 
@@ -266,7 +270,7 @@ class LifeCycle:
             one.staleness == late, f"says update {one.update} is {one.staleness} versions late, it is {late}"
         )
 
-    def _published(self, _: int, entry: Entry, detail: ModelPublished, __: Statement | None) -> None:
+    def _published(self, entry: Entry, detail: ModelPublished) -> None:
         job = self._running(entry)
         expected = job.head + 1
         _require(
@@ -286,15 +290,16 @@ class LifeCycle:
             step is not None and step[1].step == detail.step, f"no aggregation made version {detail.version}"
         )
 
-    def _encoded(self, _: int, entry: Entry, detail: ModelEncoded, __: Statement | None) -> None:
+    def _encoded(self, entry: Entry, detail: ModelEncoded) -> None:
         job = self._job(entry)
         _version(job, detail.version)
         job.views.setdefault(detail.version, set()).add(detail.view_sha256)
 
-    def _evaluated(self, _: int, entry: Entry, detail: ModelEvaluated, statement: Statement | None) -> None:
+    def _evaluated(self, entry: Entry, detail: ModelEvaluated) -> None:
         job = self._job(entry)
         version = _version(job, detail.version)
         self._active(detail.silo)
+        statement = self._statement
         if isinstance(statement, EvaluationStatement):
             lease = self._spend(entry, statement.lease, detail.silo, "evaluate", "used for an evaluation")
             _same("nonce", statement.nonce, lease.issued.nonce, "the lease")
@@ -302,10 +307,10 @@ class LifeCycle:
             views = {version.parameters, *job.views.get(detail.version, ())}
             _require(statement.view_sha256 in views, f"evaluates other bytes than version {detail.version}")
 
-    def _best(self, _: int, entry: Entry, detail: ModelBest, __: Statement | None) -> None:
+    def _best(self, entry: Entry, detail: ModelBest) -> None:
         _version(self._job(entry), detail.version)
 
-    def _exported(self, _: int, entry: Entry, detail: ModelExported, __: Statement | None) -> None:
+    def _exported(self, entry: Entry, detail: ModelExported) -> None:
         version = _version(self._job(entry), detail.version)
         own = {version.parameters, version.ema}
         _require(detail.sha256 in own, f"hands out {detail.sha256}, which is not version {detail.version}")

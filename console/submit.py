@@ -89,11 +89,12 @@ def prepared(folder: Path, file: JobFile, initial: Path | None = None) -> Iterat
 
 def submit(admin: Admin, job: Prepared) -> Submitted:
     """Upload a job. Returns once the server has proven the `job.submitted` entry."""
-    reply = admin.stub.SubmitJob(_messages(job), timeout=SUBMIT_SECONDS)
+    reply = admin.stub.SubmitJob(messages(job), timeout=SUBMIT_SECONDS)
     return Submitted(reply.job, job.terms.digest(), logged(admin, reply.receipt))
 
 
-def _messages(job: Prepared) -> Iterator[admin_pb2.SubmitJobRequest]:
+def messages(job: Prepared) -> Iterator[admin_pb2.SubmitJobRequest]:
+    """The header, then the archive, then version 0, in chunks of at most 1 MiB."""
     header = admin_pb2.SubmitJobHeader(
         terms=job.terms.encode(),
         archive_bytes=len(job.archive),
@@ -112,7 +113,15 @@ def _build(folder: Path, file: JobFile, out: Path) -> Manifest:
     """Let the task make version 0 in a process of its own: the console itself never imports torch."""
     description = out.with_name("job.json")
     description.write_text(file.model_dump_json())
-    argv = [sys.executable, "-P", "-m", "silo_agent.training.initial", str(folder), str(description), str(out)]
+    argv = [
+        sys.executable,
+        "-P",
+        "-m",
+        "silo_agent.training.initial",
+        str(folder),
+        str(description),
+        str(out),
+    ]
     try:
         done = subprocess.run(argv, capture_output=True, timeout=INITIAL_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

@@ -25,7 +25,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
 from anabranch.wire.tensors import Manifest, TensorFile, TensorWriter, parse_manifest
-from server import lifecycle
+from server import lifecycle, metrics
 from server.blobs.local import BlobStore
 from server.core.buffer import Closing, StillOpen, Waiting, close
 from server.gaps import Gap, Reached, nothing
@@ -73,7 +73,6 @@ class Aggregation:
         clock: Callable[[], float],
         entropy: Callable[[int], bytes],
         reached: Reached = nothing,
-        published: Callable[[str, int], None] = lambda job, version: None,
     ) -> None:
         self._writer = writer
         self._reader = reader
@@ -82,7 +81,6 @@ class Aggregation:
         self._clock = clock
         self._entropy = entropy
         self._reached = reached
-        self._published = published
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="aggregation", daemon=True)
@@ -121,17 +119,15 @@ class Aggregation:
             self._writer.run(lambda tx: lifecycle.conclude(tx, self._observer, job), "conclude")
             return False
         try:
-            snapshot = self._compute(frozen)
+            with metrics.AGGREGATION_SECONDS.time():
+                snapshot = self._compute(frozen)
         except Refused as refusal:
             # The arithmetic left float32: training on would only make it worse. The operator decides.
             reason = refusal.code.value
             logger.error("job paused", job=job, error=str(refusal))
             self._writer.run(lambda tx: self._give_up(tx, frozen, reason), "pause")
             return False
-        published = self._writer.run(lambda tx: self._publish(tx, frozen, snapshot), "publish").value
-        if published:
-            self._published(job, frozen.head + 1)
-        return published
+        return self._writer.run(lambda tx: self._publish(tx, frozen, snapshot), "publish").value
 
     def _open_step(self, job: str) -> Step | None:
         """A step that a crash interrupted between its two transactions."""

@@ -32,6 +32,7 @@ DECIDED = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
 class OfferedJob:
     id: str
     terms: bytes
+    manifest: bytes
     status: str
     decision: str  # of the silo that asks
     head: int
@@ -139,6 +140,7 @@ class Jobs:
             OfferedJob(
                 row.id,
                 row.terms,
+                row.manifest,
                 row.status,
                 decided[row.id],
                 row.head,

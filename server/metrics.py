@@ -1,7 +1,10 @@
-"""What Prometheus scrapes. Rooms set these; `server.health` serves them.
+"""What Prometheus scrapes; `server.health` serves it. What happens to jobs is counted from the log's own entries.
 
 Labels are closed sets (reason codes, states, method names, job ids), never text from outside.
 """
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
@@ -40,3 +43,31 @@ CHECKPOINT_TIME = Gauge(
 CERTIFICATE_END = Gauge(
     "anabranch_certificate_not_after_timestamp_seconds", "When a certificate of this server ends.", ["which"]
 )
+
+
+def observe(type: str, job: str | None, detail: Mapping[str, Any]) -> None:
+    """Count one entry that has become durable."""
+    LOG_ENTRIES.inc()
+    CHECKPOINT_TIME.set_to_current_time()
+    if type == "update.received":
+        UPDATES_RECEIVED.labels(job).inc()
+        JOB_BUFFERED.labels(job).inc()
+    elif type == "update.refused":
+        UPDATES_REFUSED.labels(detail["code"]).inc()
+    elif type == "update.retired":
+        UPDATES_RETIRED.labels(detail["reason"]).inc()
+        JOB_BUFFERED.labels(job).dec()
+    elif type == "aggregation.performed":
+        UPDATES_MERGED.labels(job).inc(len(detail["inputs"]))
+        JOB_BUFFERED.labels(job).dec(len(detail["inputs"]))
+        JOB_HEAD.labels(job).set(detail["version"])
+        for one in detail["inputs"]:
+            UPDATE_STALENESS.labels(job).observe(one["staleness"])
+
+
+def restore(entries: int, jobs: Iterable[tuple[str, int, int]]) -> None:
+    """Gauges after a start: log size, and (job, head, updates waiting) of every job."""
+    LOG_ENTRIES.set(entries)
+    for job, head, waiting in jobs:
+        JOB_HEAD.labels(job).set(head)
+        JOB_BUFFERED.labels(job).set(waiting)

@@ -57,21 +57,26 @@ class Mailbox:
 
     silo: str
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    _queue: asyncio.Queue[Push] = field(default_factory=lambda: asyncio.Queue(UNREAD))
+    _queue: asyncio.Queue[Push | None] = field(default_factory=lambda: asyncio.Queue(UNREAD))
 
-    async def next(self) -> Push:
+    async def next(self) -> Push | None:
+        """The next message; None once the agent has stopped talking."""
         return await self._queue.get()
+
+    def hang_up(self) -> None:
+        """The agent has stopped talking. On the event loop only."""
+        self._put(None)
 
     def put(self, message: Push) -> None:
         """From any thread. A message for a session whose event loop has gone is dropped with it."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._put, message)
 
-    def _put(self, message: Push) -> None:
+    def _put(self, message: Push | None) -> None:
         if self._queue.full():
             while not self._queue.empty():
                 self._queue.get_nowait()
-            message = message if isinstance(message, Revoked) else Drain()
+            message = Drain() if isinstance(message, JobChanged | AbortLease) else message
         self._queue.put_nowait(message)
 
 

@@ -33,7 +33,7 @@ from server.scheduling import Scheduling
 from server.state import records
 from server.state.database import Reader, migrate, open_engine, open_reader
 from server.state.tables import steps, updates
-from server.state.writer import Transaction, Writer, raise_epoch
+from server.state.writer import Transaction, Watcher, Writer, raise_epoch
 from server.status import Presence
 
 
@@ -88,12 +88,12 @@ def open_core(
     signer: NoteSigner,
     presence: Presence,
     world: World,
-    published: Callable[[str, int], None] = lambda job, version: None,
+    watch: Watcher = lambda entry: None,
 ) -> Core:
     """Steps 1 to 4. Raises Conflict when another process serves this directory, Corrupt when its state may not be served."""
     held = lock(directory / "state" / "lock")
     try:
-        return _open(directory, federation, origin, signer, presence, world, published, held)
+        return _open(directory, federation, origin, signer, presence, world, watch, held)
     except BaseException:
         os.close(held)
         raise
@@ -106,7 +106,7 @@ def _open(
     signer: NoteSigner,
     presence: Presence,
     world: World,
-    published: Callable[[str, int], None],
+    watch: Watcher,
     held: int,
 ) -> Core:
     state = directory / "state"
@@ -123,11 +123,9 @@ def _open(
 
     observer = Actor(id=f"spiffe://{federation}/aggregator/0", auth="local")
     sequencer = Sequencer(origin, federation, observer.id, signer, world.entropy)
-    writer = Writer(engine, sequencer, register, epoch, world.clock, world.reached)
+    writer = Writer(engine, sequencer, register, epoch, world.clock, world.reached, watch)
     log = Log(reader)
-    aggregation = Aggregation(
-        writer, reader, blobs, observer, world.clock, world.entropy, world.reached, published
-    )
+    aggregation = Aggregation(writer, reader, blobs, observer, world.clock, world.entropy, world.reached)
     return Core(
         federation=federation,
         observer=observer,

@@ -5,10 +5,12 @@ file. Either way the silo signs the decision and the server logs it; the files h
 what this agent runs.
 """
 
+import fcntl
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -91,6 +93,22 @@ class Decisions:
         if decision not in LOGGED:
             raise Corrupt(f"{path} says {decision!r}; decide again")
         return decision  # type: ignore[no-any-return]
+
+    def stamp(self) -> str:
+        """Changes whenever a decision does."""
+        try:
+            files = sorted((p.name, p.stat().st_mtime_ns) for p in self._directory.glob("*.json"))
+        except FileNotFoundError:  # replaced while we looked: the next look sees the new one
+            return ""
+        return repr(files)
+
+    @contextmanager
+    def deciding(self) -> Iterator[None]:
+        """One process at a time records and announces, so that no decision is announced twice."""
+        durable.make_dir(self._directory, 0o700)
+        with open(self._directory / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _path(self, digest: str) -> Path:
         return self._directory / f"{digest}.json"

@@ -6,12 +6,10 @@ need. A hop after a failed one is skipped: its verdict would only repeat the fir
 
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from anabranch import __version__
@@ -20,6 +18,7 @@ from anabranch.tlog.note import NoteVerifier
 from anabranch.wire import identity as wire
 from anabranch.wire.bundle import check_pins
 from silo_agent import approval, identity, policy, probe
+from silo_agent.agent import interpreter, isolation
 from silo_agent.client import Client
 from silo_agent.config import Home, Settings, load_settings
 from silo_agent.identity import SiloIdentity
@@ -28,7 +27,6 @@ from silo_agent.policy import Policy
 from silo_agent.probe import HopFailed
 from silo_agent.receipts import LogView
 from silo_agent.session import CLOCK_TOLERANCE, PROTOCOL
-from silo_agent.training.isolation import Isolation, available
 
 Status = Literal["ok", "warning", "failed", "skipped"]
 ROOM = 2 * 2**30  # bytes of free disk below which a warning is due
@@ -71,10 +69,6 @@ class Visit:
     @property
     def proxy(self) -> probe.Proxy | None:
         return probe.proxy_for(self.address, self.settings.proxy)
-
-    @property
-    def interpreter(self) -> Path:
-        return self.policy.run.interpreter or Path(sys.executable)
 
 
 # A hop returns what it found out, or a Verdict when there is more to say; it raises when it fails.
@@ -264,8 +258,8 @@ def _data(visit: Visit) -> str | Verdict:
 
 def _requires(visit: Visit) -> str:
     for proposal in _wanted(visit):
-        approval.check_runnable(proposal, visit.policy, visit.interpreter)
-    return f"what approved and waiting jobs need is installed under {visit.interpreter}"
+        approval.check_runnable(proposal, visit.policy, interpreter(visit.policy))
+    return f"what approved and waiting jobs need is installed under {interpreter(visit.policy)}"
 
 
 def _wanted(visit: Visit) -> list[approval.Proposal]:
@@ -284,12 +278,6 @@ def _isolation(visit: Visit) -> str | Verdict:
         return f"{found.kind}: {found.detail}"
     policy.admit_isolation(visit.policy, found.holds, found.detail)
     return Verdict("isolation", "warning", found.detail, 'policy.toml allows it: [run] isolation = "allowed-without"')
-
-
-def isolation(home: Home, rules: Policy) -> Isolation:
-    """How far job code can be fenced off on this machine, as tried now."""
-    reach = [binding.path for binding in rules.data.values() if binding.path.exists()]
-    return available(home.path, reach, rules.run.interpreter or Path(sys.executable))
 
 
 def _gpu(visit: Visit) -> str | Verdict:

@@ -25,7 +25,17 @@ from anabranch.v1 import (
 )
 from anabranch.wire import codec, limits, status, tls
 from silo_agent import messages
-from silo_agent.messages import Certified, Decided, Heartbeat, Hello, Lease, OfferedJob, ServerMessage, View, Wait
+from silo_agent.messages import (
+    Certified,
+    Decided,
+    Heartbeat,
+    Hello,
+    Lease,
+    OfferedJob,
+    ServerMessage,
+    View,
+    Wait,
+)
 
 UNARY_SECONDS = 60.0
 BULK_SECONDS = 600.0  # of one attempt; transfers resume where they stopped

@@ -21,6 +21,7 @@ TEMPLATE = """\
 {proxy}                                       # HTTP CONNECT proxy on the way out
 # log = "human"                               # or "json", one object per line; always to standard error
 # keep_models = 2                             # model versions kept on disk per job, besides the one in use
+# threads = 1                                 # CPU threads of a training process
 """
 
 
@@ -30,7 +31,8 @@ class Settings(BaseModel, extra="forbid", frozen=True):
     server: str | None = None  # host:port, when it differs from the join bundle's
     proxy: str | None = None  # http://[user:password@]host:port; default: the environment's
     log: Literal["human", "json"] = "human"
-    keep_models: int = Field(default=2, ge=1)
+    keep_models: int = Field(default=2, ge=1)  # per job, besides the one in use
+    threads: int = Field(default=1, ge=1)  # of a training process, on the CPU
 
     @field_validator("server")
     @classmethod

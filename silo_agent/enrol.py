@@ -5,10 +5,8 @@ the server's certificate before the token is sent. The certificate file is writt
 silo is not enrolled, and the same command continues with the same keys and the same request.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding

@@ -58,7 +58,9 @@ class Outbox:
             shutil.rmtree(leftover)
 
     def adopt(self, update: str, source: Path, size: int) -> Adopted:
-        """Copy what a training process wrote into a new, private entry. Raises Refused(TASK_GARBAGE).
+        """Copy what a training process wrote into a new, private entry of exactly `size` bytes.
+
+        Raises Refused(MALFORMED, SIZE_LIMIT), FileNotFoundError.
 
         A copy, because the process may keep the file open and write to it after it has been checked and signed.
         """
@@ -133,21 +135,18 @@ class Outbox:
 def _copy(source: Path, target: BinaryIO, size: int) -> str:
     """Copy exactly `size` bytes and return their hex SHA-256; no link is followed, no pipe is waited for."""
     digest = hashlib.sha256()
-    try:
-        fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise Refused(Reason.TASK_GARBAGE, f"the task left no update behind: {error.strerror}") from error
+    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-            raise Refused(Reason.TASK_GARBAGE, f"the update has {found.st_size} bytes instead of {size}")
+        if not stat.S_ISREG(found.st_mode):
+            raise Refused(Reason.MALFORMED, f"{source.name} is no regular file")
         left = size
         while left and (chunk := file.read(min(left, limits.CHUNK))):
             digest.update(chunk)
             target.write(chunk)
             left -= len(chunk)
-    if left:
-        raise Refused(Reason.TASK_GARBAGE, "the update became shorter while it was read")
+        if left or file.read(1):
+            raise Refused(Reason.SIZE_LIMIT, f"{source.name} has {found.st_size} bytes instead of {size}")
     return digest.hexdigest()
 
 

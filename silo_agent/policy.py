@@ -18,7 +18,8 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 
 TEMPLATE = """\
 # What federated jobs may do at this site. This file wins over every job, and by default it denies:
-# as it stands, nothing runs. It is re-read while the agent runs; check it with `anabranch-silo check`.
+# as it stands, nothing runs. It is re-read while the agent runs (interpreter, isolation and gpus at its start);
+# check it with `anabranch-silo check`.
 
 # --- Data: the name a job asks for -> where it lies here ------------------------------------------------
 # [data.default]
@@ -99,8 +100,8 @@ def parse_window(text: str) -> tuple[time, time]:
     """`"20:00-06:00"` → the two times of day; the window may span midnight. Raises ValueError."""
     start, dash, end = text.partition("-")
     try:
-        if dash:
-            return time.fromisoformat(start.strip()), time.fromisoformat(end.strip())
+        if dash and (times := (time.fromisoformat(start.strip()), time.fromisoformat(end.strip())))[0] != times[1]:
+            return times
     except ValueError:
         pass
     raise ValueError(f"{text!r} is not a window of hours; write for example 20:00-06:00")

@@ -14,7 +14,16 @@ import structlog
 
 from anabranch import __version__
 from anabranch.errors import AnabranchError, Conflict, Reason, Refused, Unavailable
-from silo_agent.messages import AbortLease, Drain, Heartbeat, Hello, JobChanged, Revoked, ServerMessage, Welcome
+from silo_agent.messages import (
+    AbortLease,
+    Drain,
+    Heartbeat,
+    Hello,
+    JobChanged,
+    Revoked,
+    ServerMessage,
+    Welcome,
+)
 
 PROTOCOL = 1
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 2.0  # seconds between two attempts to connect

@@ -67,7 +67,7 @@ def run(settings: Settings, as_json: bool) -> int:
 
 def slowness(silos: int) -> list[float]:
     """How many times slower than usual each silo is; with one silo, none is."""
-    slow = SLOWER[: max(0, silos - 1)]
+    slow = SLOWER if silos > 1 else ()
     return [1.0] * (silos - len(slow)) + list(reversed(slow))
 
 

@@ -31,15 +31,19 @@ def export(place: Place) -> None:
 
 
 def audit(place: Place, verb: str) -> Verdict:
-    """`anabranch-audit verify` or `replay` on the export; a failure is a verdict too."""
-    argv = [program("anabranch-audit"), verb, str(place.export), "--json"]
+    """`anabranch-audit verify` or `replay` on the export; a failure is a verdict too.
+
+    The log's key is the one pinned when the federation was made, not the one the export brings along.
+    """
+    command = ["anabranch-audit", verb, short(place.export), "--vkey", short(place.admin / "federation.json")]
+    argv = [program(command[0]), *command[1:], "--json"]
     done = subprocess.run(argv, capture_output=True, env=environment(), timeout=PROGRAM_SECONDS, check=False)
     (place.logs / f"audit-{verb}.log").write_bytes(done.stdout + done.stderr)
     try:
         document = json.loads(done.stdout)
     except ValueError:
         document = {"error": {"message": done.stderr.decode("utf-8", "replace").strip() or "no answer"}}
-    return Verdict(f"anabranch-audit {verb} {short(place.export)}", done.returncode, document)
+    return Verdict(" ".join(command), done.returncode, document)
 
 
 def plan(place: Place, folder: Path, file: JobFile, silos: Sequence[str], history: History) -> Plan:
@@ -75,9 +79,9 @@ def measure(place: Place, asked: Plan) -> Mapping[str, Any]:
     return measured
 
 
-def short(path: Path) -> Path:
+def short(path: Path) -> str:
     """Relative to the working directory when it lies inside."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _run(argv: Sequence[str], log: Path, what: str) -> None:

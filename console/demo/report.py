@@ -87,7 +87,7 @@ def build(
         "verdict": {
             "federated_beats_every_local_on_all": all(federated > silo["local"]["all"] for silo in silos),
             "log_verified": verify.ok,
-            "replayed_bit_exactly": replay.ok,
+            "replayed_bit_exactly": replay.ok and not _replay(replay)["digest_only"],
             "every_update_settled_once": history.exactly_once(),
         },
         "model": {
@@ -102,8 +102,8 @@ def build(
         "log": {
             "entries": history.entries,
             "not_understood": history.not_understood,
-            "verify": _verdict(verify),
-            "replay": _verdict(replay),
+            "verify": _verdict(verify, _verified_words(verify)),
+            "replay": _verdict(replay, _replayed_words(replay)),
             "approvals": [
                 {"silo": d.silo, "decision": d.decision, "log_index": d.index, "terms_sha256": d.terms_sha256}
                 for d in history.decisions
@@ -186,8 +186,44 @@ def _killed(history: History, killed: Killed | None) -> dict[str, Any] | None:
     }
 
 
-def _verdict(verdict: Verdict) -> dict[str, Any]:
-    return {"ok": verdict.ok, "command": verdict.command, "exit_code": verdict.exit_code, **verdict.document}
+def _verdict(verdict: Verdict, words: str) -> dict[str, Any]:
+    told = {"ok": verdict.ok, "words": words if verdict.ok else _why_not(verdict.document)}
+    return {**told, "command": verdict.command, "exit_code": verdict.exit_code, "document": verdict.document}
+
+
+def _verified_words(verdict: Verdict) -> str:
+    found = verdict.document
+    if not verdict.ok:
+        return ""
+    return (
+        f"{found['log']['size']} entries form one append-only tree under the pinned key. {found['signatures']} signatures"
+        f" of silos are good, {found['views_of_silos']} views of the log they signed agree with it, and"
+        f" {found['objects']['match']} files match the digests the log names."
+    )
+
+
+def _replayed_words(verdict: Verdict) -> str:
+    found = _replay(verdict)
+    rest = len(found["digest_only"])
+    return (
+        f"{found['exact']} of {found['replayed']} aggregations were recomputed bit for bit from signed updates."
+        + (f" {rest} more rest on their digests only." if rest else "")
+    )
+
+
+def _replay(verdict: Verdict) -> Mapping[str, Any]:
+    return verdict.document.get("replay") or {"replayed": 0, "exact": 0, "digest_only": [], "different": []}
+
+
+def _why_not(document: Mapping[str, Any]) -> str:
+    """The first thing the auditor did not like."""
+    if "error" in document:
+        return str(document["error"].get("message", ""))
+    different = _replay(Verdict("", 1, document))["different"]
+    if different:
+        return f"Version {different[0]['version']} differs: {different[0]['first']}"
+    findings = document.get("findings") or document.get("verify", {}).get("findings") or []
+    return f"{findings[0]['where']}: {findings[0]['what']}" if findings else "See the auditor's log."
 
 
 def _count(updates: list[Update], fate: str) -> int:

@@ -8,17 +8,24 @@ from torch.utils.data import TensorDataset
 
 
 class Digits:
-    """A small network for 8 × 8 pictures. `[job.params]` of the job file arrive as keyword arguments."""
+    """A small convolutional network for 8 × 8 pictures. `[job.params]` of the job file arrive as keyword arguments."""
 
-    def __init__(self, hidden: int = 64) -> None:
-        self.hidden = hidden
+    def __init__(self, channels: int = 16) -> None:
+        self.channels = channels
         self.pause = 0.0
 
     def model(self) -> torch.nn.Module:
+        few, many = self.channels, 2 * self.channels
         return torch.nn.Sequential(
-            torch.nn.Linear(64, self.hidden),
+            torch.nn.Unflatten(1, (1, 8, 8)),
+            torch.nn.Conv2d(1, few, 3, padding=1),
             torch.nn.ReLU(),
-            torch.nn.Linear(self.hidden, 10),
+            torch.nn.MaxPool2d(2),
+            torch.nn.Conv2d(few, many, 3, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.MaxPool2d(2),
+            torch.nn.Flatten(),
+            torch.nn.Linear(4 * many, 10),
         )
 
     def dataset(self, data, split):

@@ -46,12 +46,25 @@ class Committed(Generic[T]):
 
 
 @dataclass(frozen=True)
+class Logged:
+    """An entry as the decision said it, and its bytes."""
+
+    type: str
+    job: str | None
+    detail: dict[str, Any]
+    data: bytes
+
+
+Watcher = Callable[[Logged], None]  # told of each entry after it is durable; must neither block nor raise
+
+
+@dataclass(frozen=True)
 class Transaction:
     """What a decision may touch. Valid only inside the decision."""
 
     connection: Connection
     now: float  # unix seconds, read once per decision
-    _entries: list[bytes]
+    _entries: list[Logged]
     _first: int  # log index of the first entry of the batch
     _encode: EntryWriter
 
@@ -70,7 +83,7 @@ class Transaction:
     ) -> int:
         """Append one entry in this transaction; return its log index. Raises Misuse outside the closed schema."""
         outcome = Outcome(status=status, reason=reason)
-        entry = self._encode(
+        data = self._encode(
             type,
             self.now,
             actor=actor,
@@ -81,7 +94,7 @@ class Transaction:
             sealed=sealed,
             sigs=sigs,
         )
-        self._entries.append(entry)
+        self._entries.append(Logged(type, job, detail, data))
         return self._first + len(self._entries) - 1
 
 
@@ -106,6 +119,7 @@ class Writer:
         my_epoch: int,
         clock: Callable[[], float],
         reached: Reached = nothing,
+        watch: Watcher = lambda entry: None,
     ) -> None:
         self._engine = engine
         self._sequencer = sequencer
@@ -114,6 +128,7 @@ class Writer:
         self._epoch = my_epoch
         self._clock = clock
         self._reached = reached
+        self._watch = watch
         self._queue: queue.Queue[_Pending | None] = queue.Queue(QUEUE)
         self._failure: AnabranchError | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -182,10 +197,10 @@ class Writer:
         with self._engine.begin() as connection:
             self._check_epoch(connection)
             growth = self._sequencer.begin(connection)
-            fresh: list[bytes] = []
+            fresh: list[Logged] = []
             for job in jobs:
                 self._decide(job, connection, growth.size, fresh)
-            note = growth.append(fresh) if fresh else ""
+            note = growth.append([entry.data for entry in fresh]) if fresh else ""
             receipts = {
                 index: receipt_for(connection, index, note, growth.size)
                 for job in jobs
@@ -200,10 +215,12 @@ class Writer:
             self._registered = note
         for job in decided:
             self._reached(f"{job.label}.registered")
+        for entry in fresh:
+            self._watch(entry)
         for job in decided:
             job.future.set_result(Committed(job.value, tuple(receipts[i] for i in job.indices)))
 
-    def _decide(self, job: _Pending, connection: Connection, first: int, fresh: list[bytes]) -> None:
+    def _decide(self, job: _Pending, connection: Connection, first: int, fresh: list[Logged]) -> None:
         mark = len(fresh)
         savepoint = connection.begin_nested()
         try:

@@ -57,7 +57,9 @@ class Allowance:
     def small_message(self, now: float) -> None:
         """A call, or a message too small to be bulk data. Raises Refused(QUOTA)."""
         if not self.calls.take(1, now):
-            raise Refused(Reason.QUOTA, f"{self.who} makes more than {self.calls.rate:g} calls a second; slow down")
+            raise Refused(
+                Reason.QUOTA, f"{self.who} makes more than {self.calls.rate:g} calls a second; slow down"
+            )
 
     def receive(self, size: int, now: float) -> None:
         """Raises Refused(QUOTA)."""

@@ -17,8 +17,9 @@ def build(killed_at=None):
     if killed_at:
         at = next(v.time for v in history.versions if v.number == killed_at)
         killed = report.Killed(killed_at, at + 0.01, at + 0.4, at + 2.4)
-    good = report.Verdict("anabranch-audit verify EXPORT", 0, {"ok": True})
-    return history, report.build(history, fed.measured(), fed.setup(killed), good, good)
+    verify = report.Verdict("anabranch-audit verify EXPORT", 0, fed.VERIFIED)
+    replay = report.Verdict("anabranch-audit replay EXPORT", 0, fed.REPLAYED)
+    return history, report.build(history, fed.measured(), fed.setup(killed), verify, replay)
 
 
 def draw(history, document) -> dict[str, str]:
@@ -40,7 +41,9 @@ def test_figures_per_silo_come_from_the_log() -> None:
         updates = silo["updates"]
         assert updates["sent"] == sum(updates[fate] for fate in ("merged", "refused", "retired", "open"))
         assert silo["bytes"] == 19_000 * len(history.of(silo["silo"]))
-    assert silos["tagus"]["mean_staleness"] > silos["loire"]["mean_staleness"] > silos["aare"]["mean_staleness"]
+    assert (
+        silos["tagus"]["mean_staleness"] > silos["loire"]["mean_staleness"] > silos["aare"]["mean_staleness"]
+    )
 
 
 def test_the_verdict_says_when_federation_wins_and_where_local_does() -> None:
@@ -54,13 +57,41 @@ def test_a_failed_verdict_is_not_dressed_up() -> None:
     history, _ = build()
     measured = fed.measured()
     measured["silos"]["tagus"]["local"]["all"] = 0.99
-    bad = report.Verdict("anabranch-audit verify EXPORT", 1, {"error": {"message": "entry 17 <b>differs</b>"}})
+    bad = report.Verdict(
+        "anabranch-audit verify EXPORT", 1, {"error": {"message": "entry 17 <b>differs</b>"}}
+    )
     document = report.build(history, measured, fed.setup(), bad, bad)
     assert not document["verdict"]["federated_beats_every_local_on_all"]
     html = page.render(document, draw(history, document))
     assert "did not beat every silo alone" in html
     assert "Log did not verify" in html
     assert "entry 17 &lt;b&gt;differs" in html
+
+
+def test_the_auditor_s_first_finding_is_shown() -> None:
+    history, _ = build()
+    finding = {"step": 5, "where": "entry 9", "what": "merged twice"}
+    verify = report.Verdict("verify", 1, {**fed.VERIFIED, "findings": [finding]})
+    differs = {
+        "replayed": 40,
+        "exact": 39,
+        "different": [{"version": 7, "first": "0.bias[3]"}],
+        "digest_only": [],
+    }
+    replay = report.Verdict("replay", 1, {"verify": fed.VERIFIED, "replay": differs})
+    log = report.build(history, fed.measured(), fed.setup(), verify, replay)["log"]
+    assert log["verify"]["words"] == "entry 9: merged twice"
+    assert log["replay"]["words"] == "Version 7 differs: 0.bias[3]"
+
+
+def test_a_replay_that_rests_on_digests_is_not_bit_exact() -> None:
+    history, _ = build()
+    partly = {"replayed": 39, "exact": 39, "different": [], "digest_only": [{"version": 1, "missing": ["x"]}]}
+    verify = report.Verdict("verify", 0, fed.VERIFIED)
+    replay = report.Verdict("replay", 0, {"verify": fed.VERIFIED, "replay": partly})
+    document = report.build(history, fed.measured(), fed.setup(), verify, replay)
+    assert not document["verdict"]["replayed_bit_exactly"]
+    assert "1 more rest on their digests only" in document["log"]["replay"]["words"]
 
 
 def test_a_kill_reports_the_gap_and_that_nothing_was_lost() -> None:
@@ -73,7 +104,10 @@ def test_a_kill_reports_the_gap_and_that_nothing_was_lost() -> None:
         abs=1e-3,
     )
     assert (killed["of_those_lost"], killed["of_those_merged_twice"]) == (0, 0)
-    assert killed["acknowledged_before"] == killed["of_those_merged_once"] + killed["of_those_retired_or_refused"]
+    assert (
+        killed["acknowledged_before"]
+        == killed["of_those_merged_once"] + killed["of_those_retired_or_refused"]
+    )
     assert "0 lost and 0 merged" in page.render(document, draw(history, document)).replace("\n", " ")
 
 
@@ -118,7 +152,7 @@ def test_pictures_take_the_page_s_colours() -> None:
     history, document = build()
     for svg in draw(history, document).values():
         assert not re.search(r"#0[0-9ab]0[0-9ab]0[0-9ab]", svg)
-        assert "var(--ink)" in svg
+        assert "var(--muted)" in svg
         assert "DejaVu" not in svg
 
 

@@ -82,7 +82,9 @@ def test_following_ends_with_the_job_and_says_each_version_once(capsys) -> None:
 
 
 def test_silos_are_listed() -> None:
-    silo = admin_pb2.Silo(name="aare", status="active", certificate_not_after=1, connected=True, release="0.1.0")
+    silo = admin_pb2.Silo(
+        name="aare", status="active", certificate_not_after=1, connected=True, release="0.1.0"
+    )
     text = shown(silos.table([silo]))
     assert "1970-01-01" in text
     assert "active" in text

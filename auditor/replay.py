@@ -1,0 +1,328 @@
+"""Recompute every model version from the signed updates, bit by bit, with the arithmetic the server used.
+
+One step takes what the log says it took: the head's files, the deltas in their logged order, the logged scalars. Its
+result must have the published digests. Scalars that any machine computes alike are recomputed and must be equal; the
+few that are not are taken from the log and checked within a tolerance (`anabranch.rules.profile`).
+
+A step whose inputs the export does not hold rests on digests only: its inputs and its result are named, not recomputed.
+The head's files may also be the ones the step before has just reproduced.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anabranch.errors import AnabranchError, Refused
+from anabranch.rules import step, strategies
+from anabranch.rules.profile import NUMERIC_PROFILE, SCALAR_TOLERANCE
+from anabranch.terms import JobTerms, parse_terms
+from anabranch.tlog.details import AggregationPerformed
+from anabranch.wire import canonical, limits
+from anabranch.wire.manifest import Manifest, parse_manifest
+from anabranch.wire.statements import parse_update
+from anabranch.wire.tensors import TensorFile, TensorWriter
+from auditor.export import Export
+from auditor.history import History, Job, Version
+
+PARTS = ("parameters", "optimizer", "ema")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What became of one step. Exactly one of `exact`, `differs` and `missing` holds."""
+
+    job: str
+    version: int
+    exact: bool = False
+    differs: str = ""  # the first difference, in words
+    missing: tuple[str, ...] = ()  # what the export does not hold
+
+
+@dataclass
+class Replay:
+    steps: list[Replayed] = field(default_factory=list)
+
+    @property
+    def exact(self) -> int:
+        return sum(one.exact for one in self.steps)
+
+    @property
+    def different(self) -> list[Replayed]:
+        return [one for one in self.steps if one.differs]
+
+    @property
+    def digest_only(self) -> list[Replayed]:
+        return [one for one in self.steps if one.missing]
+
+    @property
+    def ok(self) -> bool:
+        """No step differs, and if there are steps at least one could be recomputed."""
+        return not self.different and (not self.steps or self.exact > 0)
+
+    def document(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "replayed": len(self.steps) - len(self.digest_only),
+            "exact": self.exact,
+            "different": [
+                {"job": one.job, "version": one.version, "first": one.differs} for one in self.different
+            ],
+            "digest_only": [
+                {"job": one.job, "version": one.version, "missing": list(one.missing)}
+                for one in self.digest_only
+            ],
+        }
+
+
+class _Missing(Exception):
+    """The export does not hold what is needed; the arguments name it."""
+
+
+class _Differs(Exception):
+    """The log says one thing, arithmetic another."""
+
+
+def replay(
+    export: Export,
+    history: History,
+    scratch: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    only: str | None = None,
+) -> Replay:
+    """Every step of every job (of the job `only`) of a verified export.
+
+    Takes room for two versions with their optimizer state and average below `scratch` (default: the system's
+    temporary directory). Nothing is raised for what is wrong with the export.
+    """
+    found = Replay()
+    jobs = {name: job for name, job in history.jobs.items() if only in (None, name)}
+    total = sum(len(job.steps) for job in jobs.values())
+    for name, job in jobs.items():
+        with tempfile.TemporaryDirectory(prefix="anabranch-replay-", dir=scratch) as directory:
+            for one in _replay_job(export, history, name, job, Path(directory)):
+                found.steps.append(one)
+                progress("steps", len(found.steps), total)
+    return found
+
+
+@dataclass
+class _Rerun:
+    """One job on its way through its versions."""
+
+    export: Export
+    history: History
+    terms: JobTerms
+    manifest: Manifest
+    keeps: Manifest | None  # layout of the optimizer state
+    directory: Path
+    made: dict[str, Path] = field(default_factory=dict)  # digest → file of the last step that was exact
+
+    def find(self, digest: str) -> Path | None:
+        return self.made.get(digest) or self.export.object_path(digest)
+
+    def sweep(self) -> None:
+        """Only the files of the last exact step stay: the next one may start from them."""
+        for path in set(self.directory.iterdir()) - set(self.made.values()):
+            path.unlink()
+
+
+def _replay_job(export: Export, history: History, name: str, job: Job, directory: Path) -> Iterator[Replayed]:
+    try:
+        rerun = _begin(export, history, job, directory)
+    except (_Missing, Refused) as error:
+        yield from (Replayed(name, version, missing=(str(error),)) for version in sorted(job.steps))
+        return
+    for version in sorted(job.steps):
+        try:
+            _step(rerun, job, version)
+            yield Replayed(name, version, exact=True)
+        except _Missing as missing:
+            yield Replayed(name, version, missing=tuple(map(str, missing.args)))
+        except (_Differs, AnabranchError) as error:
+            yield Replayed(name, version, differs=str(error))
+
+
+def _begin(export: Export, history: History, job: Job, directory: Path) -> _Rerun:
+    terms = export.object(job.submitted.terms_sha256, limits.TERMS)
+    manifest = export.object(job.submitted.manifest_sha256, limits.MANIFEST)
+    if terms is None or manifest is None:
+        raise _Missing("the job's terms" if terms is None else "the job's manifest")
+    parsed, layout = parse_terms(terms), parse_manifest(manifest)
+    keeps = step.optimizer_manifest(layout, parsed.file.aggregation.server_optimizer)
+    return _Rerun(export, history, parsed, layout, keeps, directory)
+
+
+def _step(rerun: _Rerun, job: Job, number: int) -> None:
+    """Recompute version `number`. Returns if it is exact; raises _Differs, _Missing or Refused."""
+    _, logged = job.steps[number]
+    if logged.numeric_profile != NUMERIC_PROFILE:
+        raise _Missing(f"arithmetic {logged.numeric_profile}, which this release does not know")
+    head, published = job.versions[number - 1], job.versions[number]
+    inputs = _inputs(rerun, logged)
+    scalars = _scalars(rerun, job, number, inputs)
+    _same_plan(rerun, logged, inputs, scalars)
+    made = _compute(rerun, head, logged, inputs, scalars)
+    try:
+        for part in PARTS:
+            _same_file(rerun, part, made[part], getattr(published, part))
+        rerun.made = {digest: path for path, digest in filter(None, made.values())}
+    finally:
+        rerun.sweep()
+
+
+def _inputs(rerun: _Rerun, logged: AggregationPerformed) -> list[strategies.Input]:
+    """As the server had them: record counts stand in the statements the silos signed."""
+    found = []
+    for order, one in enumerate(logged.inputs):
+        examples = None
+        if rerun.terms.file.silos.weighting == "examples":
+            payload = rerun.export.object(rerun.history.updates[one.update].statement, limits.ENVELOPE)
+            if payload is None:
+                raise _Missing(f"statement of update {one.update}")
+            examples = parse_update(payload).num_examples
+        found.append(strategies.Input(one.update, one.silo, one.base, one.staleness, examples, order))
+    return found
+
+
+def _scalars(rerun: _Rerun, job: Job, number: int, inputs: list[strategies.Input]) -> step.Scalars:
+    """The logged scalars, after they were compared with our own."""
+    logged = job.steps[number][1]
+    rule = rerun.terms.file.aggregation
+    if (logged.strategy, logged.optimizer["name"]) != (rule.strategy, rule.server_optimizer.name):
+        raise _Differs(
+            f"made by {logged.strategy} and {logged.optimizer['name']}, which the terms do not say"
+        )
+    previous = _floats(_optimizer(job, number - 1)) if number > 1 else {}
+    ours = step.measure(rerun.terms, inputs, previous)
+    theirs = step.Scalars(_floats(logged.scalars), _floats(_optimizer(job, number)))
+    if theirs.optimizer != ours.optimizer:
+        raise _Differs(f"optimizer scalars are {dict(theirs.optimizer)}, recomputed {dict(ours.optimizer)}")
+    if theirs.strategy.keys() != ours.strategy.keys() or not all(
+        math.isclose(theirs.strategy[name], value, rel_tol=SCALAR_TOLERANCE)
+        for name, value in ours.strategy.items()
+    ):
+        raise _Differs(f"strategy scalars are {dict(theirs.strategy)}, recomputed {dict(ours.strategy)}")
+    return theirs
+
+
+def _optimizer(job: Job, number: int) -> dict[str, str]:
+    return {name: text for name, text in job.steps[number][1].optimizer.items() if name != "name"}
+
+
+def _floats(texts: Mapping[str, str]) -> dict[str, float]:
+    return {name: canonical.from_hexfloat(text) for name, text in texts.items()}
+
+
+def _same_plan(
+    rerun: _Rerun, logged: AggregationPerformed, inputs: list[strategies.Input], scalars: step.Scalars
+) -> None:
+    file = rerun.terms.file
+    plan = strategies.plan(file.aggregation, file.silos.weighting, inputs, scalars.strategy)
+    for one, weight, coefficient in zip(logged.inputs, plan.weights, plan.coefficients, strict=True):
+        ours = canonical.hexfloat(weight), canonical.hexfloat(coefficient)
+        if (one.weight, one.coefficient) != ours:
+            raise _Differs(
+                f"update {one.update} has weight and coefficient {one.weight}, {one.coefficient}; recomputed {ours}"
+            )
+
+
+def _compute(
+    rerun: _Rerun,
+    head: Version,
+    logged: AggregationPerformed,
+    inputs: list[strategies.Input],
+    scalars: step.Scalars,
+) -> dict[str, tuple[Path, str] | None]:
+    """The file and digest of each part, None for a part the job does not keep."""
+    layouts = _layouts(rerun)
+    sources = _sources(rerun, head, logged)
+    with ExitStack() as files:
+        opened = {
+            name: files.enter_context(TensorFile(path, layout)) for name, (path, layout) in sources.items()
+        }
+        writers = {
+            part: files.enter_context(TensorWriter(rerun.directory / f"{part}.{logged.version}", layout))
+            for part, layout in layouts.items()
+            if layout is not None
+        }
+        step.aggregate(
+            rerun.terms,
+            rerun.manifest,
+            [(one, opened[_delta(one.update)]) for one in inputs],
+            base=opened[_of_head("parameters")],
+            optimizer=opened.get(_of_head("optimizer")),
+            ema=opened.get(_of_head("ema")),
+            scalars=scalars,
+            outputs=step.Outputs(**writers),
+        )
+        digests = {part: writer.close() for part, writer in writers.items()}
+    return {part: (writers[part].path, digests[part]) if part in writers else None for part in PARTS}
+
+
+def _layouts(rerun: _Rerun) -> dict[str, Manifest | None]:
+    average = rerun.terms.file.aggregation.ema is not None
+    return {
+        "parameters": rerun.manifest,
+        "optimizer": rerun.keeps,
+        "ema": rerun.manifest if average else None,
+    }
+
+
+def _sources(rerun: _Rerun, head: Version, logged: AggregationPerformed) -> dict[str, tuple[Path, Manifest]]:
+    """Every file the step reads, by what it is. Raises _Missing naming all that are not there."""
+    wanted = {
+        _of_head(part): (getattr(head, part), layout)
+        for part, layout in _layouts(rerun).items()
+        if layout is not None and getattr(head, part) is not None
+    }
+    wanted |= {_delta(one.update): (one.delta_sha256, rerun.manifest) for one in logged.inputs}
+    found = {name: (rerun.find(digest), layout) for name, (digest, layout) in wanted.items()}
+    missing = [name for name, (path, _) in found.items() if path is None]
+    if missing:
+        raise _Missing(*missing)
+    return {name: (path, layout) for name, (path, layout) in found.items() if path is not None}
+
+
+def _of_head(part: str) -> str:
+    return f"{part} of the head"
+
+
+def _delta(update: str) -> str:
+    return f"delta of update {update}"
+
+
+def _same_file(rerun: _Rerun, part: str, made: tuple[Path, str] | None, published: str | None) -> None:
+    if (made and made[1]) == published:
+        return
+    if made is None or published is None:
+        raise _Differs(
+            f"{part}: published {published}, but the terms keep {'none' if made is None else 'one'}"
+        )
+    theirs = rerun.export.object_path(published)
+    layout = _layouts(rerun)[part]
+    where = "" if theirs is None or layout is None else first_difference(made[0], theirs, layout)
+    raise _Differs(f"{part}: published {published[:16]}…, recomputed {made[1][:16]}…{where}")
+
+
+def first_difference(ours: Path, theirs: Path, manifest: Manifest) -> str:
+    """`; first in tensor …` where two canonical files of `manifest` differ first. Reads both piece by piece."""
+    with TensorFile(ours, manifest) as one, TensorFile(theirs, manifest) as other:
+        for spec in manifest.specs:
+            for start in range(0, spec.elements, step.CHUNK):
+                stop = min(start + step.CHUNK, spec.elements)
+                a, b = np.empty(stop - start, np.float32), np.empty(stop - start, np.float32)
+                one.read(spec.name, start, stop, a)
+                other.read(spec.name, start, stop, b)
+                different = np.flatnonzero(a.view(np.uint32) != b.view(np.uint32))
+                if different.size:
+                    at = int(different[0])
+                    return (
+                        f"; first in tensor {spec.name}, element {start + at}: {b[at]!r} instead of {a[at]!r}"
+                    )
+    return ""

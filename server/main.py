@@ -1,0 +1,149 @@
+"""`anabranch-server`: make a federation, serve it, export its audit log."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from anabranch import exits
+from anabranch.errors import Reason, Refused
+from anabranch.terms import NAME
+from server import setup
+from server.audit.export import export as write_export
+from server.blobs.local import BlobStore
+from server.config import Advertise, Listen, ServerConfig, read_config
+from server.serve import serve as run_server
+from server.state.database import open_reader
+
+app = typer.Typer(
+    help="The aggregator of a federation: make one, serve it, export its audit log.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Directory = Annotated[
+    Path, typer.Argument(help="The server's directory: keys, settings, state and blobs.", metavar="DIR")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def main() -> None:
+    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(exits.FAILED)
+    except Exception as error:
+        sys.exit(exits.fail("anabranch-server", error, "--json" in sys.argv))
+
+
+@app.command()
+def init(
+    directory: Directory,
+    host: Annotated[
+        str, typer.Option(help="Name or address that silos dial; it stands in the server's certificate.")
+    ],
+    federation: Annotated[
+        str, typer.Option(help="Name of the federation, like a domain.")
+    ] = "federation.local",
+    port: Annotated[int, typer.Option(help="Port for enrolled silos and administrators (mTLS).")] = 7443,
+    enrolment_port: Annotated[int, typer.Option(help="Port for enrolment with one-time tokens.")] = 7444,
+    health_port: Annotated[
+        int, typer.Option(help="Plaintext port for probes and metrics, on loopback.")
+    ] = 7445,
+    admin: Annotated[str, typer.Option(help="Pseudonym of the first administrator.")] = "admin",
+    as_json: Json = False,
+) -> None:
+    """Make a federation: certificate authority, empty audit log, first administrator."""
+    config = ServerConfig(
+        federation=federation,
+        log_origin=f"{federation}/log",
+        listen=Listen(
+            server=f"0.0.0.0:{port}", enrolment=f"0.0.0.0:{enrolment_port}", health=f"127.0.0.1:{health_port}"
+        ),
+        advertise=Advertise(server=f"{host}:{port}", enrolment=f"{host}:{enrolment_port}"),
+    )
+    info = setup.create_federation(directory, config, setup.real_world())
+    place = setup.issue_admin(directory, admin)
+    _show(
+        {
+            "federation": federation,
+            "admin": str(place),
+            "log_vkey": info.log_vkey,
+            "ca_pins": list(info.ca_pins),
+        },
+        f"federation [bold]{federation}[/] made in {directory}\n"
+        f"log key   {info.log_vkey}\nCA pin    {info.ca_pins[0]}\n"
+        f"keep {directory}/keys/root.key offline from now on\n\n"
+        f"next:  anabranch-server serve {directory}\n"
+        f"       export ANABRANCH_ADMIN={place}\n"
+        f"       anabranch silo invite hospital-a -o hospital-a.json",
+        as_json,
+    )
+
+
+@app.command()
+def serve(
+    directory: Directory,
+    log_format: Annotated[str, typer.Option(help="json, or text for a person.")] = "json",
+) -> None:
+    """Serve until SIGTERM, then finish running calls and the aggregation in progress."""
+    if log_format not in ("json", "text"):
+        raise Refused(Reason.MALFORMED, f"--log-format {log_format!r} is neither json nor text")
+    run_server(directory, read_config(directory), log_format)
+
+
+@app.command()
+def admin(
+    directory: Directory,
+    name: Annotated[
+        str, typer.Argument(help="Pseudonym: it stands in the certificate and in the audit log.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """A new certificate for an administrator, by the running server or, when none runs, at once."""
+    place = setup.issue_admin(directory, name)
+    _show({"admin": str(place)}, f"export ANABRANCH_ADMIN={place}", as_json)
+
+
+@app.command()
+def export(
+    directory: Directory,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new directory to write.")],
+    sealed: Annotated[
+        bool, typer.Option(help="Include evaluations and what opens sealed facts: private to silos.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write everything a reviewer needs to verify the log and replay its models, while the server may go on running."""
+    config = read_config(directory)
+    info = setup.federation_info(directory, config)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("exporting entries", total=None)
+        done = write_export(
+            open_reader(directory / "state" / "state.db"),
+            BlobStore(directory / "blobs"),
+            info.log_vkey,
+            info.ca_pem.encode(),
+            out,
+            sealed,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    missing = f", {done.missing} no longer kept" if done.missing else ""
+    _show(
+        {"export": str(out), "entries": done.size, "objects": done.objects, "missing": done.missing},
+        f"{done.size} entries and {done.objects} objects{missing}\n\nanabranch-audit verify {out} --vkey '{info.log_vkey}'",
+        as_json,
+    )
+
+
+def _show(document: dict[str, object], human: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        Console(soft_wrap=True, highlight=False).print(human)

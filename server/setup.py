@@ -1,0 +1,197 @@
+"""Making a federation, and certificates for its administrators.
+
+Whoever can write to the server's directory holds its keys, so that directory is also how an administrator's certificate
+is asked for: a request is left in `admin/NAME/`, and whoever owns the state (the running server, or this command when none
+runs) answers it beside the request. The private key is born where the command runs and stays there.
+"""
+
+import os
+import re
+import time
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from anabranch import durable
+from anabranch.errors import Conflict, Corrupt, Reason, Refused, Unavailable
+from anabranch.rules.profile import NUMERIC_PROFILE
+from anabranch.terms import NAME, seconds
+from anabranch.tlog.entry import Target
+from anabranch.tlog.note import NoteSigner
+from anabranch.wire.bundle import FederationInfo
+from anabranch.wire.identity import csr, load_private, new_signing_key, new_tls_key, private_pem
+from server.allow_list import AllowList
+from server.ca.authority import Authority, create_authority, open_authority
+from server.config import FILE, ServerConfig, read_config, write_config
+from server.enrolment import Nonces
+from server.membership import Lifetimes, Membership, Streams
+from server.sessions import Sessions
+from server.startup import Core, World, open_core
+from server.state.writer import Transaction, Watcher
+
+LOG_KEY = "log.key"
+REQUEST, CERTIFICATE = "request.csr", "cert.pem"
+ANSWER_SECONDS = 15.0  # a running server looks for requests every second
+
+
+class NoStreams:
+    """No server runs here, so there are no calls to end."""
+
+    def end(self, silo: str, reason: str) -> None:
+        return
+
+
+def create_federation(directory: Path, config: ServerConfig, world: World) -> FederationInfo:
+    """Keys, settings and an audit log with its first entry. Raises Refused when there is something already.
+
+    Killed half-way, nothing serves yet: remove the directory and begin again.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise Refused(Reason.POLICY, f"{directory} is not empty; a federation is made in a new directory")
+    durable.make_dir(directory / "keys", 0o700)
+    durable.make_dir(directory / "state", 0o700)
+    create_authority(directory / "keys", config.federation, world.clock())
+    durable.write(directory / "keys" / LOG_KEY, private_pem(new_signing_key()), 0o600)
+    durable.write(directory / FILE, write_config(config).encode())
+    core, authority = open_federation(directory, config, Sessions(world.clock), world)
+    core.writer.start()
+    signer = load_signer(directory, config)
+
+    def genesis(tx: Transaction) -> None:
+        detail = {
+            "origin": config.log_origin,
+            "vkey": signer.vkey,
+            "ca_pins": [authority.pin],
+            "numeric_profile": NUMERIC_PROFILE,
+        }
+        tx.log(
+            "log.genesis", actor=core.observer, target=Target(kind="log", id=config.log_origin), detail=detail
+        )
+
+    core.writer.run(genesis)
+    core.close()
+    return directions(config, authority, signer)
+
+
+def load_signer(directory: Path, config: ServerConfig) -> NoteSigner:
+    key = load_private((directory / "keys" / LOG_KEY).read_bytes())
+    if not isinstance(key, Ed25519PrivateKey):
+        raise Corrupt(f"{directory / 'keys' / LOG_KEY} is not an Ed25519 key; restore it from a backup")
+    return NoteSigner(config.log_origin, key)
+
+
+def open_federation(
+    directory: Path,
+    config: ServerConfig,
+    sessions: Sessions,
+    world: World,
+    watch: Watcher = lambda entry: None,
+) -> tuple[Core, Authority]:
+    """The core and the authority of `directory`, not started."""
+    authority = open_authority(directory / "keys", config.federation, world.clock())
+    signer = load_signer(directory, config)
+    core = open_core(directory, config.federation, config.log_origin, signer, sessions, world, watch)
+    return core, authority
+
+
+def directions(config: ServerConfig, authority: Authority, signer: NoteSigner) -> FederationInfo:
+    """What every join bundle tells, and what agents and administrators pin."""
+    return FederationInfo(
+        server=config.advertise.server,
+        enrolment=config.advertise.enrolment,
+        ca_pem=authority.ca_pem.decode(),
+        ca_pins=(authority.pin,),
+        federation=config.federation,
+        log_origin=config.log_origin,
+        log_vkey=signer.vkey,
+    )
+
+
+def open_membership(
+    directory: Path,
+    config: ServerConfig,
+    core: Core,
+    authority: Authority,
+    allow_list: AllowList,
+    sessions: Sessions,
+    streams: Streams,
+    world: World,
+) -> Membership:
+    given = config.certificates
+    return Membership(
+        writer=core.writer,
+        reader=core.reader,
+        authority=authority,
+        allow_list=allow_list,
+        sessions=sessions,
+        streams=streams,
+        directions=directions(config, authority, load_signer(directory, config)),
+        observer=core.observer,
+        nonces=Nonces(world.entropy(32)),
+        lifetimes=Lifetimes(seconds(given.silo), seconds(given.server), seconds(given.admin)),
+        clock=world.clock,
+        entropy=world.entropy,
+        wake=core.aggregation.wake,
+    )
+
+
+def federation_info(directory: Path, config: ServerConfig) -> FederationInfo:
+    """`directions` from the files of `directory`."""
+    authority = open_authority(directory / "keys", config.federation, time.time())
+    return directions(config, authority, load_signer(directory, config))
+
+
+def issue_admin(directory: Path, name: str) -> Path:
+    """A certificate for administrator `name` in `admin/NAME/`; returns that directory. Raises Refused, Unavailable."""
+    if not re.match(NAME, name):
+        raise Refused(Reason.MALFORMED, f"admin {name[:80]!r}: lowercase letters, digits and dashes")
+    config, world = read_config(directory), real_world()
+    place = _request_admin(directory, name, federation_info(directory, config))
+    sessions = Sessions(world.clock)
+    try:
+        core, authority = open_federation(directory, config, sessions, world)
+    except Conflict:
+        _await_answer(place)  # a server is running and owns the state
+        return place
+    core.writer.start()
+    allow_list = AllowList()
+    answer_requests(
+        directory,
+        open_membership(directory, config, core, authority, allow_list, sessions, NoStreams(), world),
+    )
+    core.close()
+    return place
+
+
+def _request_admin(directory: Path, name: str, info: FederationInfo) -> Path:
+    """Leave a request in `admin/NAME/` with a fresh key beside it; returns that directory."""
+    place = directory / "admin" / name
+    durable.make_dir(place, 0o700)
+    key = new_tls_key()
+    durable.remove(place / CERTIFICATE)
+    durable.write(place / "key.pem", private_pem(key), 0o600)
+    durable.write(place / "ca.pem", info.ca_pem.encode())
+    durable.write(place / "federation.json", info.encode())
+    durable.write(place / REQUEST, csr(key))
+    return place
+
+
+def answer_requests(directory: Path, membership: Membership) -> None:
+    """Issue what was asked for. Dies here: the request is still there, and is answered again."""
+    for request in sorted((directory / "admin").glob(f"*/{REQUEST}")):
+        chain, _ = membership.issue_admin(request.parent.name, request.read_bytes())
+        durable.write(request.parent / CERTIFICATE, chain)
+        durable.remove(request)
+
+
+def _await_answer(place: Path) -> None:
+    """Wait for the running server. Raises Unavailable."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while not (place / CERTIFICATE).exists():
+        if time.monotonic() > deadline:
+            raise Unavailable(f"the running server did not answer {place / REQUEST}; see its log")
+        time.sleep(0.1)
+
+
+def real_world() -> World:
+    return World(time.time, os.urandom)

@@ -1,0 +1,83 @@
+"""Bulk data between streams and disk, one chunk ahead: a thread works on one chunk while the next one travels."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from anabranch.errors import Reason, Refused
+from anabranch.wire import limits
+
+T = TypeVar("T")
+BREAK_SECONDS = 1.0
+
+
+def in_thread(call: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
+    """Start a synchronous call now. Await it under `asyncio.shield`: a thread cannot be cancelled, and what it uses
+    must stay until it is done.
+    """
+    return asyncio.get_running_loop().run_in_executor(None, call, *arguments)
+
+
+async def settled(work: "asyncio.Future[T]") -> T:
+    """The result of a thread, waited for to the end even while being cancelled: only then may its file be closed."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:
+            break  # the work's own; raised below
+    if cancelled is not None:
+        raise cancelled
+    return work.result()
+
+
+async def read_chunks(path: Path, offset: int) -> AsyncGenerator[bytes, None]:
+    """The file from `offset` on, in chunks of at most limits.CHUNK bytes. Raises Refused(SIZE_LIMIT) behind its end."""
+    descriptor = await settled(in_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC))
+    reading: asyncio.Future[bytes] | None = None
+    try:
+        size = os.fstat(descriptor).st_size
+        if offset > size:
+            raise Refused(Reason.SIZE_LIMIT, f"there are {size} bytes; {offset} is behind their end")
+        reading = in_thread(os.pread, descriptor, limits.CHUNK, offset)
+        while chunk := await asyncio.shield(reading):
+            offset += len(chunk)
+            reading = in_thread(os.pread, descriptor, limits.CHUNK, offset)
+            yield chunk
+    finally:
+        try:
+            if reading is not None:
+                await settled(reading)
+        finally:
+            os.close(descriptor)
+
+
+async def pour(chunks: AsyncIterator[bytes], take: Callable[[bytes], None]) -> None:
+    """Hand every chunk to `take`, in order, in a thread. When this returns or raises, `take` is not running."""
+    taking: asyncio.Future[None] | None = None
+    try:
+        async for chunk in chunks:
+            if taking is not None:
+                await asyncio.shield(taking)
+            taking = in_thread(take, chunk)
+        if taking is not None:
+            await asyncio.shield(taking)
+    except BaseException:
+        if taking is not None:
+            with suppress(Exception, asyncio.CancelledError):
+                await settled(taking)
+        raise
+
+
+async def ended_short() -> None:
+    """Call when a request stream ended before all that it announced had come.
+
+    gRPC reports a broken stream as an ended one first and cancels the call a moment later. Whoever is still here
+    afterwards was sent too little on purpose.
+    """
+    await asyncio.sleep(BREAK_SECONDS)

@@ -1,0 +1,147 @@
+"""One job's training process as the agent sees it: asked for one thing at a time, watched, and stopped when it hangs.
+
+It is started when it is first needed and lives across cycles. Whatever it says was already held against a schema; here
+it is held against the lease.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from anabranch.errors import Conflict, Reason, Refused, Unavailable
+from anabranch.terms import JobTerms, seconds
+from anabranch.tlog.details import CODE_LINE
+from silo_agent.training.channel import Evaluate, Evaluated, Message, Train, Trained
+from silo_agent.training.isolation import Isolation
+from silo_agent.training.launcher import Binding, Launcher, TrainingProcess
+
+TICK = 0.25  # seconds between two looks at whether to go on
+GRACE = 15.0  # seconds a process is given to save its cycle when the agent stops
+
+logger = structlog.get_logger("training")
+
+
+class TaskFailed(Refused):
+    """The job's code raised, hung, or returned no update. The job's owner is told the type and a line, nothing more."""
+
+    def __init__(self, code: Reason, exception: str, code_line: str = "") -> None:
+        where = f" at {code_line}" if code_line else ""
+        super().__init__(code, f"{exception}{where}: the job's code failed; the traceback is in training.log")
+        self.exception = exception
+        self.code_line = code_line if re.fullmatch(CODE_LINE, code_line) else ""
+
+
+class Stopped(Unavailable):
+    """This agent is stopping; the work is resumed when it starts again."""
+
+
+class Aborted(Conflict):
+    """The server took the lease back."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a task is followed. `interrupt` raises Stopped or Aborted when the task is not to go on."""
+
+    interrupt: Callable[[], None]
+    progress: Callable[[int, int], None]  # steps done, steps to do
+
+
+class Trainer:
+    """For one thread; `stop` may also be called when nothing runs."""
+
+    def __init__(
+        self, launcher: Launcher, job_dir: Path, terms: JobTerms, data: Binding, isolated: Isolation
+    ) -> None:
+        self._launcher, self._job_dir, self._terms, self._data, self._isolated = (
+            launcher,
+            job_dir,
+            terms,
+            data,
+            isolated,
+        )
+        self._patience = seconds(terms.file.training.progress_timeout)
+        self._process: TrainingProcess | None = None
+
+    def train(self, request: Train, watch: Watch) -> Trained:
+        """Raises TaskFailed, Stopped, Aborted, Unavailable."""
+        answer = self._ask(request, watch)
+        if answer["is"] != "trained" or answer["cycle"] != request["cycle"]:
+            raise self._garbled(answer)
+        return answer
+
+    def evaluate(self, request: Evaluate, watch: Watch) -> Evaluated:
+        """Raises TaskFailed, Stopped, Aborted, Unavailable."""
+        answer = self._ask(request, watch)
+        if answer["is"] != "evaluated" or answer["cycle"] != request["cycle"]:
+            raise self._garbled(answer)
+        return answer
+
+    def stop(self, grace: float = 0.0) -> None:
+        """End the process and everything it started; with `grace`, after it has saved its cycle."""
+        if self._process is not None:
+            self._process.stop(grace)
+            self._process = None
+
+    def _ask(self, request: Train | Evaluate, watch: Watch) -> Message:
+        try:
+            process = self._started(watch)
+            process.request(request)
+            return self._answer(process, watch)
+        except Stopped:
+            self.stop(GRACE)
+            raise
+        except (Aborted, Unavailable):
+            self.stop()
+            raise
+        except TaskFailed as failure:
+            if failure.code is Reason.TASK_HUNG:
+                self.stop()
+            raise
+        except Refused as error:  # a line that is no message: the job's code has got hold of the channel
+            self.stop()
+            raise TaskFailed(Reason.TASK_GARBAGE, "NotAMessage") from error
+
+    def _started(self, watch: Watch) -> TrainingProcess:
+        if self._process is not None and self._process.alive:
+            return self._process
+        self.stop()
+        self._process = self._launcher.start(self._job_dir, self._terms, self._data, self._isolated)
+        logger.info("training process started", pid=self._process.pid, isolation=self._isolated.kind)
+        ready = self._answer(self._process, watch)
+        if ready["is"] != "ready":
+            raise self._garbled(ready)
+        return self._process
+
+    def _answer(self, process: TrainingProcess, watch: Watch) -> Message:
+        """The next message that is not progress. Raises TaskFailed when there is none to come."""
+        moved, step = time.monotonic(), -1
+        for message in _messages(process):
+            watch.interrupt()
+            if message is not None and message["is"] == "failed":
+                reason = Reason(message["reason"])
+                raise TaskFailed(reason, message["exception"], message.get("code_line", ""))
+            if message is not None and message["is"] != "progress":
+                return message
+            if message is not None and message["step"] != step:  # saying the same again is no progress
+                moved, step = time.monotonic(), message["step"]
+                watch.progress(step, message["steps"])
+            if time.monotonic() - moved > self._patience:
+                raise TaskFailed(Reason.TASK_HUNG, "NoProgress")
+        raise TaskFailed(Reason.TASK_FAILED, "ProcessEnded")
+
+    def _garbled(self, answer: Message) -> TaskFailed:
+        self.stop()
+        return TaskFailed(Reason.TASK_GARBAGE, f"Unexpected{answer['is'].capitalize()}")
+
+
+def _messages(process: TrainingProcess) -> Iterator[Message | None]:
+    """What the process says, and None at least every TICK while it says nothing; ends when it has ended."""
+    while process.alive:
+        yield from process.messages(TICK)
+        yield None
+    yield from process.messages(TICK)  # what it said last

@@ -1,0 +1,209 @@
+"""One approved job at this silo: its thread asks for tasks, works on them one after another, and says when it fails."""
+
+import errno
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from itertools import chain, repeat
+from pathlib import Path
+
+import structlog
+
+from anabranch import durable
+from anabranch.errors import AnabranchError, Conflict, Reason, Refused, Unavailable
+from anabranch.terms import JobTerms
+from silo_agent import receipts
+from silo_agent.approval import Proposal
+from silo_agent.client import Client
+from silo_agent.cycle import Cycle, Site
+from silo_agent.fetch import fetch_archive
+from silo_agent.messages import Lease, Wait
+from silo_agent.policy import Policy, admit, open_now
+from silo_agent.receipts import Untrusted
+from silo_agent.session import backoff
+from silo_agent.submit import NOT_ABOUT_THE_UPDATE
+from silo_agent.trainer import GRACE, Aborted, Stopped, TaskFailed, Trainer
+from silo_agent.training.archive import pack, unpack
+from silo_agent.training.isolation import Isolation
+from silo_agent.training.launcher import Launcher
+
+TOLERATED = 3  # failures in a row before pauses begin
+PAUSES = (1.0, 5.0, 30.0, 120.0, 300.0)  # seconds; the last one from then on
+LONGEST_WAIT = 30.0  # seconds between two questions for work, whatever the server says
+CLOSED_PAUSE = 60.0  # seconds between two looks at the clock, outside the policy's hours
+
+logger = structlog.get_logger("job")
+
+
+class Worker:
+    """Runs in one thread; `abort` and `stop` are called from others."""
+
+    def __init__(
+        self,
+        site: Site,
+        proposal: Proposal,
+        policy: Callable[[], Policy],
+        launcher: Launcher,
+        isolated: Isolation,
+        stopping: threading.Event,
+    ) -> None:
+        self.proposal = proposal
+        self._site, self._policy, self._launcher, self._isolated = site, policy, launcher, isolated
+        self._stopping = stopping  # of the whole agent
+        self._ended = threading.Event()  # of this job here: it ended, or is no longer allowed
+        self._aborted: tuple[str, str] | None = None  # lease, reason
+        self._failures = 0
+
+    def run(self) -> None:
+        """Until the agent or this job is stopped. Raises Untrusted, Corrupt, Misuse, and Refused about our identity."""
+        trainer: Trainer | None = None
+        with structlog.contextvars.bound_contextvars(job=self.proposal.job.id):
+            try:
+                pauses = backoff()
+                while not self._leaving():
+                    try:
+                        trainer = trainer or self._trainer()
+                        self._turn(trainer)
+                        pauses = backoff()
+                    except (Stopped, Aborted):
+                        continue
+                    except (Unavailable, Conflict) as error:
+                        logger.info("waiting", error=str(error))
+                        self._pause(next(pauses))
+                    except Refused as error:
+                        self._refused(error)
+                    except OSError as error:
+                        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                            raise
+                        logger.error("the disk is full; free some space", path=str(self._site.home.path))
+                        self._pause(LONGEST_WAIT)
+            finally:
+                if trainer is not None:
+                    trainer.stop(GRACE if self._stopping.is_set() else 0.0)
+
+    def abort(self, lease: str, reason: str) -> None:
+        """The server took a lease back; the work on it is dropped if it is the current one."""
+        self._aborted = (lease, reason)
+
+    def stop(self) -> None:
+        """The job ended or may not run here any more."""
+        self._ended.set()
+
+    def _leaving(self) -> bool:
+        return self._stopping.is_set() or self._ended.is_set()
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; True when it is time to leave."""
+        deadline = time.monotonic() + seconds
+        while not self._leaving() and (left := deadline - time.monotonic()) > 0:
+            self._ended.wait(min(left, 0.25))
+        return self._leaving()
+
+    def _turn(self, trainer: Trainer) -> None:
+        """Send what is left, then the next task."""
+        for pending in self._site.outbox.pending(self.proposal.job.id):
+            self._site.sender.deliver(pending)
+        if not open_now(self._policy(), datetime.now()):
+            self._pause(CLOSED_PAUSE)
+            return
+        task = self._site.client.next_task(self.proposal.job.id)
+        if isinstance(task, Wait):
+            self._pause(min(max(task.seconds, 0.05), LONGEST_WAIT))
+            return
+        try:
+            admit(self._policy(), self.proposal.terms, task.view.bytes)
+            Cycle(self._site, self.proposal, task, self._interrupt(task)).run(trainer)
+            self._failures = 0
+        except TaskFailed as failure:
+            self._failed(task, failure)
+        except Refused as error:
+            if error.code is Reason.POLICY:  # nobody waits for work this site will not do
+                self._release(task, error.code)
+            raise
+        finally:
+            self._site.progress.forget(task.id)
+
+    def _interrupt(self, lease: Lease) -> Callable[[], None]:
+        def interrupt() -> None:
+            if self._leaving():
+                raise Stopped("this job is stopping here")
+            if self._aborted is not None and self._aborted[0] == lease.id:
+                raise Aborted(f"the server took lease {lease.id} back: {self._aborted[1]}")
+
+        return interrupt
+
+    def _failed(self, lease: Lease, failure: TaskFailed) -> None:
+        """Tell the job's owner what they may know, and do not burn the GPU on a job that keeps failing."""
+        self._failures += 1
+        logger.error(
+            "task failed",
+            reason=failure.code.value,
+            exception=failure.exception,
+            code_line=failure.code_line,
+            in_a_row=self._failures,
+            traceback=str(self._site.home.job(lease.job) / "training.log"),
+        )
+        self._release(lease, failure.code, failure.exception, failure.code_line)
+        if self._failures >= TOLERATED:
+            pause = next(pauses_after(self._failures))
+            logger.error("this job keeps failing; pausing it here", seconds=pause, failures=self._failures)
+            self._pause(pause)
+
+    def _release(self, lease: Lease, reason: Reason, exception: str = "", code_line: str = "") -> None:
+        """Killed before: the server hands the lease out again, and it is refused or fails again."""
+        try:
+            receipt = self._site.client.release(lease.id, reason, exception, code_line)
+        except Refused as error:
+            if error.code is not Reason.BAD_LEASE:  # the server has closed it by itself
+                raise
+            return
+        receipts.require(self._site.log.accept(receipt), "lease.released", job=lease.job, lease=lease.id)
+        receipts.journal(self._site.home.job(lease.job) / "receipts.jsonl", receipt)
+
+    def _refused(self, error: Refused) -> None:
+        """About us: the agent stops. About this job: say it, wait, look again."""
+        if isinstance(error, Untrusted) or error.code in NOT_ABOUT_THE_UPDATE:
+            raise error
+        self._failures += 1
+        pause = next(pauses_after(max(self._failures, TOLERATED)))
+        logger.warning("refused", reason=error.code.value, error=str(error), seconds=pause)
+        self._pause(pause)
+
+    def _trainer(self) -> Trainer:
+        """Code on disk that is exactly what was approved, in a process fenced off as the policy demands."""
+        terms = self.proposal.terms
+        folder = self._site.home.job(self.proposal.job.id)
+        durable.make_dir(folder)
+        install_archive(self._site.client, self.proposal.job.id, terms, folder / "archive")
+        return Trainer(self._launcher, folder, terms, admit(self._policy(), terms), self._isolated)
+
+
+def install_archive(client: Client, job: str, terms: JobTerms, folder: Path) -> None:
+    """The approved code in `folder`. What lies there already is packed again and must give the approved digest.
+
+    Killed inside: `unpack` makes the folder appear whole or not at all. Raises Refused(CODE_DIGEST_MISMATCH).
+    """
+    if folder.exists():
+        if _digest(folder) == terms.archive_sha256:
+            return
+        logger.warning("the unpacked code is not what was approved; fetching it again", folder=str(folder))
+        shutil.rmtree(folder)
+    unpack(fetch_archive(client, job, terms), folder)
+
+
+def pauses_after(failures: int) -> Iterator[float]:
+    """Pauses in seconds from the `failures`-th failure in a row on."""
+    pauses = chain(PAUSES, repeat(PAUSES[-1]))
+    for _ in range(max(failures - TOLERATED, 0)):
+        next(pauses)
+    return pauses
+
+
+def _digest(folder: Path) -> str | None:
+    try:
+        return hashlib.sha256(pack(folder)).hexdigest()
+    except (AnabranchError, OSError):
+        return None
