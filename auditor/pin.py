@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from anabranch.errors import Reason, Refused
@@ -65,8 +64,9 @@ def authority_pins(export: Export) -> set[str]:
         for certificate in certificates:
             certificate.verify_directly_issued_by(certificate)
         again = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
-        if again != data:
-            raise Refused(Reason.MALFORMED, "keys/ca.pem holds more than certificates")
-        return {spki_pin(certificate) for certificate in certificates}
-    except (ValueError, TypeError, InvalidSignature) as error:
+        pins = {spki_pin(certificate) for certificate in certificates}
+    except Exception as error:  # a parser fed by strangers: whatever it raises, the file is at fault
         raise Refused(Reason.MALFORMED, "keys/ca.pem holds no self-signed certificate authority") from error
+    if again != data or len(pins) != len(certificates):
+        raise Refused(Reason.MALFORMED, "keys/ca.pem holds more than its certificates, each once")
+    return pins

@@ -116,6 +116,8 @@ def _entries(
         lambda index, entry, what: report.find(4, _where(index, entry), what),
     )
     story = LifeCycle(export.object, lambda index, entry, what: report.find(5, _where(index, entry), what))
+    if tree.size == 0:
+        report.find(3, "checkpoint", "the log is empty; every log begins with log.genesis")
     federation = ""
     for index, data in read_entries(export, tree):
         progress("entries", index + 1, tree.size)

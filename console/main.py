@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from anabranch import exits
 from anabranch.errors import Reason, Refused
 from anabranch.terms import seconds
 from anabranch.v1 import admin_pb2
@@ -45,9 +46,9 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(output.FAILED)
+        sys.exit(exits.FAILED)
     except Exception as error:
-        sys.exit(output.fail(error, "--json" in sys.argv))
+        sys.exit(exits.fail("anabranch", error, "--json" in sys.argv))
 
 
 @job_app.command("submit")
@@ -75,11 +76,13 @@ def job_submit(
 def job_try(
     folder: Annotated[Path, typer.Argument(help="Folder with job.toml.")],
     data: Annotated[Path, typer.Option(help="A data path as a silo's policy would bind it.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a few steps of a job on local data, just as a silo would, without a federation."""
     program = str(Path(sysconfig.get_path("scripts")) / "anabranch-silo")
-    argv = [program, "try", str(folder), "--data", str(data), *(["--json"] if as_json else [])]
+    argv = [program, "try", str(folder), "--data", str(data.absolute()), *(["--json"] if as_json else [])]
+    argv += ["--steps", str(steps)] if steps else []
     raise typer.Exit(subprocess.run(argv, check=False).returncode)
 
 
@@ -105,10 +108,10 @@ def job_watch(
     With --json prints the status once.
     """
     with connect(admin) as connection:
-        request = admin_pb2.WatchJobRequest(job=job, interval_seconds=interval)
-        last = watch.follow(connection.stub.WatchJob(request), once=once or as_json, as_json=as_json)
+        found = watch.statuses(connection, job, interval)
+        last = watch.follow(found, once=once or as_json, as_json=as_json)
     if last is not None and last.status == "aborted" and not once:
-        raise typer.Exit(output.FAILED)
+        raise typer.Exit(exits.FAILED)
 
 
 @job_app.command("pause")

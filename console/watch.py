@@ -3,9 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import grpc
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -14,11 +15,35 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from anabranch.errors import Unavailable
 from anabranch.v1 import admin_pb2
+from anabranch.wire.status import from_rpc_error
+from console.client import Admin
 
 ENDED = ("completed", "aborted")
+RECONNECT_SECONDS = 1.0
 LATE_SECONDS = 15  # without a heartbeat a silo that should be connected is shown as late
 STATUS_STYLE = {"running": "green", "completed": "green", "paused": "yellow", "aborted": "red"}
+
+
+def statuses(admin: Admin, job: str, interval: float) -> Iterator[admin_pb2.JobStatus]:
+    """A job's statuses as they come. Once there was one, a server that goes away is waited for.
+
+    Raises grpc.RpcError for anything else: the job is unknown, or there was no server to begin with.
+    """
+    request = admin_pb2.WatchJobRequest(job=job, interval_seconds=interval)
+    seen = False
+    while True:
+        try:
+            for status in admin.stub.WatchJob(request, wait_for_ready=seen):
+                seen = True
+                yield status
+                if status.status in ENDED:
+                    return
+        except grpc.RpcError as error:
+            if not seen or not isinstance(from_rpc_error(error), Unavailable):
+                raise
+        time.sleep(RECONNECT_SECONDS)
 
 
 def follow(

@@ -11,7 +11,6 @@ from rich.progress import Progress
 
 from anabranch import exits
 from anabranch.errors import Reason, Refused
-from anabranch.terms import NAME
 from server import setup
 from server.audit.export import export as write_export
 from server.blobs.local import BlobStore

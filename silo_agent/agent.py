@@ -131,7 +131,9 @@ class Agent:
 
     def _serve(self, supervisor: Supervisor, session: Session) -> None:
         def keep_renewed() -> None:
-            renew.keep_renewed(self._c.home.identity, self._c.client, self._c.log, self._stopping, session.reopen)
+            renew.keep_renewed(
+                self._c.home.identity, self._c.client, self._c.log, self._stopping, session.reopen
+            )
 
         threads = [self._spawn("session", session.run), self._spawn("renewal", keep_renewed)]
         try:
@@ -168,7 +170,9 @@ class Agent:
 
     def _revoked(self, reason: str) -> None:
         why = reason or "no reason given"
-        self._fail(Refused(Reason.REVOKED_IDENTITY, f"{self._c.who.uri} was revoked by the federation: {why}"))
+        self._fail(
+            Refused(Reason.REVOKED_IDENTITY, f"{self._c.who.uri} was revoked by the federation: {why}")
+        )
 
     def _unreachable(self, error: AnabranchError) -> None:
         """Keep trying, unless trying cannot help; after a while, find out which hop it is."""
@@ -195,7 +199,9 @@ class Agent:
         try:
             probe.walk(self._c.address, self._c.settings.proxy, self._c.who.ca, info.federation)
         except probe.HopFailed as fault:
-            logger.error("the way to the server is broken", hop=fault.hop, meaning=fault.meaning, do=fault.remedy)
+            logger.error(
+                "the way to the server is broken", hop=fault.hop, meaning=fault.meaning, do=fault.remedy
+            )
 
     # --- threads ----------------------------------------------------------------------------------------------------
 

@@ -171,7 +171,9 @@ def _installed(interpreter: Path, name: str) -> Version | None:
     except InvalidVersion:
         return None
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Refused(Reason.POLICY, f"policy.toml [run] interpreter: {interpreter} does not run: {error}") from error
+        raise Refused(
+            Reason.POLICY, f"policy.toml [run] interpreter: {interpreter} does not run: {error}"
+        ) from error
 
 
 def announce(
@@ -200,7 +202,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
     t, a = file.training, file.aggregation
     size = _size(proposal.manifest.file_bytes) if proposal.manifest else "not known before the first task"
     counts = "sent to the server and logged" if file.silos.weighting == "examples" else "never sent"
-    rows = [
+    return [
         ("job", f"{file.job.name} ({proposal.job.id}), {proposal.job.status}"),
         ("terms", proposal.digest),
         ("code", f"{file.job.task} of archive {terms.archive_sha256}"),
@@ -208,14 +210,16 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ("parameters", ", ".join(f"{k} = {v}" for k, v in sorted(file.job.params.items())) or "none"),
         ("requires", ", ".join(file.job.requires) or "nothing beyond the agent's own packages"),
         ("your data", f"{file.job.data!r}, split {file.evaluation.split!r} for evaluations"),
-        ("per cycle", f"{t.local_steps} steps of {t.batch_size} records, {t.optimizer.name} at lr {t.optimizer.lr}"),
+        (
+            "per cycle",
+            f"{t.local_steps} steps of {t.batch_size} records, {t.optimizer.name} at lr {t.optimizer.lr}",
+        ),
         ("you send", f"one update of {size} per cycle; buffers: {t.buffers}; scores of every evaluation"),
         ("record counts", counts),
         ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
         ("ends", f"after {file.stop.versions} versions"),
         ("updates kept", f"{file.retention.updates} after the end, at the server"),
     ]
-    return rows
 
 
 def _size(count: int) -> str:

@@ -160,7 +160,7 @@ def _clock(visit: Visit) -> str:
     if visit.now < start.timestamp():
         raise HopFailed(
             "clock",
-            f"this machine's clock says {_utc(visit.now)}, before the certificate was issued ({start:%F %T} UTC): it is behind",
+            f"this machine's clock says {_utc(visit.now)} and is behind: the certificate was issued at {start:%F %T} UTC",
             "Set the clock (NTP); certificates, the log and leases depend on it",
         )
     return f"{_utc(visit.now)}, after the certificate was issued"
@@ -247,12 +247,21 @@ def _data(visit: Visit) -> str | Verdict:
     for name, binding in sorted(visit.policy.data.items()):
         if not binding.path.exists():
             raise HopFailed(
-                "data", f"policy.toml [data.{name}]: {binding.path} does not exist here", "Correct the path, or mount it"
+                "data",
+                f"policy.toml [data.{name}]: {binding.path} does not exist here",
+                "Correct the path, or mount it",
             )
     for proposal in _wanted(visit):
-        policy.admit(visit.policy, proposal.terms, proposal.manifest.file_bytes if proposal.manifest else None)
+        policy.admit(
+            visit.policy, proposal.terms, proposal.manifest.file_bytes if proposal.manifest else None
+        )
     if not visit.policy.data:
-        return Verdict("data", "warning", "no data is bound: no job can run", "Add [data.NAME] with a path to policy.toml")
+        return Verdict(
+            "data",
+            "warning",
+            "no data is bound: no job can run",
+            "Add [data.NAME] with a path to policy.toml",
+        )
     return ", ".join(f"{name} = {binding.path}" for name, binding in sorted(visit.policy.data.items()))
 
 
@@ -277,14 +286,18 @@ def _isolation(visit: Visit) -> str | Verdict:
     if found.holds:
         return f"{found.kind}: {found.detail}"
     policy.admit_isolation(visit.policy, found.holds, found.detail)
-    return Verdict("isolation", "warning", found.detail, 'policy.toml allows it: [run] isolation = "allowed-without"')
+    return Verdict(
+        "isolation", "warning", found.detail, 'policy.toml allows it: [run] isolation = "allowed-without"'
+    )
 
 
 def _gpu(visit: Visit) -> str | Verdict:
     program = shutil.which("nvidia-smi")
     if program is None:
         if visit.policy.run.gpus:
-            raise HopFailed("GPU", "policy.toml [run] gpus names GPUs, but there is no nvidia-smi here", "Install the driver")
+            raise HopFailed(
+                "GPU", "policy.toml [run] gpus names GPUs, but nvidia-smi is not here", "Install the driver"
+            )
         return "none: jobs train on the CPU"
     query = [program, "--query-gpu=index,name,memory.total", "--format=csv,noheader"]
     try:
@@ -292,11 +305,16 @@ def _gpu(visit: Visit) -> str | Verdict:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HopFailed("GPU", f"nvidia-smi does not answer ({error})", "Repair the driver") from error
     if done.returncode != 0:
-        return Verdict("GPU", "warning", done.stdout.strip()[:200] or "nvidia-smi fails", "Repair the driver, or train on the CPU")
+        said = done.stdout.strip()[:200] or "nvidia-smi fails"
+        return Verdict("GPU", "warning", said, "Repair the driver, or train on the CPU")
     found = [line.split(",")[0].strip() for line in done.stdout.splitlines()]
     missing = [str(index) for index in visit.policy.run.gpus or () if str(index) not in found]
     if missing:
-        raise HopFailed("GPU", f"policy.toml [run] gpus: no GPU {', '.join(missing)} here", f"There are {', '.join(found)}")
+        raise HopFailed(
+            "GPU",
+            f"policy.toml [run] gpus: no GPU {', '.join(missing)} here",
+            f"There are {', '.join(found)}",
+        )
     return "; ".join(done.stdout.split("\n")).strip("; ")
 
 
@@ -306,9 +324,15 @@ def _disk(visit: Visit) -> str | Verdict:
     # Models kept, the one arriving, the update being written, its private copy.
     need = largest * (visit.settings.keep_models + 4)
     if free < need:
-        raise HopFailed("disk", f"{free / 2**30:.1f} GiB free, the largest job needs {need / 2**30:.1f}", "Free some space")
+        raise HopFailed(
+            "disk",
+            f"{free / 2**30:.1f} GiB free, the largest job needs {need / 2**30:.1f}",
+            "Free some space",
+        )
     if free < ROOM:
-        return Verdict("disk", "warning", f"{free / 2**30:.1f} GiB free", "Free some space before larger models come")
+        return Verdict(
+            "disk", "warning", f"{free / 2**30:.1f} GiB free", "Free some space before larger models come"
+        )
     return f"{free / 2**30:.1f} GiB free"
 
 

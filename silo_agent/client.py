@@ -54,9 +54,9 @@ class Client:
 
     def _open(self, key: bytes, certificate: bytes) -> None:
         self._channel = tls.channel(self._address, self._ca, key, certificate, self._proxy)
-        self._federation: Any = federation_pb2_grpc.FederationStub(self._channel)
-        self._updates: Any = update_pb2_grpc.UpdatesStub(self._channel)
-        self._audit: Any = audit_pb2_grpc.AuditStub(self._channel)
+        self._federation: Any = federation_pb2_grpc.FederationStub(self._channel)  # type: ignore[no-untyped-call]
+        self._updates: Any = update_pb2_grpc.UpdatesStub(self._channel)  # type: ignore[no-untyped-call]
+        self._audit: Any = audit_pb2_grpc.AuditStub(self._channel)  # type: ignore[no-untyped-call]
 
     def switch(self, key: bytes, certificate: bytes) -> None:
         """New calls use the renewed certificate; running ones end on the old channel, closed at the next switch."""
@@ -99,7 +99,9 @@ class Client:
             request = federation_pb2.ReleaseLeaseRequest(
                 lease=lease, reason=reason.value, exception=exception, code_line=code_line
             )
-            return codec.receipt_from_proto(self._federation.ReleaseLease(request, timeout=UNARY_SECONDS).receipt)
+            return codec.receipt_from_proto(
+                self._federation.ReleaseLease(request, timeout=UNARY_SECONDS).receipt
+            )
 
     def renew(self, csr: bytes) -> Certified:
         with self._answering():
@@ -186,12 +188,14 @@ class Enroller:
 
     def __init__(self, address: str, ca: bytes, proxy: str | None) -> None:
         self._channel = tls.channel(address, ca, None, None, proxy)
-        self._stub: Any = enrolment_pb2_grpc.EnrolmentStub(self._channel)
+        self._stub: Any = enrolment_pb2_grpc.EnrolmentStub(self._channel)  # type: ignore[no-untyped-call]
 
     def begin(self, token_id: str) -> bytes:
         """A fresh nonce for the proofs of possession."""
         with answering():
-            nonce: bytes = self._stub.Begin(enrolment_pb2.BeginRequest(token_id=token_id), timeout=UNARY_SECONDS).nonce
+            nonce: bytes = self._stub.Begin(
+                enrolment_pb2.BeginRequest(token_id=token_id), timeout=UNARY_SECONDS
+            ).nonce
         return nonce
 
     def enrol(
@@ -202,7 +206,9 @@ class Enroller:
             token_id=token_id,
             token=token,
             csr=csr,
-            keys=[enrolment_pb2.Key(purpose=name, public=public, proof=proof) for name, public, proof in keys],
+            keys=[
+                enrolment_pb2.Key(purpose=name, public=public, proof=proof) for name, public, proof in keys
+            ],
         )
         with answering():
             reply = self._stub.Enrol(request, timeout=UNARY_SECONDS)

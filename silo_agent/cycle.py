@@ -105,7 +105,10 @@ class Cycle:
         )
 
     def _watch(self) -> Watch:
-        return Watch(self.interrupt, lambda step, steps: self.site.progress.note(self.lease.id, step, steps))
+        def note(step: int, steps: int, loss: float | None) -> None:
+            self.site.progress.note(self.lease.id, step, steps)
+
+        return Watch(self.interrupt, note)
 
     def _train(self, trainer: Trainer, base: Path) -> Pending:
         lease, out = self.lease, self.folder / "work" / f"{self.lease.id}.safetensors"
@@ -137,7 +140,9 @@ class Cycle:
         """A private copy of the update that is one: the base's tensors, in canonical form, every value finite."""
         manifest = read_manifest(base)
         try:
-            check_file(out, manifest)  # first, because it says what is wrong where a copy only sees another size
+            check_file(
+                out, manifest
+            )  # first, because it says what is wrong where a copy only sees another size
             made = self.site.outbox.adopt(update, out, manifest.file_bytes)
             check_file(made.path, manifest)
             check_values(made.path, manifest)
@@ -200,7 +205,12 @@ class Cycle:
         decided = self._patiently(lambda: site.client.submit_evaluation(lease.id, envelope))
         entry = self._patiently(lambda: site.log.accept(decided.receipt))
         receipts.require(
-            entry, "model.evaluated", job=lease.job, version=lease.view.version, silo=site.who.silo, split=lease.split
+            entry,
+            "model.evaluated",
+            job=lease.job,
+            version=lease.view.version,
+            silo=site.who.silo,
+            split=lease.split,
         )
         receipts.journal(self.folder / "receipts.jsonl", decided.receipt)
         logger.info("evaluated", job=lease.job, version=lease.view.version, **_rounded(measured["metrics"]))

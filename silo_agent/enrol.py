@@ -63,7 +63,8 @@ def _enrolled(home: Home, joining: JoinBundle, now: float) -> Enrolled | None:
     known = identity.load(home.identity)
     if (known.federation.federation, known.silo) != (joining.federation, joining.silo):
         raise Refused(
-            Reason.BAD_TOKEN, f"{home.path} belongs to {known.uri}; use another directory for silo {joining.silo}"
+            Reason.BAD_TOKEN,
+            f"{home.path} belongs to {known.uri}; use another directory for silo {joining.silo}",
         )
     not_after = known.leaf.not_valid_after_utc.timestamp()
     if now > not_after:
@@ -75,7 +76,13 @@ def _enrolled(home: Home, joining: JoinBundle, now: float) -> Enrolled | None:
 def _forget(home: Home) -> None:
     """For a silo that was revoked and invited again: new keys, and the old certificate gone first."""
     durable.make_dir(home.identity, 0o700)
-    keys = (identity.UPDATE_KEY, identity.APPROVER_KEY, identity.TLS_KEY, identity.NEXT_KEY, identity.NEXT_CHAIN)
+    keys = (
+        identity.UPDATE_KEY,
+        identity.APPROVER_KEY,
+        identity.TLS_KEY,
+        identity.NEXT_KEY,
+        identity.NEXT_CHAIN,
+    )
     for name in (identity.TLS_CHAIN, REQUEST, *keys):
         durable.remove(home.identity / name)
 
@@ -149,7 +156,11 @@ def _agent(leaf: x509.Certificate) -> int:
 
 
 def _check_leaf(
-    home: Home, joining: JoinBundle, leaf: x509.Certificate, intermediates: Sequence[x509.Certificate], now: float
+    home: Home,
+    joining: JoinBundle,
+    leaf: x509.Certificate,
+    intermediates: Sequence[x509.Certificate],
+    now: float,
 ) -> None:
     if now < leaf.not_valid_before_utc.timestamp():
         raise Refused(
@@ -160,9 +171,13 @@ def _check_leaf(
     roots = wire.parse_chain(joining.ca_pem.encode())
     who = wire.verify_leaf(leaf, roots, intermediates, now, "silo")
     key = identity.tls_key(home.identity / identity.TLS_KEY)
-    if (who.federation, who.name) != (joining.federation, joining.silo) or leaf.public_key() != key.public_key():
+    if (who.federation, who.name) != (
+        joining.federation,
+        joining.silo,
+    ) or leaf.public_key() != key.public_key():
         raise Refused(
-            Reason.BAD_CERTIFICATE, f"the server certified {who.uri} instead of silo {joining.silo} with the key made here"
+            Reason.BAD_CERTIFICATE,
+            f"the server certified {who.uri} instead of silo {joining.silo} with the key made here",
         )
 
 
@@ -174,10 +189,15 @@ def _check_log(home: Home, joining: JoinBundle, leaf: x509.Certificate, proofs: 
 
     view = home.log_view
     durable.remove(view)
-    log = LogView(view, home.evidence, joining.log_origin, NoteVerifier.from_vkey(joining.log_vkey), no_older_view)
+    log = LogView(
+        view, home.evidence, joining.log_origin, NoteVerifier.from_vkey(joining.log_vkey), no_older_view
+    )
     entries = {entry.type: entry for entry in map(log.accept, proofs)}
     if entries.keys() < {"silo.enrolled", "cert.issued"}:
-        raise Refused(Reason.DIGEST_MISMATCH, f"the server proved {sorted(entries)} of silo.enrolled and cert.issued only")
+        raise Refused(
+            Reason.DIGEST_MISMATCH,
+            f"the server proved {sorted(entries)} of silo.enrolled and cert.issued only",
+        )
     request = canonical.sha256((home.identity / REQUEST).read_bytes())
     receipts.require(entries["silo.enrolled"], "silo.enrolled", silo=joining.silo, csr_sha256=request)
     fingerprint = canonical.sha256(leaf.public_bytes(Encoding.DER))

@@ -11,7 +11,7 @@ from anabranch.errors import Corrupt, Reason, Refused
 from anabranch.terms import JobTerms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import limits
-from silo_agent.client import View
+from silo_agent.messages import View
 from silo_agent.receipts import LogView, journal, require
 
 Header = tuple[View, tuple[Receipt, ...]]
@@ -74,7 +74,8 @@ def fetch_model(
 class _WrongBytes(Refused):
     def __init__(self, view: View) -> None:
         super().__init__(
-            Reason.DIGEST_MISMATCH, f"version {view.version} arrived with other bytes than its digest {view.digest}"
+            Reason.DIGEST_MISMATCH,
+            f"version {view.version} arrived with other bytes than its digest {view.digest}",
         )
 
 
@@ -91,7 +92,10 @@ def _download(source: Source, job: str, view: View, part: Path, prove: Callable[
                 continue
             offset += len(message)
             if not proven or offset > view.bytes:
-                raise Refused(Reason.MALFORMED, f"version {view.version}: bytes without proof, or more than {view.bytes}")
+                raise Refused(
+                    Reason.MALFORMED,
+                    f"version {view.version}: bytes without proof, or more than {view.bytes}",
+                )
             digest.update(message)
             file.write(message)
         file.flush()
@@ -134,6 +138,8 @@ def _touch(path: Path) -> None:
 def _prune(directory: Path, keep: int, current: Path) -> None:
     """Keep the `keep` models used last, besides `current`; partial files of versions nobody leases any more go too."""
     others = [p for p in directory.iterdir() if p != current]
-    models = sorted((p for p in others if p.suffix == ".safetensors"), key=lambda p: p.stat().st_mtime, reverse=True)
+    models = sorted(
+        (p for p in others if p.suffix == ".safetensors"), key=lambda p: p.stat().st_mtime, reverse=True
+    )
     for path in [*models[keep:], *(p for p in others if p.suffix == ".part")]:
         path.unlink(missing_ok=True)

@@ -47,7 +47,8 @@ def load(directory: Path) -> SiloIdentity:
     """Raises Refused(NOT_FOUND) when this directory was never enrolled, Corrupt when a part is damaged or missing."""
     if not (directory / TLS_CHAIN).exists():
         raise Refused(
-            Reason.NOT_FOUND, f"{directory} holds no certificate: enrol first, with the bundle your federation gave you"
+            Reason.NOT_FOUND,
+            f"{directory} holds no certificate: enrol first, with the bundle your federation gave you",
         )
     try:
         federation = parse_federation((directory / FEDERATION).read_bytes())
@@ -66,7 +67,9 @@ def load(directory: Path) -> SiloIdentity:
             approver_key=signing_key(directory / APPROVER_KEY),
         )
     except (OSError, Refused, x509.ExtensionNotFound, ValueError, IndexError) as error:
-        raise Corrupt(f"the identity in {directory} cannot be read: {error}; restore it or enrol again") from error
+        raise Corrupt(
+            f"the identity in {directory} cannot be read: {error}; restore it or enrol again"
+        ) from error
 
 
 def signing_key(path: Path) -> Ed25519PrivateKey:

@@ -116,7 +116,9 @@ ServerMessage = Welcome | JobChanged | AbortLease | Revoked | Drain
 
 def to_proto(message: Hello | Heartbeat) -> pb.AgentMessage:
     if isinstance(message, Hello):
-        hello = pb.Hello(protocol_min=message.protocol, protocol_max=message.protocol, release=message.release)
+        hello = pb.Hello(
+            protocol_min=message.protocol, protocol_max=message.protocol, release=message.release
+        )
         return pb.AgentMessage(hello=hello)
     leases = list(message.progress.items())[: limits.PROGRESS]
     progress = [pb.LeaseProgress(lease=lease, step=step, steps=steps) for lease, (step, steps) in leases]

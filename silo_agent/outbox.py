@@ -126,9 +126,13 @@ class Outbox:
             statement = statements.parse_update(dsse.parse_envelope(envelope).payload)
             size = os.stat(directory / _DELTA).st_size
         except (OSError, Refused) as error:
-            raise Corrupt(f"outbox entry {directory} cannot be read: {error}; restore it or move it away") from error
+            raise Corrupt(
+                f"outbox entry {directory} cannot be read: {error}; restore it or move it away"
+            ) from error
         if size != statement.bytes:
-            raise Corrupt(f"{directory / _DELTA} has {size} bytes, its signed statement says {statement.bytes}")
+            raise Corrupt(
+                f"{directory / _DELTA} has {size} bytes, its signed statement says {statement.bytes}"
+            )
         return Pending(directory, envelope, statement)
 
 

@@ -14,7 +14,16 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_va
 from anabranch.errors import Reason, Refused
 from anabranch.terms import Digest, JobTerms, Name, explain
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
 
 TEMPLATE = """\
 # What federated jobs may do at this site. This file wins over every job, and by default it denies:
@@ -100,7 +109,10 @@ def parse_window(text: str) -> tuple[time, time]:
     """`"20:00-06:00"` → the two times of day; the window may span midnight. Raises ValueError."""
     start, dash, end = text.partition("-")
     try:
-        if dash and (times := (time.fromisoformat(start.strip()), time.fromisoformat(end.strip())))[0] != times[1]:
+        if (
+            dash
+            and (times := (time.fromisoformat(start.strip()), time.fromisoformat(end.strip())))[0] != times[1]
+        ):
             return times
     except ValueError:
         pass
@@ -112,9 +124,13 @@ def parse_policy(text: str, where: str) -> Policy:
     try:
         return Policy.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise Refused(Reason.POLICY, f"{where} is not TOML: {error}; until it is corrected nothing runs") from error
+        raise Refused(
+            Reason.POLICY, f"{where} is not TOML: {error}; until it is corrected nothing runs"
+        ) from error
     except ValidationError as error:
-        raise Refused(Reason.POLICY, f"{where}: {explain(error)}; until it is corrected nothing runs") from error
+        raise Refused(
+            Reason.POLICY, f"{where}: {explain(error)}; until it is corrected nothing runs"
+        ) from error
 
 
 def load_policy(path: Path) -> Policy:

@@ -47,7 +47,7 @@ def proxy_for(address: str, configured: str | None) -> Proxy | None:
     host, _ = split_address(address)
     names = ("grpc_proxy", "https_proxy", "http_proxy")
     url = configured or next((os.environ[name] for name in names if os.environ.get(name)), None)
-    exempt = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy") or ""
+    exempt = next((os.environ[name] for name in ("no_grpc_proxy", "no_proxy") if os.environ.get(name)), "")
     if url is None or any(host.endswith(entry.strip()) for entry in exempt.split(",") if entry.strip()):
         return None
     parts = urlsplit(url)
@@ -146,10 +146,14 @@ def _tunnel(connection: socket.socket, address: str, proxy: Proxy) -> None:
     status = reply.split(b"\r\n", 1)[0].decode("latin-1")
     if len(parts := status.split(" ", 2)) < 2 or not parts[0].startswith("HTTP/") or parts[1] != "200":
         connection.close()
-        hint = "It wants a login: write proxy as http://user:password@host:port" if " 407" in status else (
-            f"Ask its administrator to allow CONNECT to {address}"
+        hint = (
+            "It wants a login: write proxy as http://user:password@host:port"
+            if " 407" in status
+            else (f"Ask its administrator to allow CONNECT to {address}")
         )
-        raise HopFailed("TCP", f"proxy {proxy} does not connect to {address}: {status[:120] or 'no answer'}", hint)
+        raise HopFailed(
+            "TCP", f"proxy {proxy} does not connect to {address}: {status[:120] or 'no answer'}", hint
+        )
 
 
 def _untrusted(
@@ -178,7 +182,11 @@ def presented(address: str, proxy: Proxy | None) -> x509.Certificate | None:
 
 
 def _dates(leaf: x509.Certificate | None, address: str) -> HopFailed:
-    valid = "" if leaf is None else f" (valid {leaf.not_valid_before_utc:%F %T} to {leaf.not_valid_after_utc:%F %T} UTC)"
+    valid = (
+        ""
+        if leaf is None
+        else f" (valid {leaf.not_valid_before_utc:%F %T} to {leaf.not_valid_after_utc:%F %T} UTC)"
+    )
     return HopFailed(
         "TLS",
         f"by this machine's clock the certificate of {address} has expired or is not valid yet{valid}",
@@ -206,7 +214,9 @@ def _other_ca(
 ) -> HopFailed:
     found = _federation_of(leaf)
     if found is not None:
-        whose = "this federation's name, but under another CA" if found == federation else f"federation {found!r}"
+        whose = (
+            "this federation's name, but under another CA" if found == federation else f"federation {found!r}"
+        )
         return HopFailed(
             "TLS",
             f"{address} is a server of {whose}, not the CA pinned at enrolment",

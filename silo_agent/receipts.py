@@ -58,7 +58,9 @@ class LogView:
         try:
             return open_checkpoint(note, self.verifier, self.origin)
         except Refused as error:
-            raise Corrupt(f"{self.path} holds no checkpoint of {self.origin}: {error}; enrol again") from error
+            raise Corrupt(
+                f"{self.path} holds no checkpoint of {self.origin}: {error}; enrol again"
+            ) from error
 
     def accept(self, receipt: Receipt) -> Entry:
         """The entry this receipt proves. Raises Untrusted on any failed proof, Unavailable while none can be had."""
@@ -87,7 +89,9 @@ class LogView:
             verify_consistency(old.size, new.size, old.root, new.root, list(proof))
         except ProofError as error:
             raise self._untrusted(
-                f"the log of size {new.size} does not continue the log of size {old.size}: {error}", receipt, proof
+                f"the log of size {new.size} does not continue the log of size {old.size}: {error}",
+                receipt,
+                proof,
             ) from error
         except Refused as error:
             if error.code in (Reason.REVOKED_IDENTITY, Reason.BAD_CERTIFICATE, Reason.QUOTA):
@@ -117,7 +121,9 @@ class LogView:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise Corrupt(f"{self.path} is damaged: {error}; restore it from a backup or enrol again") from error
+            raise Corrupt(
+                f"{self.path} is damaged: {error}; restore it from a backup or enrol again"
+            ) from error
 
     def _keep(self, checkpoint: Checkpoint, note: str) -> None:
         view = {
@@ -129,7 +135,7 @@ class LogView:
         durable.write(self.path, json.dumps(view, indent=1).encode())
 
 
-def require(entry: Entry, kind: str, *, job: str | None = None, **detail: Any) -> dict[str, Any]:
+def require(entry: Entry, kind: str, /, *, job: str | None = None, **detail: Any) -> dict[str, Any]:
     """The entry's detail. Raises Refused(DIGEST_MISMATCH) unless it is a `kind` saying exactly this."""
     stated = entry.detail
     found = stated if isinstance(stated, dict) else stated.model_dump(mode="json", exclude_none=True)

@@ -47,7 +47,10 @@ def renew(directory: Path, client: Client, log: LogView, now: float) -> SiloIden
     leaf, *intermediates = wire.parse_chain(certified.chain)
     found = wire.verify_leaf(leaf, wire.parse_chain(who.ca), intermediates, now, "silo")
     if found.uri != who.uri or leaf.public_key() != key.public_key():
-        raise Refused(Reason.BAD_CERTIFICATE, f"the renewed certificate is {found.uri}'s, not {who.uri}'s with the new key")
+        raise Refused(
+            Reason.BAD_CERTIFICATE,
+            f"the renewed certificate is {found.uri}'s, not {who.uri}'s with the new key",
+        )
     fingerprint = canonical.sha256(leaf.public_bytes(Encoding.DER))
     receipts.require(log.accept(certified.receipt), "cert.renewed", identity=who.uri, cert_sha256=fingerprint)
     # Killed before this write: the new certificate is lost; the old one is still valid and renewed again at the start.

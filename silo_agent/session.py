@@ -123,7 +123,8 @@ class Session:
     def _welcome(self, welcome: Welcome) -> None:
         if welcome.protocol != PROTOCOL:
             raise Refused(
-                Reason.MALFORMED, f"the server speaks protocol {welcome.protocol}, this agent {PROTOCOL}: upgrade"
+                Reason.MALFORMED,
+                f"the server speaks protocol {welcome.protocol}, this agent {PROTOCOL}: upgrade",
             )
         self._beat = min(max(welcome.heartbeat_seconds, 0.1), 60.0)
         off = time.time() - welcome.server_time

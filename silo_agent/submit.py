@@ -44,7 +44,9 @@ class Sender:
             if refusal.code is Reason.QUOTA:
                 raise Unavailable(f"the server asks to send less at once: {refusal}") from refusal
             kept = self.outbox.set_aside(pending, refusal, self.home.path / "refused")
-            logger.error("the server would not take an update", reason=refusal.code, error=str(refusal), kept=str(kept))
+            logger.error(
+                "the server would not take an update", reason=refusal.code, error=str(refusal), kept=str(kept)
+            )
             return refusal.code
         self._prove(pending, decided)
         receipts.journal(self.home.job(statement.job) / "receipts.jsonl", decided.receipt)
@@ -87,7 +89,9 @@ def _decision(client: Client, pending: Pending) -> Decided:
     except Refused as error:
         if error.code is not Reason.DIGEST_MISMATCH or offset == 0:
             raise
-    logger.warning("the server's part of the update is damaged; sending it from the start", update=statement.update)
+    logger.warning(
+        "the server's part of the update is damaged; sending it from the start", update=statement.update
+    )
     return client.submit(statement.update, pending.envelope, 0, _chunks(pending.delta, 0))
 
 

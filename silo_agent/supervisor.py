@@ -51,7 +51,9 @@ class Supervisor:
     _stamp: str | None = None  # of the decision files as last seen
     _proposals: dict[tuple[str, bytes], Proposal] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
-    _said: dict[str, str] = field(default_factory=dict)  # about -> what was last said, so that it is said once
+    _said: dict[str, str] = field(
+        default_factory=dict
+    )  # about -> what was last said, so that it is said once
 
     def __post_init__(self) -> None:
         self._decisions = Decisions(self.site.home.decisions)

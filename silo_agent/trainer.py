@@ -48,7 +48,7 @@ class Watch:
     """How a task is followed. `interrupt` raises Stopped or Aborted when the task is not to go on."""
 
     interrupt: Callable[[], None]
-    progress: Callable[[int, int], None]  # steps done, steps to do
+    progress: Callable[[int, int, float | None], None]  # steps done, steps to do, loss
 
 
 class Trainer:
@@ -129,7 +129,7 @@ class Trainer:
                 return message
             if message is not None and message["step"] != step:  # saying the same again is no progress
                 moved, step = time.monotonic(), message["step"]
-                watch.progress(step, message["steps"])
+                watch.progress(step, message["steps"], message.get("loss"))
             if time.monotonic() - moved > self._patience:
                 raise TaskFailed(Reason.TASK_HUNG, "NoProgress")
         raise TaskFailed(Reason.TASK_FAILED, "ProcessEnded")

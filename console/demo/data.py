@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 CONCENTRATION = 0.3
 HELD_OUT = 0.25  # of every silo's records, never trained on
 SMALLEST = 24  # records a silo gets at least; a deal with a smaller one is drawn again
-DEALS = 1000
+DEALS = 200
 
 RIVERS = (
     "aare",

@@ -15,11 +15,12 @@ from typing import Any
 import grpc
 from rich.console import Console
 
+from anabranch import exits
 from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.terms import JobFile
 from anabranch.v1 import admin_pb2
 from anabranch.wire.status import from_rpc_error
-from console import output, submit
+from console import submit
 from console.client import UNARY_SECONDS, Admin, connect
 from console.demo import data, measure, page, pictures, report
 from console.demo import federation as site
@@ -62,7 +63,7 @@ def run(settings: Settings, as_json: bool) -> int:
         if settings.keep:
             _keep_running(children, place, console)
     verdict = document["verdict"]
-    return output.OK if verdict["log_verified"] and verdict["replayed_bit_exactly"] else output.FAILED
+    return exits.OK if verdict["log_verified"] and verdict["replayed_bit_exactly"] else exits.FAILED
 
 
 def slowness(silos: int) -> list[float]:

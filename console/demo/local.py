@@ -2,117 +2,130 @@
 
     python -m console.demo.local PLAN.json RESULT.json
 
-It is the demo's only code that imports torch, and no other module imports it. It runs the job's own task on the same
-records the silos trained on, outside any silo, which only a demo can do. Local training is given every advantage: at
-least `Plan.steps` steps, and of all the points it passed the one that did best on the silo's own held-out records, in
-hindsight. The federated model is simply the last one.
+It trains and evaluates with the very loop that silos run, `silo_agent.training.managed`, on the same records, outside
+any silo, which only a demo can do. No other module imports this one, since that loop brings torch. Local training is
+given every advantage: at least twice the steps of the busiest silo, and of all the points it passed the one that did
+best on the silo's own held-out records, in hindsight. The federated model is simply the last one.
 """
 
 import json
 import sys
-from collections.abc import Mapping
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import nn
-from torch.utils.data import DataLoader
-
+from anabranch.terms import JobFile
+from anabranch.wire.tensors import read_tensors, write_tensors
 from console.demo.plan import Plan, SiloPlan
+from silo_agent.training.managed import Managed
 from silo_agent.training.task import SiloData, load_task
 
-LOOKS = 40  # points of a local training at which it is evaluated
+SPLIT = "validation"
 
 
-def evaluate_all(plan: Plan) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Judges:
+    """Two sets of held-out records: one silo's own, and all silos' together."""
+
+    own: Managed
+    everything: Managed
+
+    def scores(self, parameters: Path) -> dict[str, float]:
+        return {"own": accuracy(self.own, parameters), "all": accuracy(self.everything, parameters)}
+
+
+def evaluate_all(plan: Plan, scratch: Path) -> dict[str, Any]:
     """`{"versions": {n: accuracy}, "ema": accuracy, "silos": {name: {"local", "federated", "tuned"}}}`.
 
     Every accuracy is a fraction; "own" is on the silo's held-out records, "all" on all silos' held-out records.
     """
-    torch.set_num_threads(1)
-    torch.manual_seed(plan.seed)
-    task: Any = load_task(Path(plan.folder), plan.task, {})
-    model = task.model()
-    everything = _batches(task, plan.together, "validation", 512)
-    curve = {}
-    for number, path in plan.versions.items():
-        model.load_state_dict(load_file(path), strict=False)
-        curve[number] = _accuracy(task, model, everything)
-    ema = None
-    if plan.ema is not None:
-        model.load_state_dict(load_file(plan.ema), strict=False)
-        ema = _accuracy(task, model, everything)
+    everything = _managed(plan, plan.file, plan.together, scratch / "together")
     return {
-        "versions": curve,
-        "ema": ema,
-        "silos": {silo.name: _silo(plan, task, model, silo, everything) for silo in plan.silos},
+        "versions": {number: accuracy(everything, Path(path)) for number, path in plan.versions.items()},
+        "ema": None if plan.ema is None else accuracy(everything, Path(plan.ema)),
+        "silos": {silo.name: _silo(plan, silo, everything, scratch / silo.name) for silo in plan.silos},
     }
 
 
-def _silo(plan: Plan, task: Any, model: nn.Module, silo: SiloPlan, everything: Any) -> dict[str, Any]:
-    own = _batches(task, silo.data, "validation", 512)
-    model.load_state_dict(load_file(plan.initial), strict=False)
-    path = _train(plan, task, model, silo, plan.steps, plan.learning_rate, LOOKS, (own, everything))
+def accuracy(judge: Managed, parameters: Path) -> float:
+    """Of the model in `parameters`, on the judge's held-out records."""
+    answer = judge.evaluate(
+        {"do": "evaluate", "cycle": "0", "version": 0, "parameters": str(parameters), "split": SPLIT}, _silent
+    )
+    return answer["metrics"]["accuracy"]
+
+
+def _silo(plan: Plan, silo: SiloPlan, everything: Managed, scratch: Path) -> dict[str, Any]:
+    alone = _managed(plan, plan.file, silo.data, scratch / "alone")
+    judges = Judges(alone, everything)
+    path = _train(alone, Path(plan.initial), plan.looks, plan.steps // plan.looks, scratch, judges)
     best = max(path, key=lambda point: (point["own"], point["steps"]))
-    model.load_state_dict(load_file(plan.head), strict=False)
-    federated = {"own": _accuracy(task, model, own), "all": _accuracy(task, model, everything)}
-    tuned = _train(plan, task, model, silo, plan.tune_steps, plan.tune_learning_rate, 1, (own, everything))[
-        -1
-    ]
+    tuning = _managed(plan, _tuning(plan), silo.data, scratch / "tuning")
+    tuned = _train(tuning, Path(plan.head), 1, plan.tune_steps, scratch, judges)[-1]
     return {
-        "local": {**best, "trained_steps": plan.steps, "path": path},
-        "federated": federated,
+        "local": {**best, "trained_steps": path[-1]["steps"], "path": path},
+        "federated": judges.scores(Path(plan.head)),
         "tuned": tuned,
     }
 
 
 def _train(
-    plan: Plan,
-    task: Any,
-    model: nn.Module,
-    silo: SiloPlan,
-    steps: int,
-    rate: float,
-    looks: int,
-    on: tuple[Any, Any],
+    silo: Managed, start: Path, looks: int, steps: int, scratch: Path, judges: Judges
 ) -> list[dict[str, Any]]:
-    """Train `model` in place for `steps` batches; the accuracies at `looks` evenly spaced points."""
-    torch.manual_seed(plan.seed)
-    batches = _batches(task, silo.data, "train", plan.batch_size, shuffle=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    at = {round(steps * look / looks) for look in range(1, looks + 1)}
-    points: list[dict[str, Any]] = []
-    done = 0
-    while done < steps:
-        for batch in batches:
-            optimizer.zero_grad()
-            task.loss(model, batch).backward()
-            optimizer.step()
-            done += 1
-            if done in at:
-                own, everything = (_accuracy(task, model, records) for records in on)
-                points.append({"steps": done, "own": own, "all": everything})
-            if done == steps:
-                break
+    """`looks` cycles of `steps` batches, each from where the last one ended; the accuracies after each."""
+    update, current = scratch / "update.safetensors", scratch / "current.safetensors"
+    base, points = start, []
+    for look in range(1, looks + 1):
+        silo.train(
+            {
+                "do": "train",
+                "cycle": str(look),
+                "version": 0,
+                "parameters": str(base),
+                "steps": steps,
+                "out": str(update),
+            },
+            _silent,
+        )
+        _apply(silo, base, update, current)
+        base = current
+        points.append({"steps": look * steps, **judges.scores(current)})
     return points
 
 
-def _accuracy(task: Any, model: nn.Module, batches: Any) -> float:
-    model.eval()
-    with torch.no_grad():
-        score = task.evaluate(model, batches)["accuracy"]
-    model.train()
-    return float(score)
+def _apply(silo: Managed, base: Path, update: Path, out: Path) -> None:
+    """What a server alone with this silo would publish: the base plus the delta, and the buffers as they came."""
+    before, change = (read_tensors(path, silo.manifest) for path in (base, update))
+    after = {
+        spec.name: before[spec.name] + change[spec.name] if spec.role == "trainable" else change[spec.name]
+        for spec in silo.manifest.specs
+    }
+    out.unlink(missing_ok=True)
+    write_tensors(out, silo.manifest, after)
 
 
-def _batches(task: Any, data: str, split: str, size: int, shuffle: bool = False) -> Any:
-    return DataLoader(task.dataset(SiloData(Path(data), {}), split), batch_size=size, shuffle=shuffle)
+def _managed(plan: Plan, file: JobFile, data: str, work: Path) -> Managed:
+    work.mkdir(parents=True)
+    task = load_task(Path(plan.folder), file.job.task, file.job.params)
+    return Managed(task, file, SiloData(Path(data), {}), work)
+
+
+def _tuning(plan: Plan) -> JobFile:
+    optimizer = plan.file.training.optimizer.model_copy(update={"lr": plan.tune_learning_rate})
+    return plan.file.model_copy(
+        update={"training": plan.file.training.model_copy(update={"optimizer": optimizer})}
+    )
+
+
+def _silent(_: object) -> None:
+    return
 
 
 def main(arguments: list[str]) -> None:
     plan, result = Path(arguments[0]), Path(arguments[1])
-    found: Mapping[str, Any] = evaluate_all(Plan.model_validate_json(plan.read_bytes()))
+    with tempfile.TemporaryDirectory(prefix="anabranch-demo-") as scratch:
+        found = evaluate_all(Plan.model_validate_json(plan.read_bytes()), Path(scratch))
     result.write_text(json.dumps(found, indent=1))
 
 

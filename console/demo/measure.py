@@ -19,6 +19,7 @@ from console.demo.report import Verdict
 
 LOCAL_FACTOR = 2  # local-only training gets this many times the steps of the busiest silo
 LOCAL_LEAST = 2000  # steps, at least
+LOOKS = 20  # points of a local-only training at which it is evaluated
 TUNE_STEPS = 40
 TUNE_RATE = 0.1
 PROGRAM_SECONDS = 300.0
@@ -52,24 +53,22 @@ def plan(place: Place, folder: Path, file: JobFile, silos: Sequence[str], histor
     busiest = max(len(history.of(silo)) for silo in silos) * file.training.local_steps
     return Plan(
         folder=str(folder),
-        task=file.job.task,
-        seed=file.job.seed,
+        file=file,
         initial=str(objects / history.versions[0].parameters_sha256),
         head=str(objects / history.head.parameters_sha256),
         ema=str(objects / history.head.ema_sha256) if history.head.ema_sha256 else None,
         versions={version.number: str(objects / version.parameters_sha256) for version in history.versions},
         silos=tuple(SiloPlan(name=silo, data=str(place.data(silo))) for silo in silos),
         together=str(place.together),
-        batch_size=file.training.batch_size,
-        steps=max(LOCAL_LEAST, LOCAL_FACTOR * busiest),
-        learning_rate=file.training.optimizer.lr,
+        steps=max(LOCAL_LEAST, LOCAL_FACTOR * busiest) // LOOKS * LOOKS,
+        looks=LOOKS,
         tune_steps=TUNE_STEPS,
         tune_learning_rate=TUNE_RATE,
     )
 
 
 def measure(place: Place, asked: Plan) -> Mapping[str, Any]:
-    """Run `console.demo.local` in its own process, the one that imports torch."""
+    """Run `console.demo.local` in its own process, the one that loads torch."""
     question, answer = place.root / "plan.json", place.root / "measured.json"
     question.write_text(asked.model_dump_json(indent=1))
     _run(

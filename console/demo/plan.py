@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel
 
+from anabranch.terms import JobFile
+
 
 class SiloPlan(BaseModel, extra="forbid", frozen=True):
     name: str
@@ -9,19 +11,17 @@ class SiloPlan(BaseModel, extra="forbid", frozen=True):
 
 
 class Plan(BaseModel, extra="forbid", frozen=True):
-    """Paths name canonical safetensors files of the export. Steps are batches of `batch_size` records."""
+    """Paths name canonical safetensors files of the export. Steps are batches."""
 
     folder: str  # the job's code
-    task: str  # "task.py:Digits"
-    seed: int
+    file: JobFile
     initial: str
     head: str
     ema: str | None
     versions: dict[int, str]  # number → parameters
     silos: tuple[SiloPlan, ...]
     together: str  # directory whose validation.npz holds all silos' held-out records
-    batch_size: int
     steps: int  # a local-only training gets
-    learning_rate: float
+    looks: int  # points of it at which it is evaluated, evenly spaced
     tune_steps: int
     tune_learning_rate: float

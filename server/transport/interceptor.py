@@ -33,7 +33,8 @@ BULK = frozenset({"Updates/Submit", "Admin/SubmitJob"})
 class Entrance(Protocol):
     """Who is let in; raises Refused."""
 
-    calls: Calls
+    @property
+    def calls(self) -> Calls: ...
 
     async def admit(self, method: str, context: Any) -> Call: ...
 

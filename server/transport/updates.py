@@ -39,7 +39,8 @@ class Updates:
 
     async def UploadStatus(self, request: pb.UploadStatusRequest, peer: Peer) -> pb.UploadStatusReply:
         status = await asyncio.to_thread(self._intake.status, peer.silo, request.update)
-        return pb.UploadStatusReply(synced=status.synced, reply=status.decided and _reply(status.decided))
+        decided = _reply(status.decided) if status.decided is not None else None
+        return pb.UploadStatusReply(synced=status.synced, reply=decided)
 
     async def Submit(self, messages: AsyncIterator[pb.SubmitRequest], peer: Peer) -> pb.SubmitReply:
         first = await anext(messages, None)
@@ -66,7 +67,7 @@ class Updates:
 
         try:
             await pour(_chunks(messages), take)
-            if upload.missing:
+            if upload.offset < upload.claim.statement.bytes:
                 await ended_short()
         except BaseException:
             if found:
@@ -106,7 +107,9 @@ class Updates:
             if not mine.superseded:
                 raise
             task.uncancel()
-            raise Conflict(f"update {update[:80]} is being sent on a newer stream; ask for its status") from None
+            raise Conflict(
+                f"update {update[:80]} is being sent on a newer stream; ask for its status"
+            ) from None
         finally:
             turns.streams.remove(mine)
             if not turns.streams:
@@ -114,9 +117,7 @@ class Updates:
 
     async def SubmitEvaluation(self, request: pb.SubmitEvaluationRequest, peer: Peer) -> pb.SubmitReply:
         evaluate = self._intake.evaluation
-        decided = await asyncio.to_thread(
-            evaluate, peer.silo, peer.actor(), request.lease, request.envelope
-        )
+        decided = await asyncio.to_thread(evaluate, peer.silo, peer.actor(), request.lease, request.envelope)
         return _reply(decided)
 
 

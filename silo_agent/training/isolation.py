@@ -6,7 +6,8 @@ up every file it was not left. Either way it ends up without capabilities, unabl
 kernel allows it without a network; Landlock, where there is one, is laid over a user of its own too. The agent makes
 itself non-dumpable, so that not even its own user can read its memory.
 
-Left open: a UNIX socket that this user may open by path, and the time and size of what the job sends home.
+Left open: a UNIX socket that this user may open by path; under Landlock alone, the modes and times (never the content) of files
+of this user; and the size and timing of what the job sends home.
 
 The process fences itself in at its start, before torch and before a line of the job's code, while it has one thread,
 and then tries to open the keys: if that succeeds it refuses to go on. Only the standard library is imported.

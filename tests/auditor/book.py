@@ -92,6 +92,14 @@ class Book:
         self.notes.append(sign(Checkpoint(ORIGIN, self.frontier.size, self.frontier.root()), self.signer))
         return len(self.entries) - 1
 
+    def rebuild(self) -> None:
+        """Sign the log anew after its entries were changed."""
+        entries, self.frontier = list(self.entries), Frontier()
+        self.entries.clear()
+        self.notes.clear()
+        for entry in entries:
+            self.append(entry)
+
     def keep(self, data: bytes) -> str:
         digest = canonical.sha256(data)
         (self.directory / "objects" / digest).write_bytes(data)

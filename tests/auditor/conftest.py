@@ -29,9 +29,8 @@ def audit() -> Callable[..., Verified]:
     return _audit
 
 
-@pytest.fixture(scope="session")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """A whole story, written. Tests that change files put them back."""
-    story = Story(Book(tmp_path_factory.mktemp("told") / "export")).begin().whole()
-    story.book.write()
+@pytest.fixture
+def told(story: Story) -> Story:
+    """A whole story, written."""
+    story.begin().whole().book.write()
     return story

@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from anabranch.rules import step, strategies
 from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.terms import Aggregation, Job, JobFile, JobTerms, ServerOptimizer, Silos
+from anabranch.tlog.checkpoint import Checkpoint
 from anabranch.tlog.entry import Actor, Outcome, Sealed, Target, seal
 from anabranch.wire import canonical, statements
 from anabranch.wire.tensors import Manifest, TensorFile, TensorSpec, TensorWriter, write_tensors
-from tests.auditor.book import ADMIN, FED, START, Book, key
+from tests.auditor.book import ADMIN, FED, ORIGIN, START, Book, key
 
 MANIFEST = Manifest(
     (
@@ -69,10 +70,10 @@ class Story:
         return Actor(id=f"spiffe://{FED}/silo/{silo}/agent/0", auth="mtls")
 
     def update_key(self, silo: str) -> Ed25519PrivateKey:
-        return key(100 + ord(silo[-1]))
+        return key(ord(silo[-1]))
 
     def approver_key(self, silo: str) -> Ed25519PrivateKey:
-        return key(150 + ord(silo[-1]) % 50)
+        return key(100 + ord(silo[-1]))
 
     def enrol(self, silo: str, token: str = "t") -> None:
         token = f"{token}-{silo}"
@@ -168,16 +169,21 @@ class Story:
         return detail["lease"]
 
     def update(
-        self, silo: str, lease: str, private: Ed25519PrivateKey | None = None, **changed: Any
+        self,
+        silo: str,
+        lease: str,
+        private: Ed25519PrivateKey | None = None,
+        seen: Checkpoint | None = None,
+        **changed: Any,
     ) -> Signed:
-        """`changed`: fields of the entry's detail that differ from what was signed."""
+        """`seen`: the silo's view of the log. `changed`: fields of the entry that differ from what was signed."""
         self.count += 1
         name, issued = f"update-{self.count}", self.leases[lease]
         rng = np.random.default_rng(self.count)
         arrays = {spec.name: rng.standard_normal(spec.shape).astype(np.float32) for spec in MANIFEST.specs}
         delta = write_tensors(self.book.directory / "delta", MANIFEST, arrays)
         (self.book.directory / "delta").rename(self.book.path(delta))
-        size = len(self.book.entries)
+        seen = seen or Checkpoint(ORIGIN, self.book.frontier.size, self.book.frontier.root())
         statement = statements.UpdateStatement(
             update=name,
             federation=FED,
@@ -194,7 +200,7 @@ class Story:
             num_examples=10 + self.count if self.terms.file.silos.weighting == "examples" else None,
             steps=5,
             release="0.1.0",
-            checkpoint=statements.SeenCheckpoint(size=size, root=self.book.frontier.root().hex()),
+            checkpoint=statements.SeenCheckpoint(size=seen.size, root=seen.root.hex()),
         )
         detail = {
             "update": name,
@@ -220,13 +226,15 @@ class Story:
         examples = statement.num_examples or 0
         return Signed(name, silo, lease, issued["version"], delta, examples, len(self.book.entries))
 
-    def aggregate(self, updates: Sequence[Signed], **changed: Any) -> None:
-        """The real arithmetic. `changed`: fields of aggregation.performed that differ from it."""
+    def aggregate(
+        self, updates: Sequence[Signed], scalars: step.Scalars | None = None, **changed: Any
+    ) -> None:
+        """The real arithmetic, on other `scalars` if given. `changed`: fields of the entry that differ."""
         inputs = [
             strategies.Input(one.id, one.silo, one.base, self.head - one.base, one.examples, order)
             for order, one in enumerate(updates)
         ]
-        scalars = step.measure(self.terms, inputs, self.optimizer)
+        scalars = scalars or step.measure(self.terms, inputs, self.optimizer)
         plan = strategies.plan(
             self.terms.file.aggregation, self.terms.file.silos.weighting, inputs, scalars.strategy
         )

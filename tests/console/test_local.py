@@ -15,7 +15,7 @@ JOB = Path(submit.__file__).parent / "demo" / "job"
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, uploaded):
     """Two silos; the "federated" model is version 0 itself, so local training must beat it."""
     place = Place(tmp_path_factory.mktemp("demo"))
     place.logs.mkdir()
@@ -25,14 +25,12 @@ def measured(tmp_path_factory):
     place.together.mkdir(parents=True)
     data.save(place.together / "validation.npz", data.together(parts))
     folder, file = submit.read(JOB)
-    initial = place.root / "v0.safetensors"
-    with submit.prepared(folder, file) as job:
-        initial.write_bytes(job.initial.read_bytes())
+    _, initial = uploaded
     plan = Plan(
-        folder=str(folder), task=file.job.task, seed=0, initial=str(initial), head=str(initial), ema=None,
-        versions={0: str(initial), 1: str(initial)}, together=str(place.together), batch_size=32, steps=400,
+        folder=str(folder), file=file, initial=str(initial), head=str(initial), ema=None,
+        versions={0: str(initial), 1: str(initial)}, together=str(place.together), steps=300, looks=3,
         silos=tuple(SiloPlan(name=part.silo, data=str(place.data(part.silo))) for part in parts),
-        learning_rate=0.3, tune_steps=40, tune_learning_rate=0.1,
+        tune_steps=40, tune_learning_rate=0.1,
     )  # fmt: skip
     return measure.measure(place, plan), parts, initial
 
@@ -59,7 +57,7 @@ def test_local_training_is_shown_at_its_best_point(measured) -> None:
     for silo in found["silos"].values():
         local = silo["local"]
         assert local["own"] == max(point["own"] for point in local["path"])
-        assert local["path"][-1]["steps"] == local["trained_steps"] == 400
+        assert local["path"][-1]["steps"] == local["trained_steps"] == 300
         assert local["own"] > 0.8
         assert local["all"] <= local["own"]
         assert silo["tuned"]["own"] > silo["federated"]["own"]

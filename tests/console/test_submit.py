@@ -6,7 +6,6 @@ from safetensors.numpy import load_file, save_file
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import parse_terms
-from anabranch.v1 import admin_pb2
 from anabranch.wire import limits
 from anabranch.wire.canonical import sha256
 from anabranch.wire.manifest import parse_manifest
@@ -14,16 +13,6 @@ from console import submit
 from console.demo.demo import Settings, job_file, slowness
 
 JOB = Path(submit.__file__).parent / "demo" / "job"
-
-
-@pytest.fixture(scope="module")
-def uploaded(tmp_path_factory) -> tuple[list[admin_pb2.SubmitJobRequest], Path]:
-    """What submitting the demo's job sends, and a copy of its version 0."""
-    folder, file = submit.read(JOB)
-    kept = tmp_path_factory.mktemp("initial") / "v0.safetensors"
-    with submit.prepared(folder, file) as job:
-        kept.write_bytes(job.initial.read_bytes())
-        return list(submit.messages(job)), kept
 
 
 def test_what_is_uploaded_is_what_the_terms_name(uploaded) -> None:

@@ -95,6 +95,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An agent's folder with a key."""
     home = tmp_path_factory.mktemp("agent")
+    (home / "jobs").mkdir()
     (home / "identity").mkdir(mode=0o700)
     key = home / "identity" / "update.key"
     key.write_text("the agent's key")
@@ -104,7 +105,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def isolated(home: Path) -> isolation.Isolation:
-    found = isolation.available(home, [home])
+    found = isolation.available(home, [home / "jobs"])
     if not found.holds:
         pytest.skip(f"this machine isolates nothing: {found.detail}")
     return found

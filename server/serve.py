@@ -1,0 +1,139 @@
+"""The server process: open the state, open the ports, wait for SIGTERM, drain.
+
+Start and end are the only places that know all rooms.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import structlog
+from sqlalchemy import select
+
+import anabranch
+from anabranch.terms import seconds
+from server import metrics, setup
+from server.allow_list import AllowList
+from server.audit.log import newest_checkpoint
+from server.config import ServerConfig
+from server.health import Health
+from server.membership import Membership
+from server.sessions import JobChanged, Sessions
+from server.startup import Core
+from server.state import records
+from server.state.tables import jobs, updates
+from server.state.writer import Logged
+from server.transport.calls import Calls
+from server.transport.failures import Failures
+from server.transport.rooms import Rooms
+from server.transport.serve import Ports
+
+logger = structlog.get_logger("server")
+WATCH_EVERY = 1.0  # seconds between looks at the writer
+REQUESTS_EVERY = 1.0  # seconds between looks for administrators' requests
+
+
+def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
+    """Serve until SIGTERM or SIGINT. Raises Conflict, Corrupt, Unavailable or Misuse when it must not serve."""
+    configure_logs(log_format)
+    world = setup.real_world()
+    sessions = Sessions(world.clock)
+
+    def watch(entry: Logged) -> None:
+        metrics.observe(entry.type, entry.job, entry.detail)
+        if entry.type.startswith("job.") and entry.job is not None:
+            sessions.broadcast(JobChanged(entry.job, entry.type.removeprefix("job.")))
+
+    core, authority = setup.open_federation(directory, config, sessions, world, watch)
+    calls = Calls(config.limits, time.monotonic)
+    allow_list = AllowList()
+    allow_list.load(core.reader, world.clock())
+    membership = setup.open_membership(directory, config, core, authority, allow_list, sessions, calls, world)
+    rooms = Rooms(core.intake, core.scheduling, core.jobs, membership, core.log, sessions, allow_list)
+    core.start()
+    restore_metrics(core)
+    ports = Ports(
+        rooms, calls, Failures(core.writer, core.observer), authority, config, world.clock, time.monotonic
+    )
+    try:
+        asyncio.run(_run(directory, config, core, membership, ports))
+    finally:
+        core.stop()
+    logger.info("stopped")
+
+
+async def _run(
+    directory: Path, config: ServerConfig, core: Core, membership: Membership, ports: Ports
+) -> None:
+    stopping = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, stopping.set)
+
+    def ailing() -> str:
+        return str(core.writer.failure or "")
+
+    def unready() -> str:
+        return ailing() or ("" if ports.accepting else "not accepting calls: starting, or draining")
+
+    health = Health(config.listen.health, ailing, unready)
+    health.start()
+    await ports.open()
+    requests = asyncio.create_task(_answer_requests(directory, membership))
+    try:
+        while not stopping.is_set() and core.writer.failure is None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), WATCH_EVERY)
+        logger.info("draining", failure=ailing())
+    finally:
+        requests.cancel()
+        await ports.drain(seconds(config.drain))
+        health.stop()
+    if core.writer.failure is not None:
+        raise core.writer.failure
+
+
+async def _answer_requests(directory: Path, membership: Membership) -> None:
+    """Certificates that `anabranch-server admin` asked for by leaving a request in the directory."""
+    while True:
+        try:
+            await asyncio.to_thread(setup.answer_requests, directory, membership)
+        except Exception:
+            logger.exception("an administrator's request was not answered; trying again")
+        await asyncio.sleep(REQUESTS_EVERY)
+
+
+def restore_metrics(core: Core) -> None:
+    """Gauges that a restart would otherwise forget."""
+    metrics.RELEASE.info({"release": anabranch.__version__})
+    with core.reader.connect() as connection:
+        size, _ = newest_checkpoint(connection)
+        known = [
+            (
+                row.id,
+                row.head,
+                records.count(connection, updates, updates.c.job == row.id, updates.c.status == "received"),
+            )
+            for row in connection.execute(select(jobs.c.id, jobs.c.head).where(jobs.c.status == "running"))
+        ]
+    metrics.restore(size, known)
+
+
+def configure_logs(log_format: str) -> None:
+    """One line per event on stderr: JSON for machines, or text for a person."""
+    render = structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,161 @@
+"""What administrators ask: decode, call the room in a thread, encode."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from anabranch.errors import Reason, Refused
+from anabranch.tlog.details import OPERATOR_REASON
+from anabranch.v1 import admin_pb2 as pb
+from anabranch.wire import codec, limits
+from server.lifecycle import ENDED
+from server.membership import SiloRow
+from server.sessions import JobChanged
+from server.status import Evaluated, JobStatus, SiloStatus
+from server.transport.files import ended_short, in_thread, pour, read_chunks, settled
+from server.transport.peer import Peer
+from server.transport.rooms import Rooms
+from server.transport.submission import Submission, check_sizes, submitted
+
+FASTEST, SLOWEST = 0.2, 60.0  # seconds between two states of a watched job
+
+
+class Admin:
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    async def SubmitJob(self, messages: AsyncIterator[pb.SubmitJobRequest], peer: Peer) -> pb.SubmitJobReply:
+        """Sizes are judged from the header; then the archive is taken into memory, the initial model onto disk."""
+        jobs = self._rooms.jobs
+        first = await anext(messages, None)
+        if first is None or first.WhichOneof("body") != "header":
+            raise Refused(Reason.MALFORMED, "a submission begins with its header")
+        header = first.header
+        await asyncio.to_thread(check_sizes, header)
+        submission = await settled(in_thread(Submission, header, jobs.spool()))
+        try:
+            await pour(submitted(messages), submission.take)
+            if submission.missing:
+                await ended_short()
+            job, receipt = await settled(in_thread(submission.hand_over, jobs.submit, peer.actor()))
+        finally:
+            await settled(in_thread(submission.discard))
+        self._rooms.sessions.broadcast(JobChanged(job, "waiting"))
+        return pb.SubmitJobReply(job=job, receipt=codec.receipt_to_proto(receipt))
+
+    async def ListJobStatus(self, _request: pb.ListJobStatusRequest, _peer: Peer) -> pb.ListJobStatusReply:
+        statuses = await asyncio.to_thread(self._rooms.jobs.status, None)
+        return pb.ListJobStatusReply(jobs=[_status(status) for status in statuses[: limits.JOBS]])
+
+    async def WatchJob(self, request: pb.WatchJobRequest, _peer: Peer) -> AsyncGenerator[pb.JobStatus, None]:
+        """The job's state now and again, and a last time when it has ended."""
+        pause = min(max(request.interval_seconds, FASTEST), SLOWEST)
+        while True:
+            (status,) = await asyncio.to_thread(self._rooms.jobs.status, request.job)
+            yield _status(status)
+            if status.status in ENDED:
+                return
+            await asyncio.sleep(pause)
+
+    async def ChangeJob(self, request: pb.ChangeJobRequest, peer: Peer) -> pb.ChangeJobReply:
+        jobs = self._rooms.jobs
+        if not re.fullmatch(OPERATOR_REASON, request.reason):
+            raise Refused(
+                Reason.MALFORMED,
+                f"reason {request.reason[:90]!r} goes into the log: up to 80 lowercase letters, digits, - and _",
+            )
+        change = in_thread(jobs.change, peer.actor(), request.job, request.action, request.reason)
+        receipt = await settled(change)
+        (status,) = await asyncio.to_thread(jobs.status, request.job)
+        self._rooms.sessions.broadcast(JobChanged(request.job, status.status))
+        return pb.ChangeJobReply(receipt=codec.receipt_to_proto(receipt))
+
+    async def ExportModel(
+        self, request: pb.ExportModelRequest, peer: Peer
+    ) -> AsyncGenerator[pb.ExportModelReply, None]:
+        model = await asyncio.to_thread(self._rooms.jobs.export, peer.actor(), request.job, request.version)
+        header = pb.ExportModelHeader(
+            version=model.version,
+            digest=model.digest,
+            bytes=model.bytes,
+            card=model.card,
+            receipt=codec.receipt_to_proto(model.receipt),
+        )
+        yield pb.ExportModelReply(header=header)
+        async with aclosing(read_chunks(model.path, 0)) as chunks:
+            async for chunk in chunks:
+                yield pb.ExportModelReply(chunk=chunk)
+
+    async def InviteSilo(self, request: pb.InviteSiloRequest, peer: Peer) -> pb.InviteSiloReply:
+        invite = self._rooms.membership.invite
+        bundle, receipt = await asyncio.to_thread(invite, peer.actor(), request.silo, request.ttl_seconds)
+        return pb.InviteSiloReply(bundle=bundle, receipt=codec.receipt_to_proto(receipt))
+
+    async def ListSilos(self, _request: pb.ListSilosRequest, _peer: Peer) -> pb.ListSilosReply:
+        rows = await asyncio.to_thread(self._rooms.membership.silos)
+        return pb.ListSilosReply(silos=[_silo(row) for row in rows])
+
+    async def RevokeSilo(self, request: pb.RevokeSiloRequest, peer: Peer) -> pb.RevokeSiloReply:
+        """Not cut short when the caller leaves: a revocation that began is carried through."""
+        revoking = in_thread(self._rooms.membership.revoke, peer.actor(), request.silo, request.reason)
+        receipt, retired = await settled(revoking)
+        return pb.RevokeSiloReply(receipt=codec.receipt_to_proto(receipt), retired_updates=retired)
+
+
+def _silo(row: SiloRow) -> pb.Silo:
+    return pb.Silo(
+        name=row.name,
+        status=row.status,
+        certificate_not_after=int(row.certificate_not_after),
+        connected=row.connected,
+        last_seen=int(row.last_seen),
+        release=row.release,
+    )
+
+
+def _status(status: JobStatus) -> pb.JobStatus:
+    return pb.JobStatus(
+        job=status.job,
+        name=status.name,
+        status=status.status,
+        reason=status.reason,
+        head=status.head,
+        versions=status.versions,
+        best=status.best,
+        buffered=status.buffered,
+        buffer=status.buffer,
+        buffer_age_seconds=status.buffer_age_seconds,
+        silos=[_silo_status(silo) for silo in status.silos],
+        evaluations=[_evaluation(evaluated) for evaluated in status.evaluations],
+        server_time=int(status.server_time),
+    )
+
+
+def _silo_status(silo: SiloStatus) -> pb.SiloStatus:
+    return pb.SiloStatus(
+        silo=silo.silo,
+        decision=silo.decision,
+        connected=silo.connected,
+        last_seen=int(silo.last_seen),
+        base=silo.base,
+        training=silo.training,
+        step=silo.step,
+        steps=silo.steps,
+        received=silo.received,
+        merged=silo.merged,
+        refused=silo.refused,
+        retired=silo.retired,
+        mean_staleness=silo.mean_staleness,
+        bytes=silo.bytes,
+        last_reason=silo.last_reason,
+    )
+
+
+def _evaluation(evaluated: Evaluated) -> pb.Evaluation:
+    return pb.Evaluation(
+        version=evaluated.version,
+        silo=evaluated.silo,
+        split=evaluated.split,
+        metrics=evaluated.metrics,
+    )

@@ -1,0 +1,305 @@
+"""`anabranch-silo`: enrol a site, check it, approve jobs, run the agent. Everything it needs dials out."""
+
+import signal
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from anabranch.errors import Reason, Refused, Unavailable
+from silo_agent import approval, check, identity, output, policy
+from silo_agent.agent import Agent, Connection, connect, interpreter
+from silo_agent.approval import STATUS, Decision, Decisions, Proposal
+from silo_agent.config import Home, load_settings
+from silo_agent.enrol import enrol as enrol_silo
+from silo_agent.training.isolation import protect_agent
+from silo_agent.trial import Tried, try_job
+
+app = typer.Typer(
+    help="The agent of one silo in a federation: your data stays here, your policy decides what runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Dir = Annotated[Path, typer.Option("--dir", envvar="ANABRANCH_SILO", help="The agent's directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+JobRef = Annotated[
+    str, typer.Argument(metavar="JOB", help="Job id, or the digest of its terms (or its beginning).")
+]
+HERE = Path("silo")
+
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
+
+
+def main() -> None:
+    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(output.FAILED)
+    except Exception as error:
+        sys.exit(output.fail(error, "--json" in sys.argv))
+
+
+@app.command()
+def enrol(
+    bundle: Annotated[Path, typer.Argument(help="The join bundle your federation's administrator sent you.")],
+    directory: Dir = HERE,
+    proxy: Annotated[
+        str | None, typer.Option(help="HTTP CONNECT proxy on the way out: http://host:port.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Make new keys, for a silo that was revoked.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Join a federation: make keys here, spend the one-time token, keep a short-lived certificate."""
+    try:
+        data = bundle.read_bytes()
+    except OSError as error:
+        raise Refused(Reason.NOT_FOUND, f"{bundle} cannot be read: {error.strerror}") from error
+    protect_agent()
+    done = enrol_silo(Home(directory), data, time.time(), proxy, again)
+    until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(done.not_after))
+    what = "is enrolled already" if done.already else "enrolled"
+    output.show(
+        {
+            "identity": done.uri,
+            "not_after": done.not_after,
+            "already": done.already,
+            "directory": str(directory),
+        },
+        f"{what}: [bold]{done.uri}[/], certificate until {until} (renewed by itself)\n"
+        f"next: say in {directory / 'policy.toml'} which data jobs may use, then\n"
+        f"  anabranch-silo check --dir {directory}\n  anabranch-silo run --dir {directory}",
+        as_json,
+    )
+
+
+@app.command("check")
+def check_hops(directory: Dir = HERE, as_json: Json = False) -> None:
+    """Walk every hop from this machine's clock to a running job and name the first that fails."""
+    verdicts = check.check(Home(directory))
+    broken = check.first_failure(verdicts)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("hop", "verdict", "what it means", "what to do"):
+        table.add_column(column, overflow="fold")
+    for verdict in verdicts:
+        status = Text(verdict.status, COLOURS[verdict.status])
+        table.add_row(verdict.hop, status, Text(verdict.meaning), Text(verdict.remedy))
+    document = {
+        "ok": broken is None,
+        "failed": broken.hop if broken else None,
+        "hops": [asdict(v) for v in verdicts],
+    }
+    if as_json:
+        output.show(document, "", as_json)
+    else:
+        Console().print(table)
+    if broken is not None:
+        print(f"anabranch-silo: {broken.hop} fails: {broken.meaning}. {broken.remedy}", file=sys.stderr)
+        raise typer.Exit(output.FAILED)
+
+
+@app.command()
+def run(directory: Dir = HERE) -> None:
+    """Run the agent until it is told to stop (SIGTERM, Ctrl-C). It survives the server's restarts, and its own."""
+    protect_agent()
+    home = Home(directory)
+    output.log_to_stderr(load_settings(home).log)
+    with connect(home) as connection:
+        agent = Agent(connection)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        structlog.get_logger("agent").info(
+            "starting", identity=connection.who.uri, server=connection.address, directory=str(directory)
+        )
+        agent.run()
+
+
+@app.command()
+def jobs(directory: Dir = HERE, as_json: Json = False) -> None:
+    """Jobs the federation offers: what code, on which data, what it sends, and what this silo decided."""
+    with connect(Home(directory)) as connection:
+        proposals = [approval.examine(job, connection.log) for job in connection.client.jobs()]
+        here = Decisions(connection.home.decisions)
+        rules = policy.load_policy(connection.home.policy)
+        rows = [_job_document(p, approval.standing(p, rules, here)) for p in proposals]
+        if as_json:
+            output.show({"jobs": rows}, "", as_json)
+        for proposal, row in zip(proposals, rows, strict=True):
+            if not as_json:
+                _print_terms(proposal, str(row["decision"]))
+        if not proposals and not as_json:
+            print("no jobs are offered")
+
+
+@app.command()
+def approve(job: JobRef, directory: Dir = HERE, yes: Yes = False, as_json: Json = False) -> None:
+    """Allow a job to run on this site's data. The signed decision goes into the audit log."""
+    _decide(job, "approve", directory, yes, as_json)
+
+
+@app.command()
+def deny(job: JobRef, directory: Dir = HERE, yes: Yes = False, as_json: Json = False) -> None:
+    """Turn a job down."""
+    _decide(job, "deny", directory, yes, as_json)
+
+
+@app.command()
+def withdraw(job: JobRef, directory: Dir = HERE, yes: Yes = False, as_json: Json = False) -> None:
+    """Take an approval back: the job stops here at once, updates not yet merged are retired."""
+    _decide(job, "withdraw", directory, yes, as_json)
+
+
+@app.command("try")
+def try_here(
+    folder: Annotated[Path, typer.Argument(help="Folder with job.toml, or the TOML file itself.")],
+    data: Annotated[Path | None, typer.Option(help="A data path instead of the policy's binding.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
+    directory: Dir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Run a job's code on this site's data for a few steps, without a federation. Nothing is sent."""
+    binding, rules = _binding(folder, data, Home(directory))
+    with Bar(
+        TextColumn("steps"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(step: int, of: int, loss: float | None) -> None:
+            bar.update(task, completed=step, total=of, description="" if loss is None else f"loss {loss:.4g}")
+
+        tried = try_job(folder, binding, interpreter(rules), steps, progress)
+    output.show(asdict(tried), _tried(tried), as_json)
+
+
+def _binding(folder: Path, data: Path | None, home: Home) -> tuple[policy.Binding, policy.Policy]:
+    from silo_agent.trial import read_job
+
+    rules = policy.load_policy(home.policy) if home.policy.exists() else policy.Policy()
+    if data is not None:
+        return policy.Binding(path=data.resolve()), rules
+    name = read_job(folder)[1].job.data
+    binding = rules.data.get(name)
+    if binding is None:
+        raise Refused(
+            Reason.POLICY, f"{home.policy} binds no data {name!r}: add [data.{name}], or give --data PATH"
+        )
+    return binding, rules
+
+
+def _tried(tried: Tried) -> str:
+    def numbers(values: dict[str, float] | None) -> str:
+        return (
+            "cannot be evaluated"
+            if values is None
+            else ", ".join(f"{k} {v:.4g}" for k, v in sorted(values.items()))
+        )
+
+    loss = "not reported" if tried.loss is None else f"{tried.loss:.4g}"
+    return (
+        f"{tried.steps} steps, loss {loss}\nbefore: {numbers(tried.before)}\nafter:  {numbers(tried.after)}\n"
+        f"the update would have {tried.update_bytes} bytes, norm {tried.norm:.4g}\nisolation: {tried.isolation}"
+    )
+
+
+def _decide(reference: str, decision: Decision, directory: Path, yes: bool, as_json: bool) -> None:
+    protect_agent()
+    home = Home(directory)
+    with connect(home) as connection:
+        proposal = _find(connection, reference)
+        if decision == "approve":
+            _show_before_approving(connection, proposal, yes, as_json)
+        elif not yes and not as_json and not typer.confirm(f"{decision} {proposal.job.id}?"):
+            raise typer.Exit(output.FAILED)
+        note = _record_and_announce(connection, proposal, decision)
+    output.show(
+        {"job": proposal.job.id, "terms_sha256": proposal.digest, "decision": STATUS[decision], "note": note},
+        f"{proposal.job.id}: {STATUS[decision]}" + (f"\n{note}" if note else ", signed and in the audit log"),
+        as_json,
+    )
+
+
+def _show_before_approving(connection: Connection, proposal: Proposal, yes: bool, as_json: bool) -> None:
+    """Nobody approves what cannot run here, or without having seen it. Raises Refused naming what is missing."""
+    rules = policy.load_policy(connection.home.policy)
+    approval.check_runnable(proposal, rules, interpreter(rules))
+    if yes:
+        return
+    if as_json:
+        raise Refused(Reason.POLICY, "approving with --json needs --yes: nobody can be asked")
+    _print_terms(proposal, "")
+    if not typer.confirm("Approve exactly this?"):
+        raise typer.Exit(output.FAILED)
+
+
+def _record_and_announce(connection: Connection, proposal: Proposal, decision: Decision) -> str:
+    """What the person should know besides that it is done, or ""."""
+    decisions = Decisions(connection.home.decisions)
+    journal = connection.home.job(proposal.job.id) / "receipts.jsonl"
+    with decisions.deciding():
+        # What runs here changes with this file, whether or not the server can be told now.
+        decisions.record(proposal.digest, proposal.job.id, decision)
+        if proposal.job.decision == STATUS[decision]:
+            return "the federation knows already"
+        try:
+            approval.announce(connection.client, connection.who, connection.log, proposal, decision, journal)
+        except Unavailable as error:
+            return f"the server could not be told ({error}); the running agent will tell it"
+    return ""
+
+
+def _find(connection: Connection, reference: str) -> Proposal:
+    for job in connection.client.jobs():
+        proposal = approval.examine(job, connection.log)
+        if reference == job.id or (len(reference) >= 8 and proposal.digest.startswith(reference)):
+            return proposal
+    raise Refused(
+        Reason.NOT_FOUND,
+        f"no job {reference!r} is offered to {identity.load(connection.home.identity).silo}: see jobs",
+    )
+
+
+def _job_document(proposal: Proposal, decision: Decision | None) -> dict[str, Any]:
+    return {
+        "job": proposal.job.id,
+        "status": proposal.job.status,
+        "head": proposal.job.head,
+        "decision": STATUS[decision] if decision else "",
+        "announced": proposal.job.decision,
+        "terms_sha256": proposal.digest,
+        "terms": proposal.terms.model_dump(mode="json"),
+        "update_bytes": proposal.manifest.file_bytes if proposal.manifest else None,
+    }
+
+
+def _print_terms(proposal: Proposal, decision: str) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for label, text in approval.describe(proposal):
+        table.add_row(label, Text(text))
+    if decision:
+        table.add_row("decision", Text(decision))
+    Console().print(table)
+    print()
+
+
+if __name__ == "__main__":
+    main()
