@@ -25,7 +25,8 @@ KEY_FILE = 64 * 1024  # bytes
 SEALED_FILE = 64 * 1024  # bytes
 BUNDLE = tiles.WIDTH * (2 + MAX_ENTRY)  # bytes
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_OBJECT = re.compile(r"objects/[0-9a-f]{64}")
+_SEALED = re.compile(r"sealed/[0-9a-f]{64}\.json")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Export:
         """(digest, bytes) of every object, sorted."""
         directory = self.root / "objects"
         for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-            if _DIGEST.fullmatch(path.name):
+            if _OBJECT.fullmatch(f"objects/{path.name}"):
                 yield path.name, path.lstat().st_size
 
     def hash_object(self, digest: str, progress: Callable[[int], None]) -> bool:
@@ -96,7 +97,8 @@ class Export:
         """Commitments that the export opens, sorted."""
         directory = self.root / "sealed"
         for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-            yield path.name.removesuffix(".json")
+            if _SEALED.fullmatch(f"sealed/{path.name}"):
+                yield path.name.removesuffix(".json")
 
     def strangers(self, size: int) -> list[str]:
         """Files that are no part of an export of `size` entries: nothing vouches for them, README included."""
@@ -107,11 +109,8 @@ class Export:
         for directory, _, names in os.walk(self.root):
             for name in names:
                 path = Path(directory, name).relative_to(self.root).as_posix()
-                folder, _, last = path.rpartition("/")
-                digest = last if folder == "objects" else last.removesuffix(".json")
-                named = folder in ("objects", "sealed") and _DIGEST.fullmatch(digest)
-                if path not in known and not named:
-                    found.append(path)
+                if path not in known and not _OBJECT.fullmatch(path) and not _SEALED.fullmatch(path):
+                    found.append(os.fsencode(path).decode("utf-8", "replace"))
         return sorted(found)
 
     def _open(self, name: str) -> int:

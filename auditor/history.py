@@ -9,7 +9,7 @@ from anabranch.tlog.details import AggregationPerformed, JobSubmitted, LeaseIssu
 
 @dataclass
 class Silo:
-    tokens: dict[str, bool] = field(default_factory=dict)  # token id → whether it was used
+    tokens: dict[str, str] = field(default_factory=dict)  # token id → digest of the request that redeemed it
     active: bool = False  # enrolled and not revoked since
 
 

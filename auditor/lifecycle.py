@@ -108,15 +108,16 @@ class LifeCycle:
     def _invited(self, _: Entry, detail: SiloInvited) -> None:
         tokens = self.history.silos.setdefault(detail.silo, Silo()).tokens
         _require(detail.token_id not in tokens, f"token {detail.token_id} was issued before")
-        tokens[detail.token_id] = False
+        tokens[detail.token_id] = ""
 
     def _enrolled(self, _: Entry, detail: SiloEnrolled) -> None:
+        """One request redeems a token. The same request again is the same enrolment: its answer was lost."""
         silo = self.history.silos.setdefault(detail.silo, Silo())
-        _require(
-            detail.token_id in silo.tokens, f"silo {detail.silo} was not invited with token {detail.token_id}"
-        )
-        _require(not silo.tokens[detail.token_id], f"token {detail.token_id} was used before")
-        silo.tokens[detail.token_id] = silo.active = True
+        request = silo.tokens.get(detail.token_id)
+        _require(request is not None, f"silo {detail.silo} was not invited with token {detail.token_id}")
+        _require(request in ("", detail.csr_sha256), f"token {detail.token_id} was used before, by another")
+        silo.tokens[detail.token_id] = detail.csr_sha256
+        silo.active = True
 
     def _revoked(self, _: Entry, detail: SiloRevoked) -> None:
         self._silo(detail.silo).active = False

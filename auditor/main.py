@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from anabranch import exits
 from anabranch.errors import Reason, Refused
 from auditor import view
 from auditor.export import open_export
@@ -43,9 +44,9 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(view.FAILED)
+        sys.exit(exits.FAILED)
     except Exception as error:
-        sys.exit(view.fail(error, "--json" in sys.argv))
+        sys.exit(exits.fail("anabranch-audit", error, "--json" in sys.argv))
 
 
 @app.command("verify")
@@ -58,7 +59,7 @@ def verify_command(
     with view.progress() as advance:
         report = verify(opened, pinned, receipts or (), advance).report
     view.show(report.document(), view.verified(report), as_json)
-    raise typer.Exit(view.OK if report.verified else view.FAILED)
+    raise typer.Exit(exits.OK if report.verified else exits.FAILED)
 
 
 @app.command("replay")
@@ -83,4 +84,4 @@ def replay_command(
         done = replay(opened, checked.history, scratch, advance, job) if checked.report.verified else None
     document = {"verify": checked.report.document(), "replay": done and done.document()}
     view.show(document, view.replayed(checked.report, done), as_json)
-    raise typer.Exit(view.OK if done is not None and done.ok else view.FAILED)
+    raise typer.Exit(exits.OK if done is not None and done.ok else exits.FAILED)

@@ -17,7 +17,7 @@ Progress = Callable[[str, int, int], None]
 class Named:
     """What the log names by digest, and by which words a person would."""
 
-    objects: dict[str, str] = field(default_factory=dict)  # digest → what it is
+    objects: dict[str, tuple[str, str]] = field(default_factory=dict)  # digest → kind, what it is
     sealed: dict[str, str] = field(default_factory=dict)  # commitment → silo
 
     def see(self, entry: Entry) -> None:
@@ -25,22 +25,24 @@ class Named:
         match detail:
             case JobSubmitted():
                 for part in ("terms", "archive", "manifest"):
-                    self._name(getattr(detail, f"{part}_sha256"), f"{part} of job {entry.job}")
+                    self._name(
+                        getattr(detail, f"{part}_sha256"), "parts of jobs", f"{part} of job {entry.job}"
+                    )
             case ModelPublished():
                 for part in ("parameters", "optimizer", "ema"):
-                    self._name(
-                        getattr(detail, f"{part}_sha256"), f"{part} of {entry.job} version {detail.version}"
-                    )
+                    what = f"{part} of {entry.job} version {detail.version}"
+                    self._name(getattr(detail, f"{part}_sha256"), "snapshots", what)
             case UpdateReceived():
-                self._name(detail.delta_sha256, f"delta of update {detail.update} by silo {detail.silo}")
+                self._name(detail.delta_sha256, "deltas", f"update {detail.update} by silo {detail.silo}")
+        kind = "evaluation statements" if entry.type == "model.evaluated" else "statements"
         for sig in entry.sigs or ():
-            self._name(sig.payload_sha256, f"statement signed for {entry.type} {entry.target.id}")
+            self._name(sig.payload_sha256, kind, f"signed for {entry.type} {entry.target.id}")
         if entry.sealed is not None:
             self.sealed[entry.sealed.commit] = getattr(detail, "silo", "")
 
-    def _name(self, digest: str | None, what: str) -> None:
+    def _name(self, digest: str | None, kind: str, what: str) -> None:
         if digest is not None:
-            self.objects.setdefault(digest, what)
+            self.objects.setdefault(digest, (kind, what))
 
 
 def check(export: Export, named: Named, report: Report, progress: Progress) -> None:
@@ -58,14 +60,13 @@ def check(export: Export, named: Named, report: Report, progress: Progress) -> N
             if export.hash_object(digest, advance):
                 report.objects += 1
             else:
-                report.find(
-                    6, f"objects/{digest}", f"holds other bytes ({named.objects.get(digest, 'unnamed')})"
-                )
+                what = ", ".join(named.objects.get(digest, ("named by no entry",)))
+                report.find(6, f"objects/{digest}", f"holds other bytes than its name says ({what})")
         except Refused as refusal:
             report.find(6, f"objects/{digest}", str(refusal))
     report.object_bytes = done
     report.missing = [
-        Missing(digest, what) for digest, what in named.objects.items() if digest not in present
+        Missing(digest, *words) for digest, words in named.objects.items() if digest not in present
     ]
     unnamed = len(present.keys() - named.objects.keys())
     if unnamed:

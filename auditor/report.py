@@ -29,6 +29,7 @@ class Missing:
     """An object the log names and the export does not hold: what depends on it rests on its digest only."""
 
     digest: str
+    kind: str  # in a word or two, in the plural: "deltas"
     what: str
 
 
@@ -88,7 +89,7 @@ class Report:
             "objects": {
                 "match": self.objects,
                 "bytes": self.object_bytes,
-                "digest_only": [{"sha256": one.digest, "what": one.what} for one in self.missing],
+                "digest_only": [vars(one) for one in self.missing],
             },
             "sealed_opened": self.opened,
             "receipts": self.receipts,

@@ -31,6 +31,7 @@ DECISIONS = {"job.approved": "approve", "job.denied": "deny", "job.withdrawn": "
 @dataclass
 class _Key:
     silo: str
+    purpose: str  # update | approver
     public: bytes
     revoked: bool = False
 
@@ -44,7 +45,7 @@ class Signatures:
         self.views: list[tuple[int, Entry, int, str]] = []  # tree heads silos had seen: size and root (hex)
         self._fetch = fetch
         self._find = find
-        self._keys: dict[tuple[str, str], _Key] = {}  # (keyid, purpose)
+        self._keys: dict[str, _Key] = {}  # by keyid
 
     def see(self, index: int, entry: Entry) -> Statement | None:
         """Keep the registry of keys, check the signature an entry carries; returns what was signed if it is good."""
@@ -60,12 +61,16 @@ class Signatures:
         return None
 
     def _register(self, index: int, entry: Entry, silo: str, key: PublicKey) -> None:
-        public = bytes.fromhex(key.public)
-        known = self._keys.get((dsse.keyid(public), key.purpose))
-        if known is not None and known.silo != silo:
-            self._find(index, entry, f"registers a key of silo {known.silo} for silo {silo}")
-            return
-        self._keys[dsse.keyid(public), key.purpose] = _Key(silo, public)
+        """A key has one silo and one purpose for ever, and does not come back once its silo was revoked."""
+        fresh = _Key(silo, key.purpose, bytes.fromhex(key.public))
+        known = self._keys.setdefault(dsse.keyid(fresh.public), fresh)
+        if known != fresh:
+            fate = ", which was revoked" if known.revoked else ""
+            self._find(
+                index,
+                entry,
+                f"registers the {known.purpose} key of silo {known.silo}{fate}, as {key.purpose} key of silo {silo}",
+            )
 
     def _check(self, index: int, entry: Entry) -> Statement | None:
         signatures = entry.sigs or ()
@@ -91,8 +96,8 @@ class Signatures:
         """The statement behind a good signature, None when it is an evaluation that was left out."""
         detail: Any = entry.detail
         purpose = "approver" if isinstance(detail, JobDecision) else "update"
-        key = self._keys.get((sig.keyid, purpose))
-        if key is None or key.silo != detail.silo:
+        key = self._keys.get(sig.keyid)
+        if key is None or (key.silo, key.purpose) != (detail.silo, purpose):
             raise _Doubt(
                 f"is signed by {sig.keyid[:16]}…, no {purpose} key that silo {detail.silo} registered"
             )

@@ -102,7 +102,8 @@ def _tree(export: Export, checkpoint: Checkpoint, report: Report) -> Tree:
         )
     strangers = [] if report.findings else export.strangers(checkpoint.size)
     if strangers:
-        report.notes.append(f"nothing vouches for {len(strangers)} files: {', '.join(strangers[:5])}")
+        rest = f" and {len(strangers) - 5} more files" if len(strangers) > 5 else ""
+        report.notes.append(f"no evidence, nothing vouches for it: {', '.join(strangers[:5])}{rest}")
     return tree
 
 
@@ -194,7 +195,7 @@ def _summary(history: History, signatures: Signatures, report: Report) -> None:
     report.versions = {name: job.head for name, job in history.jobs.items()}
     if signatures.withheld:
         report.notes.append(
-            f"{signatures.withheld} evaluation statements are private and left out: their signatures were not checked"
+            f"{signatures.withheld} evaluations are private and left out: their signatures were not checked"
         )
 
 

@@ -1,11 +1,7 @@
-"""What a person sees, and the number a command exits with.
-
-With `--json` a command prints one JSON document on stdout, also when it fails. Progress and errors go to stderr.
-"""
+"""What a person sees. Progress goes to stderr and leaves no trace; `--json` prints the plain data instead."""
 
 import json
-import sys
-import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +13,9 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Refused, Unavailable
 from auditor.replay import Replay
 from auditor.report import STEPS, Report
 
-OK, FAILED, UNAVAILABLE, CORRUPT, BUG = 0, 1, 3, 4, 70
 SHOWN = 20  # findings and missing objects on a terminal; --json has them all
 
 
@@ -46,7 +40,7 @@ def verified(report: Report) -> RenderableType:
     for step, said in _steps(report).items():
         table.add_row(_mark(report, step), STEPS[step], said)
     verdict = "[bold green]VERIFIED[/]" if report.verified else "[bold red]NOT VERIFIED[/]"
-    title = f"audit log {escape(report.origin) or 'unknown'}"
+    title = f"audit log {_plain(report.origin) or 'unknown'}"
     return Group(Panel(table, title=title, title_align="left"), *_remarks(report), verdict)
 
 
@@ -57,11 +51,11 @@ def replayed(report: Report, done: Replay | None) -> RenderableType:
             verified(report), "[red]not replayed[/]: a log that is not verified proves nothing about models"
         )
     lines = [
-        f"[red]version {one.version} of {escape(one.job)} differs[/]: {escape(one.differs)}"
+        f"[red]version {one.version} of {_plain(one.job)} differs[/]: {_plain(one.differs)}"
         for one in done.different[:SHOWN]
     ]
     lines += [
-        f"[yellow]version {one.version} of {escape(one.job)} rests on digests only[/]: {escape(', '.join(one.missing))}"
+        f"[yellow]version {one.version} of {_plain(one.job)} rests on digests only[/]: {_plain(', '.join(one.missing))}"
         for one in done.digest_only[:SHOWN]
     ]
     count = len(done.steps) - len(done.digest_only)
@@ -80,52 +74,26 @@ def show(document: Any, human: RenderableType, as_json: bool) -> None:
         Console().print(human)
 
 
-def fail(error: Exception, as_json: bool) -> int:
-    """Print an error for the person at the terminal and return the exit code."""
-    if as_json:
-        kind = type(error).__name__.lower() if isinstance(error, AnabranchError) else "bug"
-        code = error.code.value if isinstance(error, Refused) else ""
-        print(json.dumps({"error": {"kind": kind, "code": code, "message": str(error)}}, ensure_ascii=False))
-    if isinstance(error, AnabranchError) and not isinstance(error, Misuse):
-        print(f"anabranch-audit: {error}", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-        print("anabranch-audit: this is a bug of ours; please report the lines above", file=sys.stderr)
-    return exit_code(error)
-
-
-def exit_code(error: Exception) -> int:
-    """0 ok · 1 refused or failed · 2 usage · 3 unavailable, retry · 4 corrupt storage · 70 our bug."""
-    match error:
-        case Refused() | Conflict():
-            return FAILED
-        case Unavailable():
-            return UNAVAILABLE
-        case Corrupt():
-            return CORRUPT
-        case _:
-            return BUG
-
-
 def _mark(report: Report, step: int) -> str:
     if any(finding.step == step for finding in report.findings):
         return "[red]✗[/]"
-    return "[green]✓[/]" if step <= report.reached else "·"
+    idle = step > report.reached or (step == 7 and not report.receipts)
+    return "·" if idle else "[green]✓[/]"
 
 
 def _steps(report: Report) -> dict[int, str]:
     updates = report.updates
     unknown = sum(report.not_understood.values())
-    versions = ", ".join(f"{escape(job)} at version {head}" for job, head in report.versions.items())
+    versions = ", ".join(f"{_plain(job)} at version {head}" for job, head in report.versions.items())
     said = {
-        1: f"signed by {escape(report.vkey.rpartition('+')[0])}",
+        1: f"signed by {_plain(report.vkey.rpartition('+')[0])}",
         2: f"{report.size} entries, root {report.root[:16]}…",
         3: f"{sum(report.types.values())} understood, not understood: {unknown}; {report.first} to {report.last}",
         4: f"{report.signatures} by silos; {report.views} views of the log signed with them agree",
         5: f"{updates['received']} updates received: {updates['merged']} merged, {updates['retired']} retired, "
         f"{updates['open']} open; {updates['refused']} refused; {versions or 'no jobs'}",
         6: f"{report.objects} match their digests ({decimal(report.object_bytes)}); "
-        f"{len(report.missing)} are not there and rest on their digests only",
+        f"missing ones, which rest on their digests only: {len(report.missing)}",
         7: f"{report.receipts} kept by silos are in the log" if report.receipts else "none given",
     }
     return {step: said[step] if step <= report.reached else "not begun" for step in STEPS}
@@ -133,14 +101,19 @@ def _steps(report: Report) -> dict[int, str]:
 
 def _remarks(report: Report) -> Iterator[str]:
     for finding in report.findings[:SHOWN]:
-        yield f"[red]{STEPS[finding.step]}[/] {escape(finding.where)}: {escape(finding.what)}"
+        yield f"[red]{STEPS[finding.step]}[/] {_plain(finding.where)}: {_plain(finding.what)}"
     if len(report.findings) > SHOWN:
         yield f"[red]… and {len(report.findings) - SHOWN} more; --json lists them[/]"
-    for missing in report.missing[:SHOWN]:
-        yield f"[yellow]rests on its digest only[/]: {escape(missing.what)} ({missing.digest[:16]}…)"
-    if len(report.missing) > SHOWN:
-        yield f"[yellow]… and {len(report.missing) - SHOWN} more; --json lists them[/]"
+    for kind, count in Counter(missing.kind for missing in report.missing).items():
+        some = [missing.what for missing in report.missing if missing.kind == kind][:3]
+        rest = ", …" if count > len(some) else ""
+        yield f"[yellow]rests on digests only[/]: {count} {kind} ({_plain(', '.join(some))}{rest})"
     for kind, count in report.not_understood.items():
-        yield f"[yellow]not understood[/]: {count} entries of type {escape(kind)}; a newer release may know it"
+        yield f"[yellow]not understood[/]: {count} entries of type {_plain(kind)}; a newer release may know it"
     for note in report.notes:
-        yield f"[yellow]note[/]: {escape(note)}"
+        yield f"[yellow]note[/]: {_plain(note)}"
+
+
+def _plain(text: str) -> str:
+    """Text from an export may paint no terminal: no markup, no control characters."""
+    return escape("".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text))

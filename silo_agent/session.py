@@ -78,6 +78,7 @@ class Session:
     listener: Listener
     stop: threading.Event
     _beat: float = 3.0  # seconds, as the server's Welcome says
+    _hung_up: bool = False  # by us: nothing was lost
 
     def run(self) -> None:
         """Until `stop` is set. Raises only what is our bug."""
@@ -87,16 +88,18 @@ class Session:
                 if self._converse():
                     pauses = backoff()
             except (Unavailable, Conflict, Refused) as error:
-                self.listener.lost(error)
+                if not self._hung_up:
+                    self.listener.lost(error)
             self.stop.wait(next(pauses))
 
     def reopen(self) -> None:
         """End the current stream; `run` opens the next one, on the client's newest channel, unless it is to stop."""
+        self._hung_up = True
         self.link.hang_up()
 
     def _converse(self) -> bool:
         """One connection, from hello to its end. Whether the server welcomed us."""
-        welcomed, ended = False, threading.Event()
+        welcomed, ended, self._hung_up = False, threading.Event(), False
         try:
             for message in self.link.session(self._outgoing(ended)):
                 if isinstance(message, Welcome):

@@ -141,7 +141,7 @@ class Worker:
         logger.error(
             "task failed",
             reason=failure.code.value,
-            exception=failure.exception,
+            raised=failure.exception,
             code_line=failure.code_line,
             in_a_row=self._failures,
             traceback=str(self._site.home.job(lease.job) / "training.log"),

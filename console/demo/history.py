@@ -106,6 +106,11 @@ class History:
     def head(self) -> Version:
         return self.versions[-1]
 
+    @property
+    def released(self) -> str:
+        """Digest of what the job delivers: the running average if its terms keep one, else the last version."""
+        return self.head.ema_sha256 or self.head.parameters_sha256
+
     def of(self, silo: str) -> list[Update]:
         return [update for update in self.updates if update.silo == silo]
 

@@ -5,7 +5,7 @@
 It trains and evaluates with the very loop that silos run, `silo_agent.training.managed`, on the same records, outside
 any silo, which only a demo can do. No other module imports this one, since that loop brings torch. Local training is
 given every advantage: at least twice the steps of the busiest silo, and of all the points it passed the one that did
-best on the silo's own held-out records, in hindsight. The federated model is simply the last one.
+best on the silo's own held-out records, in hindsight. Of the federated model nothing is chosen.
 """
 
 import json
@@ -36,14 +36,14 @@ class Judges:
 
 
 def evaluate_all(plan: Plan, scratch: Path) -> dict[str, Any]:
-    """`{"versions": {n: accuracy}, "ema": accuracy, "silos": {name: {"local", "federated", "tuned"}}}`.
+    """`{"versions": {n: accuracy}, "averages": {n: accuracy}, "silos": {name: {"local", "federated", "tuned"}}}`.
 
     Every accuracy is a fraction; "own" is on the silo's held-out records, "all" on all silos' held-out records.
     """
     everything = _managed(plan, plan.file, plan.together, scratch / "together")
     return {
         "versions": {number: accuracy(everything, Path(path)) for number, path in plan.versions.items()},
-        "ema": None if plan.ema is None else accuracy(everything, Path(plan.ema)),
+        "averages": {number: accuracy(everything, Path(path)) for number, path in plan.averages.items()},
         "silos": {silo.name: _silo(plan, silo, everything, scratch / silo.name) for silo in plan.silos},
     }
 
@@ -62,10 +62,10 @@ def _silo(plan: Plan, silo: SiloPlan, everything: Managed, scratch: Path) -> dic
     path = _train(alone, Path(plan.initial), plan.looks, plan.steps // plan.looks, scratch, judges)
     best = max(path, key=lambda point: (point["own"], point["steps"]))
     tuning = _managed(plan, _tuning(plan), silo.data, scratch / "tuning")
-    tuned = _train(tuning, Path(plan.head), 1, plan.tune_steps, scratch, judges)[-1]
+    tuned = _train(tuning, Path(plan.model), 1, plan.tune_steps, scratch, judges)[-1]
     return {
         "local": {**best, "trained_steps": path[-1]["steps"], "path": path},
-        "federated": judges.scores(Path(plan.head)),
+        "federated": judges.scores(Path(plan.model)),
         "tuned": tuned,
     }
 

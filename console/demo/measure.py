@@ -4,8 +4,10 @@ Each is a program of its own, run here only to collect its answer.
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,19 @@ def audit(place: Place, verb: str) -> Verdict:
 
 
 def plan(place: Place, folder: Path, file: JobFile, silos: Sequence[str], history: History) -> Plan:
-    """What to measure: every published version, and what each silo gets alone."""
-    objects = place.export / "objects"
+    """What to measure: every published version and average, and what each silo gets alone."""
+
+    def stored(digest: str) -> str:
+        return str(place.export / "objects" / digest)
+
     busiest = max(len(history.of(silo)) for silo in silos) * file.training.local_steps
     return Plan(
         folder=str(folder),
         file=file,
-        initial=str(objects / history.versions[0].parameters_sha256),
-        head=str(objects / history.head.parameters_sha256),
-        ema=str(objects / history.head.ema_sha256) if history.head.ema_sha256 else None,
-        versions={version.number: str(objects / version.parameters_sha256) for version in history.versions},
+        initial=stored(history.versions[0].parameters_sha256),
+        model=stored(history.released),
+        versions={version.number: stored(version.parameters_sha256) for version in history.versions},
+        averages={v.number: stored(v.ema_sha256) for v in history.versions if v.ema_sha256},
         silos=tuple(SiloPlan(name=silo, data=str(place.data(silo))) for silo in silos),
         together=str(place.together),
         steps=max(LOCAL_LEAST, LOCAL_FACTOR * busiest) // LOOKS * LOOKS,
@@ -68,12 +73,27 @@ def plan(place: Place, folder: Path, file: JobFile, silos: Sequence[str], histor
 
 
 def measure(place: Place, asked: Plan) -> Mapping[str, Any]:
-    """Run `console.demo.local` in its own process, the one that loads torch."""
-    question, answer = place.root / "plan.json", place.root / "measured.json"
+    """Run `console.demo.local`, which loads torch, in processes of its own: one per core, each for some silos."""
+    shares = _shares(asked, os.cpu_count() or 1)
+    with ThreadPoolExecutor(len(shares)) as pool:
+        found = list(pool.map(lambda share: _measure(place, *share), enumerate(shares)))
+    return {part: {key: value for one in found for key, value in one[part].items()} for part in found[0]}
+
+
+def _shares(asked: Plan, workers: int) -> list[Plan]:
+    """The plan dealt to `workers`: the versions go to the first, silos to each in turn."""
+    nothing: dict[str, Any] = {"versions": {}, "averages": {}}
+    return [
+        asked.model_copy(update={"silos": asked.silos[worker::workers], **(nothing if worker else {})})
+        for worker in range(min(workers, len(asked.silos)))
+    ]
+
+
+def _measure(place: Place, worker: int, asked: Plan) -> Mapping[str, Any]:
+    question, answer = (place.root / f"{name}-{worker}.json" for name in ("plan", "measured"))
     question.write_text(asked.model_dump_json(indent=1))
-    _run(
-        python("console.demo.local", str(question), str(answer)), place.logs / "measure.log", "the evaluation"
-    )
+    log = place.logs / f"measure-{worker}.log"
+    _run(python("console.demo.local", str(question), str(answer)), log, "the evaluation")
     measured: Mapping[str, Any] = json.loads(answer.read_bytes())
     return measured
 

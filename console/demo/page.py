@@ -152,7 +152,7 @@ def _growth(report: Report, river: str) -> str:
 <figure>{river}
 <ul class="key"><li>versions behind when merged:</li>{key}
 <li><i style="border:1px solid var(--muted)"></i>retired</li>
-<li><i style="border:1px solid var(--warn)"></i>refused</li></ul>
+<li><b style="color:var(--warn)">×</b> refused</li></ul>
 </figure>
 </section>"""
 
@@ -228,6 +228,7 @@ def _heat(report: Report) -> str:
 
 def _trust(report: Report) -> str:
     log, model = report["log"], report["model"]
+    which = f"{'average at ' if model['selector'] == 'ema' else ''}version {model['version']}"
     approvals = "".join(
         f"<tr><td>{escape(a['silo'])}</td><td>{escape(a['decision'])}</td><td>{a['log_index']}</td></tr>"
         for a in log["approvals"]
@@ -241,7 +242,7 @@ that log by a separate program, which imports nothing of the server and used no 
 {_verdict_card("The model is what the updates make it", log["replay"])}
 </div>
 <dl class="facts">
-<dt>model, version {model["version"]}</dt><dd class="digest">sha256 {model["parameters_sha256"]}</dd>
+<dt>model, {which}</dt><dd class="digest">sha256 {model["sha256"]}</dd>
 <dt>terms of the job</dt><dd class="digest">sha256 {report["job"]["terms_sha256"]}</dd>
 </dl>
 <p>Each silo signed its approval of exactly these terms, which include the digest of the code that ran:</p>
@@ -259,19 +260,23 @@ def _verdict_card(title: str, verdict: Mapping[str, Any]) -> str:
 
 
 def _method(report: Report) -> str:
-    job, silos = report["job"], report["silos"]
+    job, silos, model = report["job"], report["silos"], report["model"]
     steps, tuned = silos[0]["local"]["trained_steps"], silos[0]["tuned"]["steps"]
-    ema = report["model"]["ema_accuracy_all"]
-    served = f" The running average served beside it (EMA) reaches {percent(ema)}." if ema is not None else ""
+    what = f"the last version, {model['version']}"
+    if model["selector"] == "ema":
+        what = (
+            f"the running average of versions (EMA) that the job’s terms ask for, as it stands at version"
+            f" {model['version']}; that version by itself reaches {percent(model['head_accuracy_all'])}"
+        )
     return f"""<section>
 <h2>How the figures were made</h2>
 <p>scikit-learn’s 1 797 digits, dealt by Dirichlet({job["concentration"]:g}) over labels with seed {job["seed"]};
 a quarter of every silo’s records is held out and never trained on. Strategy {escape(job["strategy"])},
 {job["local_steps"]} local steps per update.</p>
-<p>The comparison favours training alone. Each silo’s own model starts from the same version 0 and gets {steps} steps, at
-least twice as many as any silo contributed, and of all the points it passed the best on the silo’s own held-out records
-is shown, chosen in hindsight. The federated model is simply the last version, {report["model"]["version"]}; nothing was
-selected.{served} Fine-tuned means {tuned} steps on the silo’s own records from there, also without selection.</p>
+<p>The comparison favours training alone. Each silo’s own model starts from the same version 0, is trained by the same
+loop and gets {steps} steps, at least twice as many as any silo contributed; of all the points it passed, the one best
+on the silo’s own held-out records is shown, chosen in hindsight. The federated model is {what}. Nothing of it was
+selected. Fine-tuned means {tuned} steps on the silo’s own records from there, also without selection.</p>
 <footer>Anabranch {escape(report["release"])} · job <span class="digest">{escape(job["id"])}</span> ·
 every figure here is in <code>report.json</code> beside this file.</footer>
 </section>"""

@@ -66,20 +66,22 @@ def river(history: History, report: Mapping[str, Any]) -> str:
 
 def _curve(axes: Axes, report: Mapping[str, Any]) -> None:
     points = report["accuracy_by_version"]
-    times, values = [p["seconds"] for p in points], [p["accuracy_all"] for p in points]
-    axes.plot(times, values, color=ACCENT, linewidth=1.8, solid_joinstyle="round")
-    axes.plot(times, values, linestyle="none", marker="o", markersize=3, color=ACCENT)
+    times = [max(0.0, point["seconds"]) for point in points]  # version 0 is older than the job's start
+    averaged = report["model"]["selector"] == "ema"
+    head = RAMP[0] if averaged else ACCENT
+    style: Any = {"marker": "o", "markersize": 2.6, "linewidth": 1.1, "color": head}
+    axes.plot(times, [point["accuracy_all"] for point in points], label="each version as published", **style)
+    if averaged:
+        pairs = [(t, p["ema_accuracy_all"]) for t, p in zip(times, points, strict=True)]
+        kept = [pair for pair in pairs if pair[1] is not None]
+        label = f"running average of versions, {percent(report['model']['accuracy_all'])} at the end"
+        axes.plot(*zip(*kept, strict=True), color=ACCENT, linewidth=2.4, solid_capstyle="round", label=label)
     best = report["model"]["best_local_accuracy_all"]
-    axes.axhline(best, color=LOCAL, linewidth=1.2, linestyle=(0, (5, 3)))
-    axes.annotate(
-        f"best silo on its own, {percent(best)}", (1, best), xycoords=("axes fraction", "data"), xytext=(-4, -13),
-        textcoords="offset points", ha="right", color=MUTED, fontsize=10,
-    )  # fmt: skip
-    if points:
-        axes.annotate(
-            percent(values[-1]), (times[-1], values[-1]), xytext=(-2, 8), textcoords="offset points", ha="right",
-            color=ACCENT, fontweight="bold",
-        )  # fmt: skip
+    alone = f"best silo on its own, {percent(best)}"
+    axes.axhline(best, color=LOCAL, linewidth=1.3, linestyle=(0, (5, 3)), label=alone)
+    axes.legend(
+        loc="lower right", frameon=False, labelcolor=INK, fontsize=10, reverse=True, borderaxespad=0.6
+    )
     axes.set_ylim(0, 1.06)
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])

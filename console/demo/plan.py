@@ -16,9 +16,9 @@ class Plan(BaseModel, extra="forbid", frozen=True):
     folder: str  # the job's code
     file: JobFile
     initial: str
-    head: str
-    ema: str | None
+    model: str  # the one whose worth to each silo is reported
     versions: dict[int, str]  # number → parameters
+    averages: dict[int, str]  # number → running average, where the job keeps one
     silos: tuple[SiloPlan, ...]
     together: str  # directory whose validation.npz holds all silos' held-out records
     steps: int  # a local-only training gets

@@ -92,10 +92,11 @@ def build(
         },
         "model": {
             "version": history.head.number,
-            "parameters_sha256": history.head.parameters_sha256,
-            "ema_sha256": history.head.ema_sha256,
+            "selector": "ema" if history.head.ema_sha256 else "head",
+            "sha256": history.released,
             "accuracy_all": federated,
-            "ema_accuracy_all": measured["ema"],
+            "head_sha256": history.head.parameters_sha256,
+            "head_accuracy_all": measured["versions"][str(history.head.number)],
             "best_local_accuracy_all": best_local,
         },
         "silos": silos,
@@ -124,6 +125,7 @@ def build(
                 "version": version.number,
                 "seconds": round(version.time - history.started, 3),
                 "accuracy_all": measured["versions"][str(version.number)],
+                "ema_accuracy_all": measured["averages"].get(str(version.number)),
             }
             for version in history.versions
             if str(version.number) in measured["versions"]

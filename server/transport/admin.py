@@ -11,7 +11,6 @@ from anabranch.v1 import admin_pb2 as pb
 from anabranch.wire import codec, limits
 from server.lifecycle import ENDED
 from server.membership import SiloRow
-from server.sessions import JobChanged
 from server.status import Evaluated, JobStatus, SiloStatus
 from server.transport.files import ended_short, in_thread, pour, read_chunks, settled
 from server.transport.peer import Peer
@@ -41,7 +40,6 @@ class Admin:
             job, receipt = await settled(in_thread(submission.hand_over, jobs.submit, peer.actor()))
         finally:
             await settled(in_thread(submission.discard))
-        self._rooms.sessions.broadcast(JobChanged(job, "waiting"))
         return pb.SubmitJobReply(job=job, receipt=codec.receipt_to_proto(receipt))
 
     async def ListJobStatus(self, _request: pb.ListJobStatusRequest, _peer: Peer) -> pb.ListJobStatusReply:
@@ -67,8 +65,6 @@ class Admin:
             )
         change = in_thread(jobs.change, peer.actor(), request.job, request.action, request.reason)
         receipt = await settled(change)
-        (status,) = await asyncio.to_thread(jobs.status, request.job)
-        self._rooms.sessions.broadcast(JobChanged(request.job, status.status))
         return pb.ChangeJobReply(receipt=codec.receipt_to_proto(receipt))
 
     async def ExportModel(

@@ -6,8 +6,8 @@ up every file it was not left. Either way it ends up without capabilities, unabl
 kernel allows it without a network; Landlock, where there is one, is laid over a user of its own too. The agent makes
 itself non-dumpable, so that not even its own user can read its memory.
 
-Left open: a UNIX socket that this user may open by path; under Landlock alone, the modes and times (never the content) of files
-of this user; and the size and timing of what the job sends home.
+Left open: a UNIX socket that this user may open by path; under Landlock alone, the modes and times, never the
+content, of this user's files; and the size and timing of what the job sends home.
 
 The process fences itself in at its start, before torch and before a line of the job's code, while it has one thread,
 and then tries to open the keys: if that succeeds it refuses to go on. Only the standard library is imported.
@@ -232,7 +232,9 @@ def _rules(fence: Fence) -> Iterator[tuple[Path, int]]:
     yield from ((packages / name, landlock.READ) for name in ("anabranch", "silo_agent"))
     yield from ((path, landlock.DEVICE) for name in _DEVICES for path in Path("/dev").glob(name))
     yield Path("/dev/shm"), landlock.WRITE  # noqa: S108 - shared memory of data loaders
-    yield from ((Path(path), landlock.READ) for path in fence.readable)
+    for given in map(Path, fence.readable):
+        parts = _around(given.resolve(), home) if given.resolve() in home.parents else [given]
+        yield from ((part, landlock.READ) for part in parts)
     yield from ((Path(path), landlock.WRITE) for path in fence.writable)
 
 

@@ -75,8 +75,9 @@ class Launcher:
         work = job_dir / "work"
         durable.make_dir(work)
         (work / "tmp").mkdir(exist_ok=True)
-        if isolated.uid is not None:
-            _hand_over(job_dir, work, isolated.uid)
+        owner = os.geteuid() if isolated.uid is None else isolated.uid
+        if isolated.uid is not None or work.stat().st_uid != owner:
+            _hand_over(job_dir, work, owner)
         command = isolation.command(self._interpreter, "silo_agent.training.runner")
         process = self._starter.submit(TrainingProcess, command, self._environment(work), job_dir).result()
         try:
@@ -219,11 +220,16 @@ class TrainingProcess:
 
 
 def _hand_over(job_dir: Path, work: Path, uid: int) -> None:
-    """Let the process's own user read the job's folder and write to its work folder; other users see neither."""
+    """Let one user read the job's folder and write to its work folder; other users see neither.
+
+    By descriptors, never by path: something the job left running could put a link in the way of a privileged chown.
+    """
     os.chown(job_dir, -1, uid)
     job_dir.chmod(0o750)
-    for path in (work, *work.rglob("*")):
-        os.lchown(path, uid, uid)
+    for _, folders, files, fd in os.fwalk(work):
+        os.fchown(fd, uid, uid)
+        for name in (*folders, *files):
+            os.chown(name, uid, uid, dir_fd=fd, follow_symlinks=False)
     work.chmod(0o700)
 
 

@@ -63,6 +63,7 @@ class Story:
     optimizer: dict[str, float] = field(default_factory=dict)
     leases: dict[str, dict[str, Any]] = field(default_factory=dict)
     count: int = 0
+    generation: int = 0  # of the silos' keys
 
     # silos
 
@@ -70,10 +71,10 @@ class Story:
         return Actor(id=f"spiffe://{FED}/silo/{silo}/agent/0", auth="mtls")
 
     def update_key(self, silo: str) -> Ed25519PrivateKey:
-        return key(ord(silo[-1]))
+        return key(ord(silo[-1]) + self.generation)
 
     def approver_key(self, silo: str) -> Ed25519PrivateKey:
-        return key(100 + ord(silo[-1]))
+        return key(100 + ord(silo[-1]) + self.generation)
 
     def enrol(self, silo: str, token: str = "t") -> None:
         token = f"{token}-{silo}"

@@ -89,10 +89,12 @@ def test_errors_have_a_message_and_a_code(told, run, tmp_path):
 
 def test_text_from_an_export_cannot_paint_the_terminal(told, run):
     """Names in an export are hostile: neither markup nor control characters get through."""
-    (told.book.directory / "[red]stray\x1b[31m").write_text("x")
+    (told.book.directory / "[red]stray\x1b[31m\udcff").write_text("x")
     _, out, _ = run("verify", told.book.directory)
     assert "\x1b" not in out
     assert "[red]stray" in out
+    _, out, _ = run("verify", told.book.directory, "--json")
+    assert "[red]stray" in json.loads(out)["notes"][-1]
 
 
 def test_the_auditor_knows_neither_server_nor_agent_nor_network():

@@ -53,10 +53,18 @@ def test_a_key_is_worthless_after_its_silo_was_revoked(story, audit):
 def test_a_silo_that_enrols_again_may_work_again(story, audit):
     story.begin()
     story.revoke("a")
+    story.generation = 10
     story.enrol("a", token="second")
     story.decide("a")
     story.update("a", story.lease("a"))
     assert audit(story).report.verified
+
+
+def test_a_revoked_key_does_not_come_back(story, audit):
+    story.begin()
+    story.revoke("a")
+    story.enrol("a", token="second")
+    found(audit(story).report, 4, "which was revoked")
 
 
 def test_the_statement_behind_an_update_is_gone(story, audit):
@@ -109,7 +117,7 @@ def test_two_silos_with_one_key(story, audit):
     story.update_key = lambda silo: key(201)
     story.enrol("c")
     story.enrol("d")
-    found(audit(story).report, 4, "registers a key of silo c for silo d")
+    found(audit(story).report, 4, "key of silo c, as update key of silo d")
 
 
 # silos and jobs
@@ -124,8 +132,16 @@ def test_enrolled_without_an_invitation(story, audit):
 
 def test_a_token_used_twice(story, audit):
     story.enrol("a")
-    story.book.append(story.book.entries[-1])
+    document = canonical.decode(story.book.entries[-1])
+    document["detail"]["csr_sha256"] = "d" * 64
+    story.book.append(canonical.encode(document))
     found(audit(story).report, 5, "token t-a was used before")
+
+
+def test_an_enrolment_repeated_because_its_answer_was_lost(story, audit):
+    story.enrol("a")
+    story.book.append(story.book.entries[-1])
+    assert audit(story).report.verified
 
 
 def test_a_job_started_without_approvals(story, audit):

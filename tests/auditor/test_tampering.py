@@ -7,8 +7,8 @@ from auditor.export import Export
 from auditor.pin import pin
 from auditor.verify import verify
 
-SAMPLES = 60  # positions per file; all of them where a signature is
-OBJECT_SAMPLES = 5  # a hash does not care which byte it is
+SAMPLES = 30  # positions per file; all of them where a signature is
+OBJECT_SAMPLES = 3  # a hash does not care which byte it is
 
 
 def tampered_files(told):
@@ -79,9 +79,8 @@ def test_an_object_that_is_gone_is_named(told):
         report = verify(export, pin(export, vkey)).report
         path.write_bytes(honest)
         assert [missing.digest for missing in report.missing] == [path.name]
-        statement = "statement" in report.missing[0].what
-        evaluation = "model.evaluated" in report.missing[0].what
-        assert report.verified == (not statement or evaluation), report.findings
+        needed = report.missing[0].kind == "statements"  # nothing else can prove what a silo said
+        assert report.verified == (not needed), report.findings
 
 
 def test_a_rewritten_history_needs_the_logs_key(told):

@@ -128,7 +128,8 @@ def test_private_evaluations_may_be_left_out(story, audit):
     report = audit(story.begin().whole(publish=False)).report
     assert report.findings == []
     assert report.verified
-    assert [missing.what for missing in report.missing] == ["statement signed for model.evaluated digits-1/1"]
+    assert [missing.kind for missing in report.missing] == ["evaluation statements"]
+    assert report.missing[0].what == "signed for model.evaluated digits-1/1"
     assert "evaluation" in report.notes[0]
 
 

@@ -27,10 +27,10 @@ def measured(tmp_path_factory, uploaded):
     folder, file = submit.read(JOB)
     _, initial = uploaded
     plan = Plan(
-        folder=str(folder), file=file, initial=str(initial), head=str(initial), ema=None,
-        versions={0: str(initial), 1: str(initial)}, together=str(place.together), steps=300, looks=3,
+        folder=str(folder), file=file, initial=str(initial), model=str(initial),
+        versions={0: str(initial), 1: str(initial)}, averages={1: str(initial)}, together=str(place.together),
         silos=tuple(SiloPlan(name=part.silo, data=str(place.data(part.silo))) for part in parts),
-        tune_steps=40, tune_learning_rate=0.1,
+        steps=300, looks=3, tune_steps=40, tune_learning_rate=0.1,
     )  # fmt: skip
     return measure.measure(place, plan), parts, initial
 
@@ -45,7 +45,7 @@ def _accuracy(path: Path, records: data.Records) -> float:
 def test_accuracies_are_those_of_the_model_file(measured) -> None:
     found, parts, initial = measured
     together = data.together(parts)
-    assert found["versions"]["0"] == found["versions"]["1"] == pytest.approx(_accuracy(initial, together))
+    assert found["versions"]["0"] == found["averages"]["1"] == pytest.approx(_accuracy(initial, together))
     for part in parts:
         federated = found["silos"][part.silo]["federated"]
         assert federated["own"] == pytest.approx(_accuracy(initial, part.held_out))

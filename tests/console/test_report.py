@@ -144,7 +144,8 @@ def test_the_page_stands_alone_and_is_well_formed() -> None:
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\"'\s)]+", html)) <= namespaces
     assert "<script" not in html
-    assert document["model"]["parameters_sha256"] in html
+    assert document["model"]["sha256"] == fed.digest("e40")
+    assert document["model"]["sha256"] in html
     assert all(silo in html for silo in fed.SILOS)
 
 

@@ -15,11 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from anabranch.v1 import admin_pb2
+from console import watch
+from console.client import connect
+
 BIN = Path(sysconfig.get_path("scripts"))
 PATIENCE = 60.0  # seconds a test waits for something that takes one or two
 TASK = """
 import time
 import numpy as np
+
+from anabranch.v1 import admin_pb2
+from console import watch
+from console.client import connect
 import torch
 
 class Tiny:
@@ -159,8 +167,9 @@ class Federation:
         self.call("anabranch-silo", "approve", job, "--yes", "--dir", self.silo_dir(name))
 
     def status(self, job: str) -> dict[str, Any]:
-        jobs = self.call("anabranch", "job", "list")["jobs"]
-        return next(one for one in jobs if one["job"] == job)
+        with connect(self.server_dir / "admin" / "admin") as admin:
+            reply = admin.stub.ListJobStatus(admin_pb2.ListJobStatusRequest(), timeout=PATIENCE, wait_for_ready=True)
+        return watch.document(next(one for one in reply.jobs if one.job == job))
 
     def silo(self, job: str, name: str) -> dict[str, Any]:
         return next(one for one in self.status(job)["silos"] if one["silo"] == name)

@@ -61,9 +61,9 @@ def test_server_killed_in_the_middle(federation: Federation) -> None:
 @pytest.mark.parametrize("moment", ["training", "outbox"])
 def test_agent_killed(federation: Federation, moment: str) -> None:
     """In the middle of a task, and with an update that is in the outbox but not acknowledged."""
-    federation.enrol("hospital-a", pause=0.1 if moment == "training" else 0.0)
+    federation.enrol("hospital-a", pause=0.05 if moment == "training" else 0.0)
     federation.agent("hospital-a")
-    job = federation.submit(versions=3, steps=10 if moment == "training" else 4)
+    job = federation.submit(versions=3, steps=100 if moment == "training" else 4)
     federation.approve("hospital-a", job)
     if moment == "training":
         federation.until(lambda: federation.silo(job, "hospital-a")["step"] >= 2, "it trains")

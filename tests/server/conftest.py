@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.edge import Edge
 from tests.server.harness import Server
 
 
@@ -11,3 +12,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
     running = Server(tmp_path / "server")
     yield running
     running.core.close()
+
+
+@pytest.fixture
+def edge(server: Server) -> Iterator[Edge]:
+    running = Edge(server).start()
+    yield running
+    running.stop()

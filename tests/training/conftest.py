@@ -50,7 +50,13 @@ class JobOnDisk:
         }
 
     def evaluate(self, cycle: str) -> dict[str, Any]:
-        return {"do": "evaluate", "cycle": cycle, "version": 0, "parameters": str(self.base), "split": "validation"}
+        return {
+            "do": "evaluate",
+            "cycle": cycle,
+            "version": 0,
+            "parameters": str(self.base),
+            "split": "validation",
+        }
 
     def update(self, cycle: str) -> bytes:
         return (self.folder / "work" / f"{cycle}.safetensors").read_bytes()

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anabranch.errors import Reason, Refused
@@ -67,6 +67,7 @@ def test_packs_what_belongs_to_the_job_in_one_form(code: Path, tmp_path: Path) -
     assert refused.value.code == Reason.NOT_FOUND
 
 
+@settings(max_examples=15)  # each file is synced to the disk
 @given(files=st.dictionaries(names, st.binary(max_size=1500), max_size=6))
 def test_what_is_packed_unpacks_to_the_same(
     files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
@@ -81,7 +82,9 @@ def test_what_is_packed_unpacks_to_the_same(
     (folder / "in").mkdir(exist_ok=True)
     data = archive.pack(folder / "in")
     archive.unpack(data, folder / "out")
-    assert {str(p.relative_to(folder / "out")): p.read_bytes() for p in (folder / "out").rglob("*") if p.is_file()} == files
+    assert {
+        str(p.relative_to(folder / "out")): p.read_bytes() for p in (folder / "out").rglob("*") if p.is_file()
+    } == files
     assert archive.pack(folder / "out") == data
 
 

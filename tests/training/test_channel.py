@@ -1,5 +1,6 @@
 """The channel as the daemon sees it: nothing but whole, valid messages comes out."""
 
+import contextlib
 import json
 import os
 
@@ -15,7 +16,13 @@ GOOD = [
     {"is": "progress", "cycle": "l-1", "step": 1, "steps": 20, "loss": 2.5},
     {"is": "trained", "cycle": "l-1", "num_examples": 7, "steps": 20, "metrics": {"loss": 1}},
     {"is": "evaluated", "cycle": "l-1", "metrics": {"accuracy": 0.5}, "num_examples": 3},
-    {"is": "failed", "cycle": "l-1", "reason": "task_failed", "exception": "KeyError", "code_line": "task.py:41"},
+    {
+        "is": "failed",
+        "cycle": "l-1",
+        "reason": "task_failed",
+        "exception": "KeyError",
+        "code_line": "task.py:41",
+    },
     {"is": "failed", "reason": "task_garbage", "exception": "OtherModel"},
 ]
 BAD = [
@@ -65,10 +72,8 @@ def test_what_is_no_message_is_garbage(line: bytes) -> None:
 
 @given(st.binary(max_size=200))
 def test_no_line_raises_anything_else(line: bytes) -> None:
-    try:
+    with contextlib.suppress(Refused):
         parse(line)
-    except Refused as refused:
-        assert refused.code == Reason.TASK_GARBAGE
 
 
 @given(cuts=st.lists(st.integers(1, 40), max_size=30))
@@ -87,10 +92,11 @@ def test_messages_survive_any_cutting_into_pieces(cuts: list[int]) -> None:
 
 def test_a_line_without_end_is_cut_off() -> None:
     incoming, writer = pipe()
+    os.write(writer, b"x" * LINE)
+    assert list(incoming.messages(0)) == []
+    os.write(writer, b"x")
     with pytest.raises(Refused) as refused:
-        for _ in range(3):
-            os.write(writer, b"x" * (LINE // 2 + 1))
-            assert list(incoming.messages(0)) == []
+        list(incoming.messages(0))
     assert refused.value.code == Reason.TASK_GARBAGE
     os.close(writer)
     incoming.close()

@@ -42,6 +42,10 @@ def connect(family, address):
     with socket.socket(family, socket.SOCK_DGRAM if family == socket.AF_INET else socket.SOCK_STREAM) as s:
         s.connect(address)
 
+def mount():
+    if libc.mount(b"none", b"/mnt", b"tmpfs", 0, None) < 0:
+        raise OSError(ctypes.get_errno(), "mount")
+
 def become_root():
     os.setresuid(0, 0, 0)
     os.setgroups([0])
@@ -63,7 +67,7 @@ tries = {
     "network": lambda: connect(socket.AF_INET, ("192.0.2.1", 53)),
     "write elsewhere": lambda: open(os.path.join(fence.home, "new"), "w"),
     "regain privileges": become_root,
-    "mount": lambda: libc.mount(b"none", b"/mnt", b"tmpfs", 0, None) and (_ for _ in ()).throw(OSError(ctypes.get_errno(), "mount")),
+    "mount": mount,
     "device": lambda: os.mknod("device", 0o600 | 0o060000, os.makedev(1, 0)),
     "read job": lambda: open(os.path.join(fence.readable[0], "task.py")).read(),
     "write work": lambda: open("result", "w").write("x"),
@@ -118,7 +122,9 @@ def inside(closed: Fence, interpreter: Path = Path(sys.executable), program: str
 
 def check(answers: dict[str, Any]) -> None:
     tried = {name: answer for name, answer in answers.items() if name not in ("detail", "uid", "caps", "nnp")}
-    assert {name: answer for name, answer in tried.items() if name in ALLOWED} == dict.fromkeys(ALLOWED, "done")
+    assert {name: answer for name, answer in tried.items() if name in ALLOWED} == dict.fromkeys(
+        ALLOWED, "done"
+    )
     assert [name for name, answer in tried.items() if answer == "done" and name not in ALLOWED] == []
     assert answers["nnp"] == "1"
     assert int(answers["caps"], 16) == 0
@@ -131,7 +137,9 @@ def test_landlock_keeps_the_keys_from_a_process_of_the_same_user(site: Path) -> 
     check(answers)
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not SYSTEM_PYTHON.exists(), reason="needs root and an interpreter for all")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not SYSTEM_PYTHON.exists(), reason="needs root and an interpreter for all"
+)
 @pytest.mark.parametrize("with_landlock", [True, False])
 def test_a_user_of_its_own_keeps_the_keys_also_without_landlock(site: Path, with_landlock: bool) -> None:
     closed = fence(site, "uid", 61300)
@@ -189,8 +197,9 @@ def test_a_readable_folder_that_contains_the_agents_does_not_open_it(site: Path)
     (venv / "data.txt").write_text("x")
     (site.parent / "detour").symlink_to(site)
     closed = fence(site, "landlock")
+    paths = [venv / "data.txt", site / "identity/update.key", site.parent / "detour/identity/update.key"]
     program = f"""
-import json, os, sys
+import json, sys
 sys.path.append({str(site.parent)!r})  # as if modules came from the folder around the agent's
 from silo_agent.training import isolation
 isolation.enter(isolation.Fence(**json.load(sys.stdin)))
@@ -198,8 +207,7 @@ def works(path):
     try: open(path).close()
     except OSError: return False
     return True
-print(json.dumps([works(p) for p in {[str(venv / "data.txt"), str(site / "identity/update.key"),
-                                      str(site.parent / "detour/identity/update.key")]!r}]))
+print(json.dumps([works(path) for path in {[str(path) for path in paths]!r}]))
 """
     assert inside(closed, program=program) == [True, False, False]
 
@@ -213,7 +221,11 @@ import ctypes
 print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)}, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT)},
+        check=True,
     )
     assert done.stdout == "0\n"
 

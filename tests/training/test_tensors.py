@@ -21,7 +21,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(after)
         self.downsample: nn.Module | None = None
         if stride != 1 or before != after:
-            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         way = x if self.downsample is None else self.downsample(x)
@@ -148,7 +150,9 @@ def test_other_precisions_travel_as_float32_and_come_back(dtype: torch.dtype, tm
     assert torch.equal(model.weight, exact.weight.to(dtype))
 
     tensors.save_update(model, tmp_path / "base", tmp_path / "nothing", manifest)
-    assert check_values(tmp_path / "nothing", manifest) == 0  # untrained: the rounding of the base is no update
+    assert (
+        check_values(tmp_path / "nothing", manifest) == 0
+    )  # untrained: the rounding of the base is no update
     loaded = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.mul_(2)
@@ -165,7 +169,11 @@ def test_a_model_that_changed_or_blew_up_is_garbage(tmp_path: Path) -> None:
     kinds = []
     with torch.no_grad():
         model.weight[1, 1] = float("nan")
-    for change in (lambda: None, lambda: setattr(model, "extra", nn.Linear(1, 1)), lambda: model.requires_grad_(False)):
+    for change in (
+        lambda: None,
+        lambda: setattr(model, "extra", nn.Linear(1, 1)),
+        lambda: model.requires_grad_(False),
+    ):
         change()
         with pytest.raises(Garbage) as garbage:
             tensors.save_update(model, tmp_path / "base", tmp_path / "update", manifest)

@@ -1,0 +1,598 @@
+"""What crosses the wire, and what happens when it stops crossing: real gRPC, real certificates, the real rooms."""
+
+import hashlib
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from sqlalchemy import select
+
+from anabranch.errors import Conflict, Misuse, Reason, Refused, Unavailable
+from anabranch.terms import JobTerms
+from anabranch.tlog.entry import Actor, parse_entry
+from anabranch.tlog.note import NoteVerifier
+from anabranch.tlog.receipt import verify_receipt
+from anabranch.v1 import admin_pb2, audit_pb2, federation_pb2, update_pb2
+from anabranch.wire import codec, limits, status, tls
+from anabranch.wire.tensors import Manifest, TensorSpec
+from server.config import Limits
+from server.health import Health
+from server.sessions import UNREAD, AbortLease, JobChanged
+from server.state import tables
+from server.transport import interceptor
+from tests.server.edge import Edge, Member, Talk, candidate
+from tests.server.harness import FEDERATION, ORIGIN, FakeSilo, Server
+
+LARGE = Manifest((TensorSpec("layer.weight", (700, 1000), "trainable"),))  # 2.8 MB: three chunks
+
+
+def answer(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except grpc.RpcError as error:
+        raise status.from_rpc_error(error) from error
+
+
+def refusal(call: Callable[[], Any]) -> Reason:
+    with pytest.raises(Refused) as refused:
+        answer(call)
+    return refused.value.code
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    pytest.fail(f"never: {what}")
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """A silo with a certificate, in a job it approved."""
+
+    member: Member
+    signer: FakeSilo
+    job: str
+    terms: JobTerms
+
+
+def at_work(edge: Edge, silo: str = "north", manifest: Manifest = LARGE) -> AtWork:
+    who = candidate()
+    member = edge.enrol(silo, who)
+    signer = FakeSilo(
+        silo, who.update, who.approver, Actor(id=f"spiffe://{FEDERATION}/silo/{silo}/agent/0", auth="mtls")
+    )
+    job, terms = edge.server.submit(manifest=manifest)
+    edge.server.decide(signer, job, terms)
+    return AtWork(member, signer, job, terms)
+
+
+@dataclass(frozen=True)
+class Sending:
+    """An update ready to be sent."""
+
+    id: str
+    envelope: bytes
+    data: bytes
+
+    def header(self, offset: int = 0) -> update_pb2.SubmitRequest:
+        header = update_pb2.SubmitHeader(update=self.id, envelope=self.envelope, offset=offset)
+        return update_pb2.SubmitRequest(header=header)
+
+    def chunks(self, start: int = 0, end: int | None = None) -> Iterator[update_pb2.SubmitRequest]:
+        for chunk in codec.chunks(self.data[start:end]):
+            yield update_pb2.SubmitRequest(chunk=chunk)
+
+    def whole(self) -> Iterator[update_pb2.SubmitRequest]:
+        yield self.header()
+        yield from self.chunks()
+
+
+def leased(edge: Edge, silo: AtWork, manifest: Manifest = LARGE) -> Sending:
+    """Over the wire: the task, the model; then an update from it."""
+    reply = silo.member.federation.NextTask(federation_pb2.NextTaskRequest(jobs=[silo.job]), timeout=10)
+    lease = edge.server.lease(silo.signer, silo.job)
+    assert (reply.lease.id, reply.lease.view.digest) == (lease.id, lease.view.digest)
+    delta = silo.signer.delta(edge.server.directory, 0.5, manifest)
+    statement = silo.signer.statement(lease, silo.terms, delta)
+    return Sending(statement.update, silo.signer.sign(statement.encode()), delta.read_bytes())
+
+
+def synced(silo: AtWork, update: str) -> int:
+    return int(
+        silo.member.updates.UploadStatus(update_pb2.UploadStatusRequest(update=update), timeout=10).synced
+    )
+
+
+def entries_of(server: Server, type: str) -> list[Any]:
+    with server.core.reader.connect() as connection:
+        data = (
+            connection.execute(select(tables.entries.c.data).order_by(tables.entries.c.index)).scalars().all()
+        )
+    return [entry.detail for entry in map(parse_entry, data) if entry.type == type]
+
+
+# --- sessions ------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_welcomed_reports_progress_and_hears_news(edge: Edge) -> None:
+    with Talk(edge.enrol("north")) as talk:
+        welcome = talk.hear().welcome
+        assert (welcome.protocol, welcome.heartbeat_seconds) == (1, 3)
+        assert abs(welcome.server_time - edge.server.clock()) < 2
+        talk.beat(lease="l1", step=3, steps=20)
+        eventually(lambda: edge.sessions.progress("l1") == (3, 20), "progress arrived")
+        assert edge.sessions.connected("north")
+        edge.sessions.push("north", JobChanged("digits-1", "paused"))
+        edge.sessions.push("north", AbortLease("l1", "job_ended"))
+        edge.sessions.push("south", AbortLease("l2", "job_ended"))
+        assert talk.hear().job_changed.status == "paused"
+        assert talk.hear().abort.lease == "l1"
+        (row,) = edge.membership.silos()
+        assert (row.connected, row.release) == (True, "0.1.0")
+    eventually(lambda: not edge.sessions.connected("north"), "the server noticed that the agent left")
+    assert edge.sessions.last_seen("north") > 0
+
+
+@pytest.mark.parametrize(("lowest", "highest", "who"), [(2, 3, "the server"), (0, 0, "the agent")])
+def test_without_a_common_protocol_the_answer_says_who_must_update(
+    edge: Edge, lowest: int, highest: int, who: str
+) -> None:
+    hello = federation_pb2.Hello(protocol_min=lowest, protocol_max=highest, release="9.0")
+    with Talk(edge.enrol("north"), hello) as talk, pytest.raises(Refused, match=f"update {who}"):
+        answer(talk.hear)
+
+
+def test_a_session_that_does_not_begin_with_hello_is_refused(edge: Edge) -> None:
+    beat = federation_pb2.AgentMessage(heartbeat=federation_pb2.Heartbeat(sequence=1))
+    call = edge.enrol("north").federation.Session(iter([beat]), timeout=10)
+    assert refusal(lambda: next(call)) is Reason.MALFORMED
+
+
+def test_an_agent_that_does_not_listen_is_told_to_look_again(edge: Edge) -> None:
+    async def overflow() -> tuple[int, object]:
+        mailbox = edge.sessions.open("north", "0.1.0")
+        for number in range(UNREAD + 1):
+            mailbox._put(JobChanged(f"job-{number}", "running"))
+        left = mailbox._queue.qsize(), await mailbox.next()
+        edge.sessions.close(mailbox)
+        return left
+
+    size, message = edge.on_loop(overflow())
+    assert (size, type(message).__name__) == (1, "Drain")
+
+
+def test_draining_sends_agents_away_and_lets_a_running_call_finish(server: Server) -> None:
+    edge = Edge(server).start()
+    silo = at_work(edge)
+    sending = leased(edge, silo)
+    half_way, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> Iterator[update_pb2.SubmitRequest]:
+        messages = sending.whole()
+        yield next(messages)
+        yield next(messages)
+        half_way.set()
+        go_on.wait(10)
+        yield from messages
+
+    upload = silo.member.updates.Submit.future(slowly(), timeout=20)
+    with Talk(silo.member) as talk:
+        talk.hear()
+        half_way.wait(10)
+        draining = threading.Thread(target=lambda: edge.on_loop(edge.ports.drain(10)))
+        draining.start()
+        assert talk.hear().WhichOneof("body") == "drain"
+        with pytest.raises(StopIteration):
+            talk.hear()
+    assert not edge.ports.accepting
+    go_on.set()
+    assert upload.result(10).reason == ""
+    draining.join(10)
+    edge.stop()
+
+
+# --- revocation ----------------------------------------------------------------------------------------------------
+
+
+def test_revoking_ends_open_streams_and_everything_else_at_once(edge: Edge) -> None:
+    silo, admin = at_work(edge), edge.admin()
+    sending = leased(edge, silo)
+    stall = threading.Event()
+
+    def stalled() -> Iterator[update_pb2.SubmitRequest]:
+        messages = sending.whole()
+        yield next(messages)
+        yield next(messages)
+        stall.wait(20)
+
+    upload = silo.member.updates.Submit.future(stalled(), timeout=30)
+    with Talk(silo.member) as talk:
+        talk.hear()
+        eventually(lambda: len(edge.calls._open) == 2, "session and upload are open")
+        reply = admin.admin.RevokeSilo(
+            admin_pb2.RevokeSiloRequest(silo="north", reason="key_compromise"), timeout=10
+        )
+        # From here on nothing of this silo is accepted.
+        assert not [call for call in edge.calls._open if call.peer and call.peer.identity.role == "silo"]
+        assert refusal(
+            lambda: silo.member.audit.GetCheckpoint(audit_pb2.GetCheckpointRequest(), timeout=5)
+        ) is (Reason.REVOKED_IDENTITY)
+        assert talk.hear().revoked.reason == "key_compromise"
+        assert refusal(talk.hear) is Reason.REVOKED_IDENTITY
+    assert refusal(lambda: upload.result(5)) is Reason.REVOKED_IDENTITY
+    stall.set()
+    receipt = codec.receipt_from_proto(reply.receipt)
+    entry, _ = verify_receipt(receipt, NoteVerifier.from_vkey(edge.server.signer.vkey), ORIGIN)
+    assert entry.type == "silo.revoked"
+    assert not entries_of(edge.server, "update.received")
+
+
+def test_revoking_one_silo_leaves_the_others_alone(edge: Edge) -> None:
+    north, south = edge.enrol("north"), edge.enrol("south")
+    with Talk(south) as talk:
+        talk.hear()
+        edge.membership.revoke(edge.server.core.observer, "north")
+        edge.sessions.push("south", JobChanged("digits-1", "paused"))
+        assert talk.hear().job_changed.job == "digits-1"
+    assert south.audit.GetCheckpoint(audit_pb2.GetCheckpointRequest(), timeout=5).checkpoint
+    assert refusal(lambda: north.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5)) is (
+        Reason.REVOKED_IDENTITY
+    )
+
+
+def test_a_renewed_certificate_takes_over_without_a_failed_call(edge: Edge) -> None:
+    old, fresh = edge.enrol("north"), candidate()
+    reply = old.federation.Renew(federation_pb2.RenewRequest(csr=fresh.csr), timeout=5)
+    old.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5)
+    new = edge.member(fresh.tls_key, reply.certificate_chain)
+    new.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5)
+    assert refusal(lambda: old.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5)) is (
+        Reason.BAD_CERTIFICATE
+    )
+
+
+# --- uploads -------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_cycle_over_the_wire(edge: Edge) -> None:
+    silo = at_work(edge)
+    (job,) = silo.member.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5).jobs
+    assert (job.id, job.decision, job.status) == (silo.job, "approved", "running")
+    archive = silo.member.federation.FetchArchive(federation_pb2.FetchArchiveRequest(job=silo.job), timeout=5)
+    assert b"".join(chunk.data for chunk in archive) == b"archive"
+    sending = leased(edge, silo)
+    reply = silo.member.updates.Submit(sending.whole(), timeout=20)
+    receipt = codec.receipt_from_proto(reply.receipt)
+    entry, _ = verify_receipt(receipt, NoteVerifier.from_vkey(edge.server.signer.vkey), ORIGIN)
+    assert (entry.type, reply.reason, entry.actor.cert_sha256) == (
+        "update.received",
+        "",
+        silo.member.fingerprint,
+    )
+    again = silo.member.updates.Submit(sending.whole(), timeout=20)
+    assert codec.receipt_from_proto(again.receipt).entry == receipt.entry
+    known = silo.member.updates.UploadStatus(update_pb2.UploadStatusRequest(update=sending.id), timeout=5)
+    assert codec.receipt_from_proto(known.reply.receipt).entry == receipt.entry
+
+
+def test_a_model_is_fetched_from_any_offset(edge: Edge) -> None:
+    silo = at_work(edge)
+    lease = edge.server.lease(silo.signer, silo.job)
+    whole = edge.server.core.blobs.path(lease.view.digest).read_bytes()
+    for offset in (0, 1, limits.CHUNK, len(whole) - 1, len(whole)):
+        request = federation_pb2.FetchModelRequest(job=silo.job, digest=lease.view.digest, offset=offset)
+        header, *chunks = silo.member.federation.FetchModel(request, timeout=10)
+        assert (header.header.view.bytes, len(header.header.receipts)) == (len(whole), 1)
+        assert b"".join(chunk.chunk for chunk in chunks) == whole[offset:]
+    beyond = federation_pb2.FetchModelRequest(job=silo.job, digest=lease.view.digest, offset=len(whole) + 1)
+    assert refusal(lambda: list(silo.member.federation.FetchModel(beyond, timeout=5))) is Reason.SIZE_LIMIT
+
+
+def _break_after(silo: AtWork, sending: Sending, bytes_sent: int) -> None:
+    """Send so much, then vanish without ending the stream."""
+    half_way, never = threading.Event(), threading.Event()
+
+    def partly() -> Iterator[update_pb2.SubmitRequest]:
+        yield sending.header()
+        yield from sending.chunks(0, bytes_sent)
+        half_way.set()
+        never.wait(10)
+
+    call = silo.member.updates.Submit.future(partly(), timeout=30)
+    half_way.wait(10)
+    eventually(lambda: synced(silo, sending.id) == bytes_sent, "the bytes arrived")
+    call.cancel()
+    never.set()
+
+
+def test_a_broken_upload_is_kept_and_resumed_and_not_mistaken_for_a_short_one(edge: Edge) -> None:
+    silo = at_work(edge)
+    sending = leased(edge, silo)
+    _break_after(silo, sending, limits.CHUNK + 17)
+    eventually(lambda: not edge.calls._open, "the server let go of the broken stream")
+    assert not entries_of(edge.server, "update.refused")
+    offset = synced(silo, sending.id)
+    assert offset == limits.CHUNK + 17
+    rest = iter([sending.header(offset), *sending.chunks(offset)])
+    assert silo.member.updates.Submit(rest, timeout=20).reason == ""
+
+
+def test_an_upload_that_ends_too_early_on_purpose_is_refused_and_logged(edge: Edge) -> None:
+    silo = at_work(edge)
+    sending = leased(edge, silo)
+    short = iter([sending.header(), *sending.chunks(0, 1000)])
+    assert silo.member.updates.Submit(short, timeout=20).reason == Reason.SIZE_LIMIT
+    (refused,) = entries_of(edge.server, "update.refused")
+    assert refused.code == Reason.SIZE_LIMIT
+
+
+def test_a_newer_stream_of_the_same_update_takes_over_from_one_that_hangs(edge: Edge) -> None:
+    silo = at_work(edge)
+    sending = leased(edge, silo)
+    half_way, hang = threading.Event(), threading.Event()
+
+    def hanging() -> Iterator[update_pb2.SubmitRequest]:
+        yield sending.header()
+        yield from sending.chunks(0, 100)
+        half_way.set()
+        hang.wait(20)
+        yield from sending.chunks(100)
+
+    first = silo.member.updates.Submit.future(hanging(), timeout=30)
+    half_way.wait(10)
+    eventually(lambda: synced(silo, sending.id) == 100, "the first stream's bytes arrived")
+    assert silo.member.updates.Submit(sending.whole(), timeout=20).reason == ""
+    with pytest.raises(Conflict):
+        answer(lambda: first.result(10))
+    hang.set()
+    blob = edge.server.core.blobs.path(hashlib.sha256(sending.data).hexdigest())
+    assert blob.read_bytes() == sending.data
+
+
+def test_a_silent_stream_is_given_up_and_what_arrived_is_kept(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptor, "SILENCE", 0.2)
+    silo = at_work(edge)
+    sending = leased(edge, silo)
+    never = threading.Event()
+
+    def silent() -> Iterator[update_pb2.SubmitRequest]:
+        yield sending.header()
+        yield from sending.chunks(0, 100)
+        never.wait(10)
+
+    with pytest.raises(Unavailable, match="no message"):
+        answer(lambda: silo.member.updates.Submit(silent(), timeout=20))
+    never.set()
+    assert synced(silo, sending.id) == 100
+
+
+def test_a_wrong_header_is_refused_before_the_rest_is_taken(edge: Edge) -> None:
+    silo = at_work(edge)
+    sending = leased(edge, silo)
+    data = (1 << 60).to_bytes(8, "little") + sending.data[8:]
+    forged = Sending(sending.id, sending.envelope, data)
+    reply = silo.member.updates.Submit(forged.whole(), timeout=20)
+    assert reply.reason in (Reason.SIZE_LIMIT, Reason.MALFORMED)
+    assert synced(silo, "another") == 0
+
+
+# --- administrators ------------------------------------------------------------------------------------------------
+
+
+def _submission(edge: Edge, tmp_path: Path, **changes: Any) -> list[admin_pb2.SubmitJobRequest]:
+    """The parts of a job the harness has submitted before, under another seed."""
+    _, terms = edge.server.submit("seed = 7\n", manifest=LARGE)
+    initial = edge.server.core.blobs.path(terms.initial_sha256).read_bytes()
+    fields = {
+        "terms": terms.encode(),
+        "manifest": LARGE.encode(),
+        "archive_bytes": len(b"archive"),
+        "initial_bytes": len(initial),
+    }
+    header = admin_pb2.SubmitJobHeader(**(fields | changes))
+    chunks = [admin_pb2.SubmitJobRequest(chunk=chunk) for chunk in codec.chunks(b"archive" + initial)]
+    return [admin_pb2.SubmitJobRequest(header=header), *chunks]
+
+
+def test_a_job_is_submitted_watched_paused_and_exported(edge: Edge, tmp_path: Path) -> None:
+    admin = edge.admin().admin
+    reply = admin.SubmitJob(iter(_submission(edge, tmp_path)), timeout=20)
+    admin.ChangeJob(
+        admin_pb2.ChangeJobRequest(job=reply.job, action="pause", reason="nights only"), timeout=5
+    )
+    statuses = {job.job: job for job in admin.ListJobStatus(admin_pb2.ListJobStatusRequest(), timeout=5).jobs}
+    assert statuses[reply.job].status == "paused"
+    header, *chunks = admin.ExportModel(
+        admin_pb2.ExportModelRequest(job=reply.job, version="head"), timeout=10
+    )
+    exported = b"".join(chunk.chunk for chunk in chunks)
+    assert hashlib.sha256(exported).hexdigest() == header.header.digest
+    watch = admin.WatchJob(admin_pb2.WatchJobRequest(job=reply.job, interval_seconds=0.2), timeout=20)
+    assert next(watch).status == "paused"
+    admin.ChangeJob(admin_pb2.ChangeJobRequest(job=reply.job, action="abort"), timeout=5)
+    assert [state.status for state in watch][-1] == "aborted"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"archive_bytes": 1 << 40}, Reason.SIZE_LIMIT),
+        ({"archive_bytes": 0}, Reason.SIZE_LIMIT),
+        ({"initial_bytes": 1 << 40}, Reason.SIZE_LIMIT),
+        ({"initial_bytes": 100}, Reason.SIZE_LIMIT),
+        ({"terms": b"x" * (limits.TERMS + 1)}, Reason.SIZE_LIMIT),
+        ({"manifest": b"[]"}, Reason.SIZE_LIMIT),
+        ({"archive_bytes": 6}, Reason.SIZE_LIMIT),
+        ({"archive_bytes": 8}, Reason.SIZE_LIMIT),
+        ({"terms": b"{}"}, Reason.MALFORMED),
+    ],
+)
+def test_a_submission_that_is_not_what_it_announces_is_refused(
+    edge: Edge, tmp_path: Path, changes: dict[str, Any], code: Reason
+) -> None:
+    admin = edge.admin().admin
+    parts = _submission(edge, tmp_path, **changes)
+    assert refusal(lambda: admin.SubmitJob(iter(parts), timeout=20)) is code
+    eventually(lambda: not list(edge.server.core.blobs.spooled()), "nothing is left in the spool")
+
+
+# --- hostile messages ----------------------------------------------------------------------------------------------
+
+
+def raw(member: Member, method: str, data: bytes) -> Any:
+    """Bytes where a message is expected."""
+    return member.channel.unary_unary(f"/anabranch.v1.{method}")(data, timeout=10)
+
+
+def test_messages_are_measured_before_they_are_parsed(edge: Edge) -> None:
+    silo = edge.enrol("north")
+    empty = b"\x0a\x00" * 100_000  # NextTaskRequest with 100,000 empty job ids
+    assert refusal(lambda: raw(silo, "Federation/NextTask", empty)) is Reason.SIZE_LIMIT
+    few = b"\x0a\x00" * (limits.JOBS + 1)
+    assert refusal(lambda: raw(silo, "Federation/NextTask", few)) is Reason.SIZE_LIMIT
+    long = federation_pb2.FetchArchiveRequest(job="x" * interceptor.CONTROL).SerializeToString()
+    archive = silo.channel.unary_stream("/anabranch.v1.Federation/FetchArchive")
+    assert refusal(lambda: list(archive(long, timeout=10))) is Reason.SIZE_LIMIT
+    assert refusal(lambda: raw(silo, "Federation/NextTask", b"\xff\xff\xff")) is Reason.MALFORMED
+    assert (
+        refusal(lambda: raw(silo, "Federation/NextTask", b"x" * (limits.REQUEST_MESSAGE + 1)))
+        is Reason.SIZE_LIMIT
+    )
+
+
+def test_what_an_agent_says_about_a_failed_task_fits_the_log_or_is_refused(edge: Edge) -> None:
+    release = edge.enrol("north").federation.ReleaseLease
+    for fields in (
+        {"lease": "l1", "reason": "because"},
+        {"lease": "l1", "reason": "task_failed", "exception": "Error: patient 4711"},
+        {"lease": "l1", "reason": "task_failed", "code_line": "/home/alice/secret.py:1"},
+        {"lease": "L 1", "reason": "task_failed"},
+    ):
+        request = federation_pb2.ReleaseLeaseRequest(**fields)
+        assert refusal(lambda r=request: release(r, timeout=5)) is Reason.MALFORMED
+    unknown = federation_pb2.ReleaseLeaseRequest(lease="l1", reason="task_failed", exception="ValueError")
+    assert refusal(lambda: release(unknown, timeout=5)) is Reason.BAD_LEASE
+
+
+def test_compressed_messages_are_not_taken(edge: Edge) -> None:
+    silo = edge.enrol("north")
+    address = f"127.0.0.1:{edge.ports.server_port}"
+    ca = edge.membership.authority.ca_pem
+    credentials = grpc.ssl_channel_credentials(ca, silo.key, silo.chain)
+    with grpc.secure_channel(address, credentials, compression=grpc.Compression.Gzip) as channel:
+        call = channel.unary_unary("/anabranch.v1.Federation/NextTask")
+        with pytest.raises(grpc.RpcError) as error:
+            call(b"\0" * 60_000_000, timeout=20)
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_an_unknown_method_is_unimplemented(edge: Edge) -> None:
+    silo = edge.enrol("north")
+    with pytest.raises(Misuse):
+        answer(lambda: raw(silo, "Federation/Nonsense", b""))
+
+
+def test_one_identity_cannot_take_everything(server: Server) -> None:
+    edge = Edge(
+        server, Limits(calls_per_second=1, calls_burst=6, calls_open=2, bytes_per_hour=1 << 20)
+    ).start()
+    try:
+        north, south = edge.enrol("north"), edge.enrol("south")
+        with Talk(north) as one, Talk(north) as two:
+            one.hear()
+            two.hear()
+            assert (
+                refusal(lambda: north.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5))
+                is Reason.QUOTA
+            )
+        eventually(lambda: not edge.calls._open, "both sessions ended")
+        codes = set()
+        for _ in range(8):
+            try:
+                answer(lambda: north.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5))
+            except Refused as error:
+                codes.add(error.code)
+        assert codes == {Reason.QUOTA}
+        south.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5)
+        greedy = update_pb2.SubmitRequest(chunk=b"x" * limits.CHUNK)
+        header = update_pb2.SubmitRequest(header=update_pb2.SubmitHeader(update="u"))
+        assert refusal(lambda: south.updates.Submit(iter([greedy]), timeout=5)) is Reason.QUOTA
+        assert refusal(lambda: south.updates.Submit(iter([header]), timeout=5)) is Reason.MALFORMED
+    finally:
+        edge.stop()
+
+
+def test_failed_attempts_are_counted_and_logged_together(edge: Edge) -> None:
+    admin = edge.admin()
+    for _ in range(5):
+        refusal(lambda: admin.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5))
+    edge.membership.revoke(edge.server.core.observer, edge.invite("north").silo)
+    edge.failures.flush()
+    edge.failures.flush()
+    (failed,) = entries_of(edge.server, "auth.failed")
+    assert (failed.code, failed.count, failed.method) == (Reason.WRONG_ROLE, 5, "Federation/ListJobs")
+
+
+def test_a_bug_behind_the_transport_tells_nothing_about_the_inside(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_silo: str) -> None:
+        raise KeyError("/var/lib/anabranch/secret")
+
+    monkeypatch.setattr(type(edge.rooms.jobs), "offered", lambda _self, silo: broken(silo))
+    silo = edge.enrol("north")
+    with pytest.raises(Misuse) as error:
+        answer(lambda: silo.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5))
+    assert "secret" not in str(error.value)
+
+
+def test_two_servers_cannot_share_a_port(edge: Edge) -> None:
+    taken = f"127.0.0.1:{edge.ports.server_port}"
+    second = edge.on_loop(edge._make_ports())
+    second._listen = second._listen.model_copy(update={"server": taken})
+    with pytest.raises(Unavailable, match="cannot listen"):
+        edge.on_loop(second.open())
+
+
+# --- health --------------------------------------------------------------------------------------------------------
+
+
+def test_health_says_what_is_wrong_and_metrics_are_prometheus() -> None:
+    ailing, unready = [""], ["not serving yet"]
+    health = Health("127.0.0.1:0", lambda: ailing[0], lambda: unready[0])
+    health.start()
+
+    def get(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{health.port}{path}", timeout=5) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    assert get("/healthz") == (200, "ok\n")
+    assert get("/readyz") == (503, "not serving yet\n")
+    ailing[0], unready[0] = "the writer stopped", ""
+    assert get("/healthz") == (503, "the writer stopped\n")
+    assert get("/readyz") == (200, "ok\n")
+    code, text = get("/metrics")
+    assert code == 200
+    assert "anabranch_sessions" in text
+    assert get("/etc/passwd")[0] == 404
+    health.stop()
+
+
+def test_the_options_of_both_ends_agree() -> None:
+    client, server = dict(tls.CHANNEL_OPTIONS), dict(tls.SERVER_OPTIONS)
+    pause = server["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    assert int(pause) <= int(client["grpc.keepalive_time_ms"])

@@ -1,0 +1,101 @@
+from datetime import datetime, time, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import JobTerms, parse_job_file
+from silo_agent.policy import (
+    TEMPLATE,
+    Policy,
+    admit,
+    admit_isolation,
+    open_now,
+    parse_bytes,
+    parse_policy,
+    parse_window,
+)
+
+BOUND = '[data.default]\npath = "/srv/data"\n'
+
+
+def terms(data: str = "default") -> JobTerms:
+    file = parse_job_file(f'[job]\nname = "tiny"\ntask = "task.py:Tiny"\ndata = "{data}"')
+    return JobTerms(file=file, archive_sha256="0" * 64, initial_sha256="1" * 64, manifest_sha256="2" * 64)
+
+
+def test_the_policy_that_enrolment_writes_denies_every_job() -> None:
+    rules = parse_policy(TEMPLATE, "policy.toml")
+    assert rules == Policy()
+    with pytest.raises(Refused, match=r"\[data\.default\]") as refusal:
+        admit(rules, terms())
+    assert refusal.value.code is Reason.POLICY
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("[run]\nisolaton = 'required'", "run.isolaton"),
+        ("[run]\nisolation = 'maybe'", "run.isolation"),
+        ("[run]\nmax_update_bytes = '1 GiB of'", "run.max_update_bytes"),
+        ("[run]\nhours = ['20-6']", "run.hours"),
+        ("[run]\nhours = ['08:00-08:00']", "run.hours"),
+        ("[run]\ngpus = [-1]", "run.gpus"),
+        ("[data.Bad]\npath = '/x'", "data"),
+        ("[data.default]\npath = 'relative'", "absolute"),
+        ("[approve]\nterms = ['abc']", "approve.terms"),
+        ("unknown = 1", "unknown"),
+        ("[run", "TOML"),
+    ],
+)
+def test_a_wrong_policy_is_refused_by_name_and_says_that_nothing_runs(text: str, names: str) -> None:
+    with pytest.raises(Refused, match="nothing runs") as refusal:
+        parse_policy(text, "policy.toml")
+    assert names in str(refusal.value) and refusal.value.code is Reason.POLICY
+
+
+def test_a_bound_data_set_admits_the_job_that_asks_for_it_and_no_other() -> None:
+    rules = parse_policy(BOUND + "params = { site = 'north', rate = 0.5 }", "policy.toml")
+    assert admit(rules, terms()).params == {"site": "north", "rate": 0.5}
+    with pytest.raises(Refused, match="asks for data 'other' and this site binds default"):
+        admit(rules, terms("other"))
+
+
+def test_size_is_a_rule_of_the_site() -> None:
+    rules = parse_policy(BOUND + "[run]\nmax_update_bytes = '1MiB'", "policy.toml")
+    admit(rules, terms(), 1 << 20)
+    with pytest.raises(Refused, match="max_update_bytes"):
+        admit(rules, terms(), (1 << 20) + 1)
+
+
+def test_missing_isolation_is_refused_unless_the_policy_says_otherwise() -> None:
+    with pytest.raises(Refused, match="NOT ISOLATED"):
+        admit_isolation(Policy(), False, "NOT ISOLATED: no Landlock")
+    admit_isolation(Policy(), True, "")
+    admit_isolation(parse_policy("[run]\nisolation = 'allowed-without'", ""), False, "")
+
+
+@given(st.times(), st.times(), st.times())
+def test_a_window_and_its_complement_cover_the_day(start: time, end: time, now: time) -> None:
+    start, end = start.replace(second=0, microsecond=0), end.replace(second=0, microsecond=0)
+    if start == end:
+        return
+    window, rest = f"{start:%H:%M}-{end:%H:%M}", f"{end:%H:%M}-{start:%H:%M}"
+    moment = datetime.combine(datetime(2026, 11, 20), now)
+    inside, outside = (open_now(parse_policy(f"[run]\nhours = ['{w}']", ""), moment) for w in (window, rest))
+    assert inside != outside
+
+
+def test_night_hours_span_midnight() -> None:
+    rules = parse_policy("[run]\nhours = ['20:00-06:00']", "")
+    midnight = datetime(2026, 11, 20)
+    open_ = [hour for hour in range(24) if open_now(rules, midnight + timedelta(hours=hour))]
+    assert open_ == [0, 1, 2, 3, 4, 5, 20, 21, 22, 23]
+    assert open_now(Policy(), midnight)
+    assert parse_window("08:00-09:30") == (time(8), time(9, 30))
+
+
+@pytest.mark.parametrize(("text", "size"), [("1GiB", 2**30), ("500MB", 500_000_000), ("1.5 KiB", 1536), ("0B", 0)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
