@@ -69,7 +69,7 @@ def answering(federation: FederationInfo) -> Iterator[None]:
     except grpc.RpcError as error:
         meant = status.from_rpc_error(error)
         if isinstance(meant, Unavailable):
-            raise Unavailable(f"the server at {federation.server} does not answer: {meant}") from error
+            raise Unavailable(f"{federation.server}: {meant}") from error
         raise meant from error
 
 

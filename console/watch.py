@@ -10,7 +10,6 @@ import grpc
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -128,33 +127,29 @@ def jobs_table(statuses: list[admin_pb2.JobStatus]) -> RenderableType:
     """One row per job."""
     if not statuses:
         return Text("no jobs yet; `anabranch job submit FOLDER` adds one", style="dim")
-    table = _table("job", "name", "status", "head", "best", "silos connected", "reason")
+    table = _table("job", "name", "status", "head", "best", "silos")
     for status in statuses:
         connected = sum(silo.connected for silo in status.silos)
         table.add_row(
             status.job,
             status.name,
             _status(status),
-            f"{status.head} / {status.versions}",
+            f"{status.head}/{status.versions}",
             str(status.best),
-            f"{connected} / {len(status.silos)}",
-            status.reason,
+            f"{connected} of {len(status.silos)} connected",
         )
     return table
 
 
 def view(status: admin_pb2.JobStatus) -> RenderableType:
-    """The live view: head and buffer, one row per silo, and what was last refused and why."""
-    table = _table(
-        "silo", "", "doing", "base", "sent", "merged", "refused", "retired", "staleness", "data", "accuracy"
-    )
+    """The live view: head and buffer, one row per silo, and what was last refused and why. Fits 80 columns."""
+    table = _table("silo", "doing", "base", "sent", "merged", "refused", "retired", "stale", "data", "score")
     scores = _scores(status)
     for silo in status.silos:
         name, style = state(silo, status)
         table.add_row(
             Text(silo.silo, style="bold"),
-            Text("●", style=style),
-            _doing(silo, name, style),
+            _doing(silo, name, style, status.server_time),
             str(silo.base) if silo.training else "–",
             str(silo.received + _never_received(silo)),
             str(silo.merged),
@@ -164,9 +159,10 @@ def view(status: admin_pb2.JobStatus) -> RenderableType:
             size(silo.bytes),
             scores.get(silo.silo, Text("–", style="dim")),
         )
-    parts: list[RenderableType] = [_headline(status), Text(), table]
+    title = Text.assemble((status.name, "bold"), (f"  {status.job}", "dim"))
+    parts: list[RenderableType] = [title, _headline(status), Text(), table]
     parts += [Text(f"{s.silo}: {s.last_reason}", style="yellow") for s in status.silos if s.last_reason]
-    return Panel(Group(*parts), title=f"{status.name}  ·  {status.job}", title_align="left", box=box.ROUNDED)
+    return Group(*parts)
 
 
 def line(status: admin_pb2.JobStatus) -> str:
@@ -191,7 +187,7 @@ def state(silo: admin_pb2.SiloStatus, status: admin_pb2.JobStatus | None) -> tup
     """A word for what the silo is doing and the colour it is shown in."""
     now = status.server_time if status else 0
     if silo.decision != "approved":
-        return (silo.decision or "has not decided", "red" if silo.decision else "yellow")
+        return (silo.decision or "undecided", "red" if silo.decision else "yellow")
     if not silo.connected:
         return ("never connected" if not silo.last_seen else "lost", "red")
     if now and silo.last_seen and now - silo.last_seen > LATE_SECONDS:
@@ -212,11 +208,15 @@ def ago(seconds: int) -> str:
     """`12 s ago` for a unix time, `never` for 0."""
     if not seconds:
         return "never"
-    passed = max(0, int(time.time()) - seconds)
+    return f"{_span(int(time.time()) - seconds)} ago"
+
+
+def _span(seconds: int) -> str:
+    """The largest unit only: `3 min`."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if passed >= length:
-            return f"{passed // length} {unit} ago"
-    return f"{passed} s ago"
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{max(0, seconds)} s"
 
 
 def _never_received(silo: admin_pb2.SiloStatus) -> int:
@@ -226,39 +226,43 @@ def _never_received(silo: admin_pb2.SiloStatus) -> int:
 
 def _headline(status: admin_pb2.JobStatus) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=max(1, status.versions), completed=status.head, width=34)
-    mean = next((e for e in status.evaluations if not e.silo), None)
+    bar = ProgressBar(total=max(1, status.versions), completed=status.head, width=20)
     facts = Text.assemble(
         _status(status),
-        f"   version {status.head} of {status.versions}",
-        f"   buffer {status.buffered}/{status.buffer}" if status.buffer else "",
+        f"  version {status.head} of {status.versions}",
+        f"  buffer {status.buffered}/{status.buffer}" if status.buffer else "",
         f" for {status.buffer_age_seconds:.0f} s" if status.buffered else "",
     )
-    if mean is not None:
-        for name, value in mean.metrics.items():
-            facts.append(
-                f"   mean {name} {value:.1%}" if 0 <= value <= 1 else f"   mean {name} {value:.4g}", "bold"
-            )
-        facts.append(f" at version {mean.version}", "dim")
     grid.add_row(bar, facts)
+    mean = next((e for e in status.evaluations if not e.silo), None)
+    if mean is not None:
+        scores = ", ".join(f"{name} {_score(value)}" for name, value in mean.metrics.items())
+        told = Text.assemble((scores, "bold"), f" at version {mean.version}, mean over silos")
+        grid.add_row("", told)
     return grid
 
 
-def _doing(silo: admin_pb2.SiloStatus, name: str, style: str) -> RenderableType:
+def _doing(silo: admin_pb2.SiloStatus, name: str, style: str, now: int) -> RenderableType:
+    dot = Text("● ", style=style)
     if name == "training" and silo.steps:
-        done = Text(f" {silo.step}/{silo.steps}", style="dim")
         grid = Table.grid()
-        grid.add_row(ProgressBar(total=silo.steps, completed=min(silo.step, silo.steps), width=12), done)
+        bar = ProgressBar(total=silo.steps, completed=min(silo.step, silo.steps), width=6)
+        grid.add_row(dot, bar, Text(f" {silo.step}/{silo.steps}", style="dim"))
         return grid
-    return Text(f"{name}, seen {ago(silo.last_seen)}" if name in ("lost", "late") else name, style=style)
+    seen = f" {_span(now - silo.last_seen)}" if name in ("lost", "late") else ""
+    return dot.append(f"{name}{seen}")
 
 
 def _scores(status: admin_pb2.JobStatus) -> dict[str, Text]:
     return {
-        e.silo: Text(", ".join(f"{v:.1%}" if 0 <= v <= 1 else f"{v:.4g}" for v in e.metrics.values()))
+        e.silo: Text(", ".join(_score(value) for value in e.metrics.values()))
         for e in status.evaluations
         if e.silo
     }
+
+
+def _score(value: float) -> str:
+    return f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}"
 
 
 def _status(status: admin_pb2.JobStatus) -> Text:
@@ -269,19 +273,8 @@ def _status(status: admin_pb2.JobStatus) -> Text:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    numeric = {
-        "base",
-        "sent",
-        "merged",
-        "refused",
-        "retired",
-        "staleness",
-        "data",
-        "accuracy",
-        "head",
-        "best",
-    }
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    words = {"job", "name", "status", "silo", "silos", "doing"}
     for column in columns:
-        table.add_column(column, justify="right" if column in numeric else "left")
+        table.add_column(column, justify="left" if column in words else "right", no_wrap=column != "status")
     return table

@@ -31,6 +31,7 @@ from console.demo.processes import Children, forget_proxies
 
 SECONDS_PER_BATCH = 0.01  # of a silo at the usual speed
 SLOWER = (10.0, 3.0)  # the last silo, and the one before it
+AVERAGED = 40  # versions; a shorter run's average would still hold much of version 0
 POLL = 0.4  # seconds between two looks at the job
 MARK = "anabranch-demo"  # file that says a directory is the demo's to empty
 
@@ -80,7 +81,11 @@ def job_file(folder: Path, settings: Settings) -> JobFile:
             "job": file.job.model_copy(update={"seed": settings.seed}),
             "silos": file.silos.model_copy(update={"min": settings.silos}),
             "aggregation": file.aggregation.model_copy(
-                update={"strategy": settings.strategy, "buffer": min(file.aggregation.buffer, settings.silos)}
+                update={
+                    "strategy": settings.strategy,
+                    "buffer": min(file.aggregation.buffer, settings.silos),
+                    "ema": file.aggregation.ema if settings.versions >= AVERAGED else None,
+                }
             ),
             "stop": file.stop.model_copy(update={"versions": settings.versions}),
         }
@@ -255,7 +260,8 @@ def _keep_running(children: Children, place: Place, console: Console) -> None:
     console.print("  anabranch job list\n  anabranch silo list\nCtrl-C stops it")
     try:
         while True:
-            children.check()
+            for line in children.ended():  # a revoked agent, for example
+                console.print(line, markup=False)
             time.sleep(1)
     except KeyboardInterrupt:
         console.print("stopped")

@@ -70,6 +70,13 @@ class Children:
             if child.process.poll() is not None:
                 raise _died(child)
 
+    def ended(self) -> list[str]:
+        """One line for each child that has ended by itself; it is no longer watched then."""
+        gone = [child for child in self.running.values() if child.process.poll() is not None]
+        for child in gone:
+            del self.running[child.name]
+        return [f"{child.name} has ended: {tail(child.log).rpartition(chr(10))[2]}" for child in gone]
+
     def kill(self, name: str) -> float:
         """SIGKILL one child, as a power cut would; returns the unix time at which it was gone."""
         child = self.running.pop(name)

@@ -30,24 +30,26 @@ def status(**changes) -> admin_pb2.JobStatus:
 
 
 def shown(renderable) -> str:
-    console = Console(file=io.StringIO(), width=140, record=True)
+    console = Console(file=io.StringIO(), width=80, record=True)
     console.print(renderable)
     return console.export_text()
 
 
 def test_the_view_says_who_does_what_and_why_not() -> None:
     text = shown(watch.view(status()))
-    rows = {line.split()[1]: line for line in text.splitlines() if "●" in line}
+    rows = {line.split()[0]: line for line in text.splitlines() if "●" in line}
     assert "7/20" in rows["aare"]
     assert "91.0%" in rows["aare"]
     assert "171.0 kB" in rows["aare"]
     assert "late" in rows["tagus"]
-    assert "lost" in rows["elbe"]
-    assert "has not decided" in rows["oder"]
+    assert "lost 1 min" in rows["elbe"]
+    assert "undecided" in rows["oder"]
     assert "denied" in rows["ebro"]
     assert "elbe: nonfinite" in text
     assert "version 12 of 80" in text
-    assert "mean accuracy 87.5%" in text
+    assert "accuracy 87.5% at version 10" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
 
 
 def test_a_line_fits_a_log() -> None:
@@ -69,7 +71,7 @@ def test_every_status_renders(capsys) -> None:
     assert "aborted" in shown(watch.view(ended))
     assert "aborted (operator)" in watch.line(ended)
     assert "no jobs yet" in shown(watch.jobs_table([]))
-    assert "12 / 80" in shown(watch.jobs_table([status()]))
+    assert "12/80" in shown(watch.jobs_table([status()]))
 
 
 def test_following_ends_with_the_job_and_says_each_version_once(capsys) -> None:

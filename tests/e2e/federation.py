@@ -20,14 +20,10 @@ from console import watch
 from console.client import connect
 
 BIN = Path(sysconfig.get_path("scripts"))
-PATIENCE = 60.0  # seconds a test waits for something that takes one or two
+PATIENCE = 45.0  # seconds a test waits for something that takes one or two
 TASK = """
 import time
 import numpy as np
-
-from anabranch.v1 import admin_pb2
-from console import watch
-from console.client import connect
 import torch
 
 class Tiny:
@@ -63,7 +59,7 @@ min = {silos}
 local_steps = {steps}
 batch_size = 8
 [aggregation]
-strategy = "fedbuff"
+strategy = "{strategy}"
 buffer = {buffer}
 [evaluation]
 every = 2
@@ -155,8 +151,8 @@ class Federation:
     def agent(self, name: str, env: dict[str, str] | None = None) -> None:
         self.start(name, "anabranch-silo", "run", "--dir", self.silo_dir(name), env=env)
 
-    def submit(self, task: str = TASK, text: str = "", **options: int) -> str:
-        defaults = {"silos": 1, "steps": 4, "buffer": 1, "versions": 4}
+    def submit(self, task: str = TASK, text: str = "", **options: int | str) -> str:
+        defaults: dict[str, int | str] = {"strategy": "fedbuff", "silos": 1, "steps": 4, "buffer": 1, "versions": 4}
         folder = self.root / "job"
         folder.mkdir(exist_ok=True)
         (folder / "job.toml").write_text((text or JOB).format(**{**defaults, **options}))

@@ -16,13 +16,12 @@ def test_two_silos_train_and_the_log_verifies(federation: Federation) -> None:
     for seed, name in enumerate(("hospital-a", "hospital-b")):
         federation.enrol(name, seed)
         federation.agent(name)
-    job = federation.submit(silos=2, buffer=2, versions=4)
+    job = federation.submit(strategy="fedavg", silos=2, versions=4)
     for name in ("hospital-a", "hospital-b"):
         federation.approve(name, job)
     status = federation.finish(job)
     assert status["head"] == 4
-    assert {silo["merged"] for silo in status["silos"]} <= set(range(1, 9))
-    assert sum(silo["merged"] for silo in status["silos"]) == 8
+    assert [silo["merged"] for silo in status["silos"]] == [4, 4]
     federation.verified()
     for name in ("server", "hospital-a"):
         assert not torch_is_loaded(federation.processes[name].pid)
@@ -63,7 +62,7 @@ def test_agent_killed(federation: Federation, moment: str) -> None:
     """In the middle of a task, and with an update that is in the outbox but not acknowledged."""
     federation.enrol("hospital-a", pause=0.05 if moment == "training" else 0.0)
     federation.agent("hospital-a")
-    job = federation.submit(versions=3, steps=100 if moment == "training" else 4)
+    job = federation.submit(versions=3, steps=40 if moment == "training" else 4)
     federation.approve("hospital-a", job)
     if moment == "training":
         federation.until(lambda: federation.silo(job, "hospital-a")["step"] >= 2, "it trains")
@@ -91,7 +90,7 @@ def test_revoked_while_training(federation: Federation) -> None:
     for name in ("hospital-a", "hospital-b"):
         federation.approve(name, job)
     federation.until(lambda: federation.silo(job, "hospital-a")["training"], "hospital-a trains")
-    federation.call("anabranch", "silo", "revoke", "hospital-a", "--yes")
+    federation.call("anabranch", "silo", "revoke", "hospital-a")
     agent = federation.processes["hospital-a"]
     federation.until(lambda: agent.poll() is not None, "the revoked agent stops")
     assert agent.returncode == 1
