@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check protos clean
+.PHONY: help demo test check protos docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,15 +22,19 @@ demo: $(BIN)/.ready  ## a federation of five silos on this machine, trained and 
 test: $(BIN)/.ready  ## the tests
 	$(BIN)/python -m pytest
 
-check: $(BIN)/.ready  ## ruff, mypy, floors, generated code
+check: $(BIN)/.ready  ## ruff, mypy, floors, generated code and pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate_commands.py --check
 
 protos: $(BIN)/.ready  ## regenerate anabranch/v1 from proto/
 	$(BIN)/python proto/generate.py
+
+docs: $(BIN)/.ready  ## regenerate docs/commands.md from the programs' help
+	$(BIN)/python docs/generate_commands.py
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build

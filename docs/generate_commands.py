@@ -1,15 +1,13 @@
 """Write `docs/commands.md` from the programs' own help; with --check, fail when it differs.
 
-    python docs/generate_commands.py [--check]
+python docs/generate_commands.py [--check]
 """
 
-import os
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-os.environ["TERM"] = "dumb"
-os.environ["COLUMNS"] = "100"
+from typing import Any
 
 import typer
 
@@ -19,7 +17,12 @@ from server.main import app as server
 from silo_agent.main import app as silo
 
 PAGE = Path(__file__).parent / "commands.md"
-PROGRAMS = {"anabranch": console, "anabranch-server": server, "anabranch-silo": silo, "anabranch-audit": audit}
+PROGRAMS = {
+    "anabranch": console,
+    "anabranch-server": server,
+    "anabranch-silo": silo,
+    "anabranch-audit": audit,
+}
 INTRO = """# Commands
 
 Generated from the programs' help by `python docs/generate_commands.py`; `make check` compares.
@@ -30,22 +33,31 @@ later · 4 our storage is corrupt · 70 a bug of ours.
 """
 
 
-def commands(command: object, name: str) -> Iterator[str]:
+def commands(command: Any, name: str) -> Iterator[str]:
     """One section per command, depth first."""
-    context = typer.Context(command, info_name=name)  # type: ignore[arg-type]
     children = getattr(command, "commands", {})
     if children:
         for child, sub in children.items():
             yield from commands(sub, f"{name} {child}")
         return
-    lines = [f"## `{name}`", "", (command.help or "").strip(), ""]  # type: ignore[attr-defined]
-    rows = [record for param in command.params if (record := param.get_help_record(context))]  # type: ignore[attr-defined]
-    arguments = [p for p in command.params if p.param_type_name == "argument"]  # type: ignore[attr-defined]
-    usage = " ".join(p.make_metavar(context) for p in arguments)
-    lines += ["```", f"{name} [OPTIONS] {usage}".rstrip(), "```", ""]
-    lines += ["| | |", "| --- | --- |"]
-    lines += [f"| `{flag}` | {text.strip()} |".replace("|", "\\|", 0) for flag, text in rows if "--help" not in flag]
-    yield "\n".join(lines) + "\n"
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+    usage = " ".join(argument(p) for p in arguments)
+    rows = [(argument(p), p) for p in arguments] + [(", ".join(p.opts), p) for p in options]
+    lines = [f"## `{name} {usage}".rstrip() + "`", "", inspect.cleandoc(command.help or ""), ""]
+    if rows:
+        lines += ["| | |", "| --- | --- |", *(f"| `{flag}` | {described(p)} |" for flag, p in rows), ""]
+    yield "\n".join(lines)
+
+
+def argument(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name.upper())
+
+
+def described(parameter: Any) -> str:
+    plain = isinstance(parameter.default, str | int | float) and not isinstance(parameter.default, bool)
+    default = f" Default: `{parameter.default}`." if plain and parameter.default != "" else ""
+    return " ".join((parameter.help or "").split()) + default
 
 
 def page() -> str:

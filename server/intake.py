@@ -21,6 +21,7 @@ from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, limits, statements
+from anabranch.wire.manifest import LENGTH_BYTES
 from anabranch.wire.tensors import Manifest, check_file, check_header_bytes, check_values
 from server.audit.log import Log, entry_signature
 from server.audit.sealing import keep_sealed
@@ -166,6 +167,7 @@ class Upload:
     _fd: int = -1
     _unsynced: int = 0
     _header: bytes = b""
+    _header_good: bool = False
 
     def __post_init__(self) -> None:
         self._fd = os.open(self.spool, os.O_RDWR | os.O_CREAT, 0o600)
@@ -180,13 +182,13 @@ class Upload:
             self._take(prefix)
 
     def _take(self, chunk: bytes) -> None:
-        """Hash it, and refuse a wrong tensor header as soon as all of it is here."""
+        """Hash it, and refuse a wrong tensor header as soon as it can be told."""
         self._hash.update(chunk)
-        expected = len(self.manifest.header())
-        if len(self._header) < expected:
-            self._header += chunk[: expected - len(self._header)]
-            if len(self._header) == expected and self._header != self.manifest.header():
-                check_header_bytes(self._header, self.claim.statement.bytes, self.manifest)
+        if not self._header_good:
+            self._header += chunk[: limits.HEADER + LENGTH_BYTES - len(self._header)]
+            self._header_good = check_header_bytes(self._header, self.claim.statement.bytes, self.manifest)
+            if self._header_good:
+                self._header = b""
 
     def append(self, chunk: bytes) -> None:
         """Write the next bytes. Raises Refused when there are more than announced, Unavailable on a full disk."""

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from anabranch.errors import Reason, Refused
+from anabranch.rules.step import optimizer_manifest
 from anabranch.terms import parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
@@ -90,6 +91,9 @@ class Jobs:
                 raise Refused(
                     Reason.DIGEST_MISMATCH, f"the {what} is not the one the terms name; submit the job again"
                 )
+        optimizer_manifest(
+            tensors, parsed.file.aggregation.server_optimizer
+        )  # its tensors fit the limits as well
         check_file(initial, tensors)
         check_values(initial, tensors)
         for small in (terms, manifest, archive):

@@ -36,3 +36,16 @@ def test_every_decision_is_listed() -> None:
         number = int(path.name[:4])
         assert re.search(rf"\b{number} \w", listed), path.name
         assert path.read_text().startswith(f"# {number}. ") or "# " in path.read_text()
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    """Programs and subcommands; the reference is generated from their help and compared in `make check`."""
+    known = set(re.findall(r"^## `(anabranch[\w-]*(?: [a-z]+)+)", (ROOT / "docs/commands.md").read_text(), re.MULTILINE))
+    used = re.findall(r"^ {4}(?:\.venv/bin/)?(anabranch[\w-]*(?: [a-z]+)+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(used) > 10
+    assert not [command for command in used if not any(command.startswith(name) for name in known)]
+
+
+def test_the_readmes_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^ {4}make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE)) <= targets
