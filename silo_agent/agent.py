@@ -98,6 +98,7 @@ class Agent:
         """Raises what made the agent stop: Refused (revoked), Untrusted, Corrupt, Misuse. Returns after `stop`."""
         c = self._c
         with _alone(c.home):
+            _no_evidence(c.home)
             rules = policy.load_policy(c.home.policy)
             isolated = isolation(c.home, rules)
             (logger.info if isolated.holds else logger.warning)(
@@ -222,6 +223,17 @@ class Agent:
         if self._failure is None:
             self._failure = error
         self.stop()
+
+
+def _no_evidence(home: Home) -> None:
+    """A restart does not make a forked log whole: a person decides. Raises Refused(DIGEST_MISMATCH)."""
+    found = sorted(home.evidence.glob("*.json"))
+    if found:
+        raise Refused(
+            Reason.DIGEST_MISMATCH,
+            f"{found[0]} says that the server could not prove its log. Show it to the other silos and to the auditor; "
+            "to trust the server again, move the file away",
+        )
 
 
 @contextmanager

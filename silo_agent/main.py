@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from anabranch import exits
 from anabranch.errors import Reason, Refused, Unavailable
 from silo_agent import approval, check, identity, output, policy
 from silo_agent.agent import Agent, Connection, connect, interpreter
@@ -47,7 +48,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(output.FAILED)
+        sys.exit(exits.FAILED)
     except Exception as error:
         sys.exit(output.fail(error, "--json" in sys.argv))
 
@@ -109,7 +110,7 @@ def check_hops(directory: Dir = HERE, as_json: Json = False) -> None:
         Console().print(table)
     if broken is not None:
         print(f"anabranch-silo: {broken.hop} fails: {broken.meaning}. {broken.remedy}", file=sys.stderr)
-        raise typer.Exit(output.FAILED)
+        raise typer.Exit(exits.FAILED)
 
 
 @app.command()
@@ -227,7 +228,7 @@ def _decide(reference: str, decision: Decision, directory: Path, yes: bool, as_j
         if decision == "approve":
             _show_before_approving(connection, proposal, yes, as_json)
         elif not yes and not as_json and not typer.confirm(f"{decision} {proposal.job.id}?"):
-            raise typer.Exit(output.FAILED)
+            raise typer.Exit(exits.FAILED)
         note = _record_and_announce(connection, proposal, decision)
     output.show(
         {"job": proposal.job.id, "terms_sha256": proposal.digest, "decision": STATUS[decision], "note": note},
@@ -246,7 +247,7 @@ def _show_before_approving(connection: Connection, proposal: Proposal, yes: bool
         raise Refused(Reason.POLICY, "approving with --json needs --yes: nobody can be asked")
     _print_terms(proposal, "")
     if not typer.confirm("Approve exactly this?"):
-        raise typer.Exit(output.FAILED)
+        raise typer.Exit(exits.FAILED)
 
 
 def _record_and_announce(connection: Connection, proposal: Proposal, decision: Decision) -> str:

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -93,18 +94,30 @@ class Outbox:
 
     def pending(self, job: str) -> Iterator[Pending]:
         """This job's updates in the order they were signed. Raises Corrupt when one cannot be read back."""
-        found = [self._read(path) for path in self._directory.iterdir() if not path.name.startswith(".")]
-        yield from sorted((p for p in found if p.statement.job == job), key=lambda p: p.statement.sequence)
+        yield from sorted(
+            (p for p in self._all() if p.statement.job == job), key=lambda p: p.statement.sequence
+        )
 
     def jobs(self) -> set[str]:
         """Jobs that still have something here, ended ones included."""
-        return {self._read(p).statement.job for p in self._directory.iterdir() if not p.name.startswith(".")}
+        return {pending.statement.job for pending in self._all()}
+
+    def _all(self) -> Iterator[Pending]:
+        for path in self._directory.iterdir():
+            try:
+                if not path.name.startswith("."):
+                    yield self._read(path)
+            except Corrupt:
+                if path.exists():
+                    raise
+                # Otherwise forgotten by another thread while we looked.
 
     def forget(self, pending: Pending) -> None:
         """After a verified receipt. Killed before the rename: sent again, answered with its first receipt."""
         leaving = self._forming(pending.directory.name)
-        durable.rename(pending.directory, leaving)
-        shutil.rmtree(leaving)
+        with suppress(FileNotFoundError):  # another thread has sent and forgotten it too
+            durable.rename(pending.directory, leaving)
+            shutil.rmtree(leaving)
 
     def set_aside(self, pending: Pending, refusal: Refused, kept: Path) -> Path:
         """Keep what was signed and why the server would not take it, without the delta, under `kept`.

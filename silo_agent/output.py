@@ -1,17 +1,15 @@
-"""What a command prints, and the number it exits with: one JSON document on stdout with --json, else for a person."""
+"""What a command prints: one JSON document on stdout with --json, else words for a person."""
 
 import json
 import logging
 import sys
-import traceback
 from typing import Any, Literal
 
 import structlog
 from rich.console import Console, RenderableType
 
-from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Refused, Unavailable
-
-OK, FAILED, USAGE, UNAVAILABLE, CORRUPT, BUG = 0, 1, 2, 3, 4, 70
+from anabranch import exits
+from anabranch.errors import Unavailable
 
 
 def show(document: Any, human: RenderableType, as_json: bool) -> None:
@@ -22,34 +20,12 @@ def show(document: Any, human: RenderableType, as_json: bool) -> None:
         Console(soft_wrap=True, highlight=False).print(human)
 
 
-def exit_code(error: BaseException) -> int:
-    """0 ok · 1 refused or failed · 2 usage · 3 unavailable, retry · 4 corrupt storage · 70 our bug."""
-    match error:
-        case Refused() | Conflict():
-            return FAILED
-        case Unavailable():
-            return UNAVAILABLE
-        case Corrupt():
-            return CORRUPT
-        case _:
-            return BUG
-
-
-def fail(error: BaseException, as_json: bool) -> int:
+def fail(error: Exception, as_json: bool) -> int:
     """Tell the person at the terminal what went wrong; the exit code."""
-    code = error.code.value if isinstance(error, Refused) else ""
-    if as_json:
-        kind = next(
-            (k.__name__.lower() for k in (Refused, Conflict, Unavailable, Corrupt) if isinstance(error, k)),
-            "bug",
-        )
-        print(json.dumps({"error": {"kind": kind, "code": code, "message": str(error)}}, ensure_ascii=False))
-    if isinstance(error, AnabranchError) and not isinstance(error, Misuse):
-        print(f"anabranch-silo: {error}" + (f" [{code}]" if code else ""), file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-        print("anabranch-silo: this is a bug of ours; please report the lines above", file=sys.stderr)
-    return exit_code(error)
+    code = exits.fail("anabranch-silo", error, as_json)
+    if isinstance(error, Unavailable):
+        print("anabranch-silo: `anabranch-silo check` names the hop that fails", file=sys.stderr)
+    return code
 
 
 def log_to_stderr(form: Literal["human", "json"]) -> None:

@@ -51,7 +51,9 @@ class Sender:
         self._prove(pending, decided)
         receipts.journal(self.home.job(statement.job) / "receipts.jsonl", decided.receipt)
         self.outbox.forget(pending)
-        if decided.reason:
+        if decided.reason == Reason.JOB_ENDED:
+            logger.info("an update came after the job had ended", update=statement.update)
+        elif decided.reason:
             logger.error("the server refused an update", update=statement.update, reason=decided.reason)
         else:
             logger.info("update received", update=statement.update, base=statement.base_version)

@@ -5,7 +5,8 @@ Without the server, approved jobs go on; without a readable policy, nothing does
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,12 +88,8 @@ class Supervisor:
         with self._decisions.deciding():
             offered = {job.id: job for job in self.site.client.jobs()}
             for job in offered.values():
-                try:
+                with self._saying(job.id):
                     self._consider(job)
-                except Refused as error:
-                    if isinstance(error, Untrusted) or error.code in NOT_ABOUT_THE_UPDATE:
-                        raise
-                    self._say(job.id, "cannot run here", reason=error.code.value, error=str(error))
         for job_id in self._running.keys() - offered.keys():
             self._end(job_id, "the job has ended")
         self._flush_ended(offered)
@@ -156,12 +153,23 @@ class Supervisor:
         """What jobs without a worker left: updates go to the server, whose word about them is logged; files go."""
         for job in self.site.outbox.jobs() - self._running.keys():
             for pending in self.site.outbox.pending(job):
-                self.site.sender.deliver(pending)
+                with self._saying(job):
+                    self.site.sender.deliver(pending)
         for folder in (self.site.home.path / "jobs").iterdir():
             if folder.name not in offered and folder.name not in self._running:
                 # Receipts and the training log stay; code and models of an ended job need not.
                 for part in ("archive", "models", "work"):
                     shutil.rmtree(folder / part, ignore_errors=True)
+
+    @contextmanager
+    def _saying(self, job: str) -> Iterator[None]:
+        """A refusal that concerns one job does not keep the others from running."""
+        try:
+            yield
+        except Refused as error:
+            if isinstance(error, Untrusted) or error.code in NOT_ABOUT_THE_UPDATE:
+                raise
+            self._say(job, "not possible here", reason=error.code.value, error=str(error))
 
     def _say(self, about: str, what: str, **more: str) -> None:
         """Once, until there is something else to say."""

@@ -20,6 +20,7 @@ from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Binding, Launcher, TrainingProcess
 
 TICK = 0.25  # seconds between two looks at whether to go on
+STARTING = 300.0  # seconds to import torch and the job's code and build its model, at least
 GRACE = 15.0  # seconds a process is given to save its cycle when the agent stops
 
 logger = structlog.get_logger("training")
@@ -91,7 +92,7 @@ class Trainer:
         try:
             process = self._started(watch)
             process.request(request)
-            return self._answer(process, watch)
+            return self._answer(process, watch, self._patience)
         except Stopped:
             self.stop(GRACE)
             raise
@@ -112,13 +113,15 @@ class Trainer:
         self.stop()
         self._process = self._launcher.start(self._job_dir, self._terms, self._data, self._isolated)
         logger.info("training process started", pid=self._process.pid, isolation=self._isolated.kind)
-        ready = self._answer(self._process, watch)
+        ready = self._answer(self._process, watch, max(STARTING, self._patience))
         if ready["is"] != "ready":
             raise self._garbled(ready)
         return self._process
 
-    def _answer(self, process: TrainingProcess, watch: Watch) -> Message:
-        """The next message that is not progress. Raises TaskFailed when there is none to come."""
+    def _answer(self, process: TrainingProcess, watch: Watch, patience: float) -> Message:
+        """The next message that is not progress. Raises TaskFailed when there is none to come, or no progress for
+        `patience` seconds.
+        """
         moved, step = time.monotonic(), -1
         for message in _messages(process):
             watch.interrupt()
@@ -130,7 +133,7 @@ class Trainer:
             if message is not None and message["step"] != step:  # saying the same again is no progress
                 moved, step = time.monotonic(), message["step"]
                 watch.progress(step, message["steps"], message.get("loss"))
-            if time.monotonic() - moved > self._patience:
+            if time.monotonic() - moved > patience:
                 raise TaskFailed(Reason.TASK_HUNG, "NoProgress")
         raise TaskFailed(Reason.TASK_FAILED, "ProcessEnded")
 

@@ -128,8 +128,10 @@ class Worker:
 
     def _interrupt(self, lease: Lease) -> Callable[[], None]:
         def interrupt() -> None:
-            if self._leaving():
-                raise Stopped("this job is stopping here")
+            if self._stopping.is_set():
+                raise Stopped("the agent is stopping")
+            if self._ended.is_set():
+                raise Aborted("this job has ended, or may not run here any more")
             if self._aborted is not None and self._aborted[0] == lease.id:
                 raise Aborted(f"the server took lease {lease.id} back: {self._aborted[1]}")
 

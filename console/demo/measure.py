@@ -74,13 +74,13 @@ def plan(place: Place, folder: Path, file: JobFile, silos: Sequence[str], histor
 
 def measure(place: Place, asked: Plan) -> Mapping[str, Any]:
     """Run `console.demo.local`, which loads torch, in processes of its own: one per core, each for some silos."""
-    shares = _shares(asked, os.cpu_count() or 1)
-    with ThreadPoolExecutor(len(shares)) as pool:
-        found = list(pool.map(lambda share: _measure(place, *share), enumerate(shares)))
+    dealt = shares(asked, os.cpu_count() or 1)
+    with ThreadPoolExecutor(len(dealt)) as pool:
+        found = list(pool.map(lambda share: _measure(place, *share), enumerate(dealt)))
     return {part: {key: value for one in found for key, value in one[part].items()} for part in found[0]}
 
 
-def _shares(asked: Plan, workers: int) -> list[Plan]:
+def shares(asked: Plan, workers: int) -> list[Plan]:
     """The plan dealt to `workers`: the versions go to the first, silos to each in turn."""
     nothing: dict[str, Any] = {"versions": {}, "averages": {}}
     return [

@@ -18,9 +18,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from console.demo.history import History
 
 INK, MUTED, LINE, ACCENT, LOCAL, WARN, PAPER, BAND = (f"#0{n}0{n}0{n}" for n in range(1, 9))
-RAMP = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")  # staleness: 0 · 1–4 · 5–16 · more
-RAMP_TOPS = (0, 4, 16)
-RAMP_WORDS = ("0", "1–4", "5–16", "17 or more")
+RAMP = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")  # staleness, by RAMP_TOPS
+RAMP_TOPS = (0, 2, 5)
+RAMP_WORDS = ("0", "1–2", "3–5", "6 or more")
 SPEEDS = ("#0b0b01", "#0b0b02", "#0b0b03")
 _VARIABLES = {
     INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", LOCAL: "--local", WARN: "--warn",

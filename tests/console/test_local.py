@@ -16,7 +16,7 @@ JOB = Path(submit.__file__).parent / "demo" / "job"
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory, uploaded):
-    """Two silos; the "federated" model is version 0 itself, so local training must beat it."""
+    """One silo of two; the "federated" model is version 0 itself, so local training must beat it."""
     place = Place(tmp_path_factory.mktemp("demo"))
     place.logs.mkdir()
     parts = data.deal(2, 0)
@@ -29,7 +29,7 @@ def measured(tmp_path_factory, uploaded):
     plan = Plan(
         folder=str(folder), file=file, initial=str(initial), model=str(initial),
         versions={0: str(initial), 1: str(initial)}, averages={1: str(initial)}, together=str(place.together),
-        silos=tuple(SiloPlan(name=part.silo, data=str(place.data(part.silo))) for part in parts),
+        silos=(SiloPlan(name=parts[0].silo, data=str(place.data(parts[0].silo))),),
         steps=300, looks=3, tune_steps=40, tune_learning_rate=0.1,
     )  # fmt: skip
     return measure.measure(place, plan), parts, initial
@@ -46,10 +46,9 @@ def test_accuracies_are_those_of_the_model_file(measured) -> None:
     found, parts, initial = measured
     together = data.together(parts)
     assert found["versions"]["0"] == found["averages"]["1"] == pytest.approx(_accuracy(initial, together))
-    for part in parts:
-        federated = found["silos"][part.silo]["federated"]
-        assert federated["own"] == pytest.approx(_accuracy(initial, part.held_out))
-        assert federated["all"] == pytest.approx(_accuracy(initial, together))
+    federated = found["silos"][parts[0].silo]["federated"]
+    assert federated["own"] == pytest.approx(_accuracy(initial, parts[0].held_out))
+    assert federated["all"] == pytest.approx(_accuracy(initial, together))
 
 
 def test_local_training_is_shown_at_its_best_point(measured) -> None:
@@ -61,3 +60,16 @@ def test_local_training_is_shown_at_its_best_point(measured) -> None:
         assert local["own"] > 0.8
         assert local["all"] <= local["own"]
         assert silo["tuned"]["own"] > silo["federated"]["own"]
+
+
+def test_work_is_dealt_to_processes_and_nothing_is_done_twice() -> None:
+    silos = tuple(SiloPlan(name=str(n), data="d") for n in range(5))
+    _, file = submit.read(JOB)
+    plan = Plan(
+        folder="f", file=file, initial="i", model="m", versions={0: "i"}, averages={}, silos=silos, together="t",
+        steps=10, looks=1, tune_steps=1, tune_learning_rate=0.1,
+    )  # fmt: skip
+    shares = measure.shares(plan, 3)
+    assert sorted(silo.name for share in shares for silo in share.silos) == ["0", "1", "2", "3", "4"]
+    assert [len(share.versions) for share in shares] == [1, 0, 0]
+    assert len(measure.shares(plan, 64)) == 5

@@ -31,5 +31,13 @@ while line := incoming.readline():
         print(repr(error), file=sys.stderr, flush=True)
         where = f"task.py:{frame.tb_lineno}"  # type: ignore[union-attr]
         name = type(error).__name__
-        send({"is": "failed", "cycle": request["cycle"], "reason": "task_failed", "exception": name, "code_line": where})
+        send(
+            {
+                "is": "failed",
+                "cycle": request["cycle"],
+                "reason": "task_failed",
+                "exception": name,
+                "code_line": where,
+            }
+        )
 time.sleep(0)

@@ -49,7 +49,7 @@ def answer(request, send):
 """
 NAN = TRAINS.replace("np.float32(0.5)", "np.float32('nan')")
 SHORT = TRAINS.replace("values.tobytes()", "values.tobytes()[:-4]")
-SILENT = TRAINS.replace("    open(request[\"out\"]", "    0 and open(request[\"out\"]")
+SILENT = TRAINS.replace('    open(request["out"]', '    0 and open(request["out"]')
 RAISES = "def answer(request, send):\n    raise ValueError('a secret record')\n"
 HANGS = "import time\ndef answer(request, send):\n    time.sleep(600)\n"
 DIES = "import os\ndef answer(request, send):\n    os._exit(3)\n"
@@ -173,7 +173,13 @@ def test_a_cycle_from_lease_to_receipt(
 
 
 def test_the_statement_says_what_was_done_and_what_was_seen(
-    world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home, monkeypatch: pytest.MonkeyPatch
+    world: World,
+    start: Any,
+    job: Any,
+    interpreter: Path,
+    until: Until,
+    enrolled: Home,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terms = world.offer(job(TRAINS))
     allow(enrolled, interpreter, terms.digest())
@@ -194,7 +200,8 @@ def test_the_statement_says_what_was_done_and_what_was_seen(
     assert (statement.lease, statement.nonce, statement.sequence) == ("l1", lease.nonce, 0)
     assert (statement.base_version, statement.base_sha256) == (0, lease.view.digest)
     assert (statement.terms_sha256, statement.manifest_sha256) == (terms.digest(), terms.manifest_sha256)
-    assert statement.num_examples is None and statement.steps == 4
+    assert statement.num_examples is None
+    assert statement.steps == 4
     assert 0 < statement.checkpoint.size <= len(world.log.entries)
 
 
@@ -205,7 +212,11 @@ def test_an_evaluation(
     allow(enrolled, interpreter, terms.digest())
     world.lease("l1", "evaluate")
     start()
-    until(lambda: (enrolled.job("tiny-1") / "receipts.jsonl").exists() and "model.evaluated" in receipts(enrolled))
+    until(
+        lambda: (
+            (enrolled.job("tiny-1") / "receipts.jsonl").exists() and "model.evaluated" in receipts(enrolled)
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,7 +249,8 @@ def test_a_failing_task_tells_the_owner_little_and_harms_nobody(
     until(lambda: world.released)
     (released,) = world.released
     assert (released.reason, released.exception, released.code_line) == (reason, exception, line)
-    assert not world.uploads and "secret" not in str(released)
+    assert not world.uploads
+    assert "secret" not in str(released)
     until(lambda: "lease.released" in receipts(enrolled))
 
 
@@ -246,7 +258,10 @@ def test_a_hanging_task_is_ended_with_everything_it_started(
     world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home
 ) -> None:
     child = enrolled.path / "child"
-    code = f"import subprocess\nopen({str(child)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))\n" + HANGS
+    code = (
+        f"import subprocess\nopen({str(child)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))\n"
+        + HANGS
+    )
     folder = job(code)
     terms = world.offer(folder, training="progress_timeout = '1s'")
     allow(enrolled, interpreter, terms.digest())
@@ -255,15 +270,25 @@ def test_a_hanging_task_is_ended_with_everything_it_started(
     until(lambda: world.released)
     assert (world.released[0].reason, world.released[0].exception) == ("task_hung", "NoProgress")
     pid = int(child.read_text())
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+    until(
+        lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    )
 
 
 def test_a_job_that_keeps_failing_is_paused(
-    world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home, monkeypatch: pytest.MonkeyPatch
+    world: World,
+    start: Any,
+    job: Any,
+    interpreter: Path,
+    until: Until,
+    enrolled: Home,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     paused: list[float] = []
     real = worker.Worker._pause
-    monkeypatch.setattr(worker.Worker, "_pause", lambda self, s: (paused.append(s), real(self, min(s, 0.01)))[1])
+    monkeypatch.setattr(
+        worker.Worker, "_pause", lambda self, s: (paused.append(s), real(self, min(s, 0.01)))[1]
+    )
     terms = world.offer(job(RAISES))
     allow(enrolled, interpreter, terms.digest())
     start()
@@ -283,7 +308,9 @@ def test_nothing_runs_without_approval(
     start()
     until(lambda: world.hellos)
     time.sleep(0.5)
-    assert not world.decided and not world.uploads and not (enrolled.job("tiny-1") / "archive").exists()
+    assert not world.decided
+    assert not world.uploads
+    assert not (enrolled.job("tiny-1") / "archive").exists()
 
 
 def test_a_person_approves_and_withdraws_while_the_agent_runs(
@@ -313,7 +340,8 @@ def test_code_that_is_not_the_approved_code_is_never_unpacked(
     world.lease("l1")
     start()
     until(lambda: "code_digest_mismatch" in capsys.readouterr().out)
-    assert not (enrolled.job("tiny-1") / "archive").exists() and not world.uploads
+    assert not (enrolled.job("tiny-1") / "archive").exists()
+    assert not world.uploads
 
 
 def test_a_lease_that_the_log_does_not_hold_is_not_worked_on(
@@ -337,21 +365,27 @@ def test_a_missing_requirement_holds_the_approval_back(
     assert not world.decided
 
 
-def test_revoked_while_connected(world: World, start: Any, interpreter: Path, until: Until, enrolled: Home) -> None:
+def test_revoked_while_connected(
+    world: World, start: Any, interpreter: Path, until: Until, enrolled: Home
+) -> None:
     allow(enrolled, interpreter)
     running = start()
     until(lambda: world.hellos)
     world.pushes.append(pb.ServerMessage(revoked=pb.Revoked(reason="contract ended")))
     failure = running.ended()
-    assert isinstance(failure, Refused) and failure.code is Reason.REVOKED_IDENTITY
+    assert isinstance(failure, Refused)
+    assert failure.code is Reason.REVOKED_IDENTITY
     assert "contract ended" in str(failure)
 
 
-def test_a_refused_identity_stops_the_agent(world: World, start: Any, interpreter: Path, enrolled: Home) -> None:
+def test_a_refused_identity_stops_the_agent(
+    world: World, start: Any, interpreter: Path, enrolled: Home
+) -> None:
     allow(enrolled, interpreter)
     world.refuse["Session"] = Refused(Reason.REVOKED_IDENTITY, "silo north was revoked")
     failure = start().ended()
-    assert isinstance(failure, Refused) and failure.code is Reason.REVOKED_IDENTITY
+    assert isinstance(failure, Refused)
+    assert failure.code is Reason.REVOKED_IDENTITY
 
 
 def test_the_agent_survives_a_restart_of_the_server(
@@ -384,11 +418,16 @@ def test_a_forked_log_stops_the_agent_and_keeps_the_update(
     world.log = fork
     world.lease("l1")
     failure = running.ended()
-    assert isinstance(failure, Untrusted) and "does not continue" in str(failure)
-    assert len(list(enrolled.evidence.iterdir())) == 1 and not world.uploads
+    assert isinstance(failure, Untrusted)
+    assert "does not continue" in str(failure)
+    (evidence,) = enrolled.evidence.iterdir()
+    assert not world.uploads
+    assert str(evidence) in str(start().ended())
 
 
-@pytest.mark.parametrize(("stored", "damaged", "offsets"), [(0, False, [0]), (40, False, [40]), (40, True, [40, 0])])
+@pytest.mark.parametrize(
+    ("stored", "damaged", "offsets"), [(0, False, [0]), (40, False, [40]), (40, True, [40, 0])]
+)
 def test_what_the_last_process_left_is_sent_first_from_where_it_stopped(
     world: World,
     start: Any,
@@ -446,7 +485,11 @@ def test_an_update_the_server_will_not_take_is_set_aside_and_work_goes_on(
     world.refuse["Submit"] = Refused(Reason.BAD_LEASE, "no such lease")
     world.lease("l1")
     start()
-    until(lambda: (enrolled.path / "refused").exists() and list((enrolled.path / "refused").glob("*/refusal.json")))
+    until(
+        lambda: (
+            (enrolled.path / "refused").exists() and list((enrolled.path / "refused").glob("*/refusal.json"))
+        )
+    )
     world.done("l1")
     del world.refuse["Submit"]
     world.lease("l2")
@@ -460,7 +503,11 @@ def test_an_aborted_lease_is_dropped_at_once(
     allow(enrolled, interpreter, terms.digest())
     world.lease("l1")
     start()
-    until(lambda: (enrolled.job("tiny-1") / "training.log").exists() or (enrolled.job("tiny-1") / "models").exists())
+    until(
+        lambda: (
+            (enrolled.job("tiny-1") / "training.log").exists() or (enrolled.job("tiny-1") / "models").exists()
+        )
+    )
     time.sleep(0.3)
     world.done("l1")
     world.pushes.append(pb.ServerMessage(abort=pb.AbortLease(lease="l1", reason="job paused")))
@@ -469,7 +516,9 @@ def test_an_aborted_lease_is_dropped_at_once(
     assert not world.released
 
 
-def test_only_one_agent_per_directory(world: World, start: Any, interpreter: Path, enrolled: Home, until: Until) -> None:
+def test_only_one_agent_per_directory(
+    world: World, start: Any, interpreter: Path, enrolled: Home, until: Until
+) -> None:
     allow(enrolled, interpreter)
     start()
     until(lambda: world.hellos)
@@ -494,4 +543,5 @@ def test_an_ended_job_is_cleared_away_but_its_receipts_stay(
 def test_the_daemon_never_imports_torch() -> None:
     code = "import sys, silo_agent.main; sys.exit(any(m.split('.')[0] == 'torch' for m in sys.modules))"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
-    assert approval.LOGGED.keys() == approval.STATUS.keys() and SILO
+    assert approval.LOGGED.keys() == approval.STATUS.keys()
+    assert SILO

@@ -76,7 +76,9 @@ def test_by_default_nothing_is_decided_and_a_person_stands_above_the_list(
 
 
 def test_what_a_job_requires_is_named_one_by_one() -> None:
-    assert missing_requires(PYTHON, ("numpy>=1.20", "pydantic", "typer[all]>=0.1; python_version >= '3'")) == []
+    assert (
+        missing_requires(PYTHON, ("numpy>=1.20", "pydantic", "typer[all]>=0.1; python_version >= '3'")) == []
+    )
     missing = missing_requires(PYTHON, ("numpy>=99", "no-such-thing", ">>", "pytest; python_version < '3'"))
     assert [text.split(",")[0] for text in missing] == ["numpy>=99", "no-such-thing", "'>>'"]
     assert "is installed" in missing[0]
@@ -109,12 +111,20 @@ def test_approve_shows_asks_signs_and_logs(world: World, enrolled: Home, code: P
     bind_data(enrolled)
     world.approver = identity.load(enrolled.identity).approver_key.public_key().public_bytes_raw()
     status, said = invoke(enrolled, "approve", "tiny-1", answer="n\n")
-    assert status == 1 and terms.digest() in said and terms.archive_sha256 in said
-    assert not world.decided and Decisions(enrolled.decisions).of(terms.digest()) is None
+    assert status == 1
+    assert terms.digest() in said
+    assert terms.archive_sha256 in said
+    assert not world.decided
+    assert Decisions(enrolled.decisions).of(terms.digest()) is None
     status, _ = invoke(enrolled, "approve", terms.digest()[:12], answer="y\n")
-    assert (status, world.decided, Decisions(enrolled.decisions).of(terms.digest())) == (0, ["approved"], "approve")
+    assert (status, world.decided, Decisions(enrolled.decisions).of(terms.digest())) == (
+        0,
+        ["approved"],
+        "approve",
+    )
     status, said = invoke(enrolled, "approve", "tiny-1", "--yes", "--json")
-    assert (status, world.decided) == (0, ["approved"]) and "knows already" in said
+    assert (status, world.decided) == (0, ["approved"])
+    assert "knows already" in said
     status, said = invoke(enrolled, "withdraw", "tiny-1", "--yes", "--json")
     assert (json.loads(said)["decision"], world.decided) == ("withdrawn", ["approved", "withdrawn"])
     journal = (enrolled.job("tiny-1") / "receipts.jsonl").read_text().splitlines()
@@ -143,14 +153,22 @@ def test_a_decision_is_kept_while_the_server_is_away(
 
     monkeypatch.setattr(approval, "announce", away)
     status, said = invoke(enrolled, "approve", "tiny-1", "--yes")
-    assert status == 0 and "the running agent will tell it" in said.replace("\n", " ")
+    assert status == 0
+    assert "the running agent will tell it" in said.replace("\n", " ")
     assert Decisions(enrolled.decisions).of(digest) == "approve"
 
 
 def test_jobs_lists_terms_for_people_and_programs(world: World, enrolled: Home, code: Path) -> None:
     terms = world.offer(code)
     _, said = invoke(enrolled, "jobs")
-    for fact in (terms.digest(), terms.archive_sha256, "task.py:Tiny", "4 steps of 4 records", "records", "never sent"):
+    for fact in (
+        terms.digest(),
+        terms.archive_sha256,
+        "task.py:Tiny",
+        "4 steps of 4 records",
+        "records",
+        "never sent",
+    ):
         assert fact in said.replace("\n", "") or fact in " ".join(said.split())
     _, said = invoke(enrolled, "jobs", "--json")
     (row,) = json.loads(said)["jobs"]

@@ -37,7 +37,8 @@ def failing(home: Home, clock: Callable[[], float] = time.time) -> Verdict:
     position = [v.hop for v in verdicts].index(broken.hop)
     assert all(v.status in ("ok", "warning") for v in verdicts[:position])
     assert all(v.status == "skipped" for v in verdicts[position + 1 :])
-    assert len(verdicts) == len(module.HOPS) and broken.remedy
+    assert len(verdicts) == len(module.HOPS)
+    assert broken.remedy
     return broken
 
 
@@ -112,7 +113,11 @@ def test_a_clock_that_is_a_day_ahead(world: World, enrolled: Home) -> None:
 
 def test_an_expired_certificate(enrolled: Home) -> None:
     broken = failing(enrolled, lambda: time.time() + 4 * DAY)
-    assert (broken.hop, "expired" in broken.meaning, "silo invite north" in broken.remedy) == ("certificate", True, True)
+    assert (broken.hop, "expired" in broken.meaning, "silo invite north" in broken.remedy) == (
+        "certificate",
+        True,
+        True,
+    )
 
 
 def test_a_name_that_does_not_resolve(enrolled: Home) -> None:
@@ -160,11 +165,15 @@ def test_intercepted_tls(world: World, enrolled: Home, tmp_path: Path) -> None:
     dial(enrolled, f"localhost:{port}")
     broken = failing(enrolled)
     assert broken.hop == "TLS"
-    assert "Corp TLS Inspection" in broken.meaning and "decrypts TLS" in broken.meaning
+    assert "Corp TLS Inspection" in broken.meaning
+    assert "decrypts TLS" in broken.meaning
 
 
 def test_a_server_under_another_ca(world: World, enrolled: Home, tmp_path: Path) -> None:
-    for federation, said in (("fed.example", "under another CA"), ("other.example", "federation 'other.example'")):
+    for federation, said in (
+        ("fed.example", "under another CA"),
+        ("other.example", "federation 'other.example'"),
+    ):
         other = make_authority(tmp_path / federation, federation)
         port, _ = world.start(*server_pair(other, ["localhost"]))
         dial(enrolled, f"localhost:{port}")

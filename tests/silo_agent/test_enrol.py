@@ -20,7 +20,8 @@ def test_enrolment_leaves_a_silo_that_denies_everything(world: World, home: Home
     assert identity.exposed(home.identity) == []
     assert {p.stat().st_mode & 0o777 for p in home.identity.glob("*.key")} == {0o600}
     rules = load_policy(home.policy)
-    assert rules == Policy() and rules.run.isolation == "required"
+    assert rules == Policy()
+    assert rules.run.isolation == "required"
     assert json.loads(home.log_view.read_bytes())["size"] == len(world.log.entries)
     assert "token" not in (home.identity / identity.FEDERATION).read_text()
 
@@ -64,7 +65,8 @@ def test_a_wrong_pin_is_seen_before_anything_is_dialled(world: World, home: Home
 def test_an_expired_bundle_is_not_tried(world: World, home: Home) -> None:
     with pytest.raises(Refused, match="expired") as refusal:
         enrol(home, world.bundle(expires=time.time() - 60), time.time())
-    assert refusal.value.code is Reason.BAD_TOKEN and not world.tokens
+    assert refusal.value.code is Reason.BAD_TOKEN
+    assert not world.tokens
 
 
 def test_a_used_token_says_what_to_ask_for(world: World, home: Home, tmp_path: Path) -> None:
@@ -81,7 +83,8 @@ def test_the_token_is_not_sent_to_whoever_answers(world: World, home: Home, tmp_
         bundle = world.bundle(enrolment=f"localhost:{stranger.enrolment_port}")
         with pytest.raises(Refused, match="another CA") as refusal:
             enrol(home, bundle, time.time())
-        assert refusal.value.code is Reason.BAD_CERTIFICATE and not stranger.tokens
+        assert refusal.value.code is Reason.BAD_CERTIFICATE
+        assert not stranger.tokens
     finally:
         stranger.stop()
 

@@ -52,7 +52,13 @@ def log() -> MemoryLog:
 @pytest.fixture
 def published(log: MemoryLog) -> Callable[..., Receipt]:
     def publish(digest: str = VIEW.digest, version: int = 3, job: str = JOB) -> Receipt:
-        detail = {"version": version, "parent": version - 1, "parameters_sha256": digest, "bytes": len(DATA), "step": "s1"}
+        detail = {
+            "version": version,
+            "parent": version - 1,
+            "parameters_sha256": digest,
+            "bytes": len(DATA),
+            "step": "s1",
+        }
         return log.append("model.published", detail, Target(kind="model", id=f"{job}/{version}"), job=job)
 
     return publish
@@ -69,7 +75,9 @@ def fetch(tmp_path: Path, log: MemoryLog) -> Callable[..., Path]:
     return run
 
 
-def test_a_broken_stream_is_resumed_where_it_stopped(fetch: Callable[..., Path], published: Callable[..., Receipt]) -> None:
+def test_a_broken_stream_is_resumed_where_it_stopped(
+    fetch: Callable[..., Path], published: Callable[..., Receipt]
+) -> None:
     source = Source((published(),), breaks=limits.CHUNK + 5)
     with pytest.raises(Unavailable):
         fetch(source)
@@ -118,16 +126,21 @@ def test_a_model_the_log_does_not_publish_is_not_taken(
     assert not list((tmp_path / "models").glob("*.safetensors"))
 
 
-def test_a_flood_is_cut_off(fetch: Callable[..., Path], published: Callable[..., Receipt], tmp_path: Path) -> None:
+def test_a_flood_is_cut_off(
+    fetch: Callable[..., Path], published: Callable[..., Receipt], tmp_path: Path
+) -> None:
     with pytest.raises(Refused, match="more than"):
         fetch(Source((published(),), data=DATA + DATA))
     assert sum(p.stat().st_size for p in (tmp_path / "models").iterdir()) <= len(DATA)
 
 
-def test_few_models_are_kept(fetch: Callable[..., Path], published: Callable[..., Receipt], tmp_path: Path) -> None:
+def test_few_models_are_kept(
+    fetch: Callable[..., Path], published: Callable[..., Receipt], tmp_path: Path
+) -> None:
     for number in range(5):
         data = bytes([number]) * 100
         view = View(3, canonical.sha256(data), 100)
         last = fetch(Source((published(digest=view.digest),), data=data, view=view), view)
         os.utime(last, (number, number))
-    assert len(list((tmp_path / "models").iterdir())) == 3 and last.exists()
+    assert len(list((tmp_path / "models").iterdir())) == 3
+    assert last.exists()

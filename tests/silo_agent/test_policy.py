@@ -52,7 +52,8 @@ def test_the_policy_that_enrolment_writes_denies_every_job() -> None:
 def test_a_wrong_policy_is_refused_by_name_and_says_that_nothing_runs(text: str, names: str) -> None:
     with pytest.raises(Refused, match="nothing runs") as refusal:
         parse_policy(text, "policy.toml")
-    assert names in str(refusal.value) and refusal.value.code is Reason.POLICY
+    assert names in str(refusal.value)
+    assert refusal.value.code is Reason.POLICY
 
 
 def test_a_bound_data_set_admits_the_job_that_asks_for_it_and_no_other() -> None:
@@ -96,6 +97,8 @@ def test_night_hours_span_midnight() -> None:
     assert parse_window("08:00-09:30") == (time(8), time(9, 30))
 
 
-@pytest.mark.parametrize(("text", "size"), [("1GiB", 2**30), ("500MB", 500_000_000), ("1.5 KiB", 1536), ("0B", 0)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("1GiB", 2**30), ("500MB", 500_000_000), ("1.5 KiB", 1536), ("0B", 0)]
+)
 def test_sizes(text: str, size: int) -> None:
     assert parse_bytes(text) == size

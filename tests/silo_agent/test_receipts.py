@@ -29,7 +29,8 @@ def test_the_view_grows_and_survives_a_restart(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "log-view.json").read_bytes())
     assert (kept["origin"], kept["size"]) == (ORIGIN, 15)
     current = view_of(log, tmp_path).current()
-    assert current is not None and current.root.hex() == kept["root"]
+    assert current is not None
+    assert current.root.hex() == kept["root"]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -42,7 +43,8 @@ def test_receipts_of_one_log_are_accepted_in_any_order(sizes: list[int], tmp_pat
     for size in sizes:
         view.accept(log.receipt(size - 1, size))
     current = view.current()
-    assert current is not None and current.size == max(sizes)
+    assert current is not None
+    assert current.size == max(sizes)
 
 
 def test_another_tree_of_the_same_size_is_a_fork_with_evidence(tmp_path: Path) -> None:
@@ -65,8 +67,10 @@ def test_another_tree_of_the_same_size_is_a_fork_with_evidence(tmp_path: Path) -
         shown["checkpoint"],
     )
     _, checkpoint = verify_receipt(presented, verifier, ORIGIN)
-    assert record["seen_before"] != shown["checkpoint"] and checkpoint.size == 3
-    assert view.current() is not None and str(evidence) in str(caught.value)
+    assert record["seen_before"] != shown["checkpoint"]
+    assert checkpoint.size == 3
+    assert view.current() is not None
+    assert str(evidence) in str(caught.value)
 
 
 @pytest.mark.parametrize("prover", ["honest", "forked"])

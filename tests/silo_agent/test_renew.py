@@ -1,3 +1,4 @@
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -23,9 +24,11 @@ def test_renewal_makes_a_new_key_and_calls_go_on_with_it(world: World, enrolled:
     with connect(enrolled) as connection:
         after = renew(enrolled.identity, connection.client, connection.log, time.time())
         assert connection.client.jobs() == []
-    assert after.key != before.key and after.uri == before.uri
+    assert after.key != before.key
+    assert after.uri == before.uri
     assert after.leaf.serial_number == serial(enrolled) != before.leaf.serial_number
-    assert not list(enrolled.identity.glob("next.*")) and identity.exposed(enrolled.identity) == []
+    assert not list(enrolled.identity.glob("next.*"))
+    assert identity.exposed(enrolled.identity) == []
 
 
 class Killed(BaseException):
@@ -51,10 +54,8 @@ def test_killed_at_any_durable_step_key_and_certificate_still_fit(
         with monkeypatch.context() as patched:
             for name in ("write", "rename"):
                 patched.setattr(durable, name, dying(getattr(durable, name)))
-            try:
+            with contextlib.suppress(Killed):
                 renew(enrolled.identity, connection.client, connection.log, time.time())
-            except Killed:
-                pass
         found = identity.load(enrolled.identity)
         assert wire.load_private(found.key).public_key() == found.leaf.public_key()
         assert (found.leaf.serial_number != before) == (step > 1)
@@ -66,7 +67,9 @@ def test_a_certificate_for_somebody_else_is_not_installed(
     world: World, enrolled: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = world.authority.issue_silo
-    monkeypatch.setattr(type(world.authority), "issue_silo", lambda self, key, silo, *rest: real(key, "south", *rest))
+    monkeypatch.setattr(
+        type(world.authority), "issue_silo", lambda self, key, silo, *rest: real(key, "south", *rest)
+    )
     before = serial(enrolled)
     with connect(enrolled) as connection, pytest.raises(Refused, match="south"):
         renew(enrolled.identity, connection.client, connection.log, time.time())

@@ -1,4 +1,4 @@
-"""The other end of an agent, in this process: a real CA, a real log in memory, and gRPC services that say what a test wants."""
+"""The other end of an agent, in this process: a real CA, a log in memory, and services that say what a test wants."""
 
 import socket
 import time
@@ -19,9 +19,16 @@ from anabranch.tlog import checkpoint, merkle
 from anabranch.tlog.entry import Actor, Target, encode_entry, new_entry, uuid7
 from anabranch.tlog.note import NoteSigner
 from anabranch.tlog.receipt import Receipt
-from anabranch.v1 import audit_pb2, audit_pb2_grpc, enrolment_pb2, enrolment_pb2_grpc
+from anabranch.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    federation_pb2_grpc,
+    update_pb2,
+    update_pb2_grpc,
+)
 from anabranch.v1 import federation_pb2 as pb
-from anabranch.v1 import federation_pb2_grpc, update_pb2, update_pb2_grpc
 from anabranch.wire import canonical, codec, dsse, identity, statements, status
 from anabranch.wire.bundle import JoinBundle
 from anabranch.wire.manifest import Manifest, TensorSpec
@@ -109,7 +116,9 @@ def make_authority(directory: Path, federation: str = FEDERATION, now: float | N
     return open_authority(directory, federation, moment)
 
 
-def server_pair(authority: Authority, hosts: list[str], now: float | None = None, days: float = 3) -> tuple[bytes, bytes]:
+def server_pair(
+    authority: Authority, hosts: list[str], now: float | None = None, days: float = 3
+) -> tuple[bytes, bytes]:
     """Key and chain, PEM."""
     key = identity.new_tls_key()
     moment = time.time() if now is None else now
@@ -219,7 +228,9 @@ class World:
         offered.submitted.CopyFrom(codec.receipt_to_proto(submitted))
         self.jobs.append(offered)
         published = {"version": 0, "parameters_sha256": digest, "bytes": MANIFEST.file_bytes}
-        self.published = self.log.append("model.published", published, Target(kind="model", id=f"{job}/0"), job=job)
+        self.published = self.log.append(
+            "model.published", published, Target(kind="model", id=f"{job}/0"), job=job
+        )
         return terms
 
     def lease(self, id: str, kind: str = "train", **changes: Any) -> pb.Lease:
@@ -242,7 +253,9 @@ class World:
             id=id,
             job=terms.id,
             kind=pb.TRAIN if kind == "train" else pb.EVALUATE,
-            view=pb.View(version=0, density=1.0, encoding="safetensors", digest=digest, bytes=MANIFEST.file_bytes),
+            view=pb.View(
+                version=0, density=1.0, encoding="safetensors", digest=digest, bytes=MANIFEST.file_bytes
+            ),
             nonce=detail["nonce"],
             deadline=int(time.time()) + 60,
             split="validation" if kind == "evaluate" else "",
@@ -335,7 +348,9 @@ class _Federation(_Answers):
         next(messages)
         self.world.hellos += 1
         yield pb.ServerMessage(
-            welcome=pb.Welcome(protocol=1, release="0.1.0", heartbeat_seconds=1, server_time=int(self.world.server_time()))
+            welcome=pb.Welcome(
+                protocol=1, release="0.1.0", heartbeat_seconds=1, server_time=int(self.world.server_time())
+            )
         )
         while context.is_active():
             while self.world.pushes:
@@ -456,7 +471,9 @@ class _Updates(_Answers):
             {"version": statement.version, "silo": SILO, "split": statement.split},
             Target(kind="model", id=f"{statement.job}/{statement.version}"),
             job=statement.job,
-            sealed=seal({"metrics": dict(statement.metrics), "num_examples": statement.num_examples}, bytes(32)),
+            sealed=seal(
+                {"metrics": dict(statement.metrics), "num_examples": statement.num_examples}, bytes(32)
+            ),
             sigs=[_signature(envelope)],
         )
         self.world.done(request.lease)
