@@ -20,7 +20,7 @@ demo: $(BIN)/.ready  ## a federation of five silos on this machine, trained and 
 	$(BIN)/anabranch demo
 
 test: $(BIN)/.ready  ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: $(BIN)/.ready  ## ruff, mypy, floors, generated code and pages
 	$(BIN)/ruff check .

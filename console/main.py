@@ -156,7 +156,7 @@ def silo_invite(
     name: Annotated[str, typer.Argument(help="A DNS label, for example north-clinic.")],
     admin: AdminDir,
     file: Annotated[Path, typer.Option("--output", "-o", help="Where to write the join bundle.")],
-    ttl: Annotated[str, typer.Option(help="How long the one-time token is good: 30m, 1h, 2d.")] = "1h",
+    ttl: Annotated[str, typer.Option(help="How long the one-time token is good: 30m, 1h; at most 24h.")] = "1h",
     as_json: Json = False,
 ) -> None:
     """Write a join bundle with a one-time token. Hand it over by a channel you trust: it is a secret until used."""
@@ -252,7 +252,7 @@ def _duration(text: str) -> int:
     try:
         lasting = int(seconds(text))
     except ValueError as error:
-        raise Refused(Reason.MALFORMED, f"--ttl {text}: write for example 30m, 1h or 2d") from error
+        raise Refused(Reason.MALFORMED, f"--ttl {text}: write for example 30m or 1h; at most 24h") from error
     if lasting <= 0:
         raise Refused(Reason.MALFORMED, f"--ttl {text}: the token would expire at once")
     return lasting

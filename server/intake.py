@@ -168,6 +168,7 @@ class Upload:
     _unsynced: int = 0
     _header: bytes = b""
     _header_good: bool = False
+    _resumed: bool = False
 
     def __post_init__(self) -> None:
         self._fd = os.open(self.spool, os.O_RDWR | os.O_CREAT, 0o600)
@@ -176,10 +177,13 @@ class Upload:
             raise Refused(
                 Reason.DIGEST_MISMATCH, f"cannot resume at {self.offset}: ask UploadStatus where to resume"
             )
+        self._resumed = self.offset > 0
         os.ftruncate(self._fd, self.offset)
-        for start in range(0, self.offset, limits.CHUNK):  # hash what an earlier stream left
-            prefix = os.pread(self._fd, min(limits.CHUNK, self.offset - start), start)
-            self._take(prefix)
+        try:
+            for start in range(0, self.offset, limits.CHUNK):  # hash what an earlier stream left
+                self._take(os.pread(self._fd, min(limits.CHUNK, self.offset - start), start))
+        except Refused as error:
+            raise self._start_over() from error
 
     def _take(self, chunk: bytes) -> None:
         """Hash it, and refuse a wrong tensor header as soon as it can be told."""
@@ -206,8 +210,14 @@ class Upload:
             self.intake.reached(Gap.SPOOLED)
 
     def finish(self) -> Decided:
-        """All bytes are here: check them, make them a blob, decide. A refusal is recorded and returned."""
+        """All bytes are here: check them, make them a blob, decide. A refusal is recorded and returned.
+
+        Raises Refused(DIGEST_MISMATCH) after a resume: what an earlier stream left may be at fault, so the silo is asked
+        once to send everything; it is not recorded.
+        """
         statement = self.claim.statement
+        if self._resumed and self._hash.hexdigest() != statement.delta_sha256:
+            raise self._start_over()
         try:
             norm = self._check()
         except Refused as refusal:
@@ -228,6 +238,13 @@ class Upload:
             )
         check_file(self.spool, self.manifest)
         return check_values(self.spool, self.manifest)
+
+    def _start_over(self) -> Refused:
+        self.discard()
+        return Refused(
+            Reason.DIGEST_MISMATCH,
+            f"what was kept of update {self.claim.statement.update} does not fit its signed digest; send it from 0",
+        )
 
     def refuse(self, refusal: Refused) -> Decided:
         """Record a refusal found while the bytes were arriving."""

@@ -201,7 +201,7 @@ class Scheduling:
 
 
 def _running(connection: Connection, silo: str, ready: Sequence[str]) -> list[Any]:
-    """Running jobs among `ready` that the silo approved; the one it worked on longest ago first, so jobs share it."""
+    """Running jobs among `ready` that the silo takes part in; the one it worked on longest ago first, so jobs share it."""
     last = (
         select(func.max(leases.c.issued_at))
         .where(leases.c.job == jobs.c.id, leases.c.silo == silo)
@@ -210,11 +210,7 @@ def _running(connection: Connection, silo: str, ready: Sequence[str]) -> list[An
     query = (
         select(jobs).where(jobs.c.id.in_(ready), jobs.c.status == "running").order_by(func.coalesce(last, 0))
     )
-    return [
-        row
-        for row in connection.execute(query)
-        if records.decision_of(connection, row.id, silo) == "approved"
-    ]
+    return [row for row in connection.execute(query) if silo in records.participants(connection, row.id)]
 
 
 def _open_lease(connection: Connection, silo: str, job: str) -> Any:

@@ -8,7 +8,9 @@ import logging
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -18,6 +20,7 @@ import anabranch
 from anabranch.terms import seconds
 from server import metrics, setup
 from server.allow_list import AllowList
+from server.attendance import Attendance
 from server.audit.log import newest_checkpoint
 from server.config import ServerConfig
 from server.health import Health
@@ -33,8 +36,7 @@ from server.transport.rooms import Rooms
 from server.transport.serve import Ports
 
 logger = structlog.get_logger("server")
-WATCH_EVERY = 1.0  # seconds between looks at the writer
-REQUESTS_EVERY = 1.0  # seconds between looks for administrators' requests
+WATCH_EVERY = 1.0  # seconds between looks at the writer, at who is here, and for administrators' requests
 
 
 def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
@@ -82,28 +84,35 @@ async def _run(
     health = Health(config.listen.health, ailing, unready)
     health.start()
     await ports.open()
-    requests = asyncio.create_task(_answer_requests(directory, membership))
+    attendance = Attendance(
+        core.writer, core.reader, membership.sessions, core.observer, membership.clock, membership.clock()
+    )
+    chores = [
+        asyncio.create_task(_repeatedly(partial(setup.answer_requests, directory, membership))),
+        asyncio.create_task(_repeatedly(attendance.look)),
+    ]
     try:
         while not stopping.is_set() and core.writer.failure is None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), WATCH_EVERY)
         logger.info("draining", failure=ailing())
     finally:
-        requests.cancel()
+        for chore in chores:
+            chore.cancel()
         await ports.drain(seconds(config.drain))
         health.stop()
     if core.writer.failure is not None:
         raise core.writer.failure
 
 
-async def _answer_requests(directory: Path, membership: Membership) -> None:
-    """Certificates that `anabranch-server admin` asked for by leaving a request in the directory."""
+async def _repeatedly(chore: Callable[[], None]) -> None:
+    """A small synchronous duty, in a thread, every second; a failure is logged and tried again."""
     while True:
         try:
-            await asyncio.to_thread(setup.answer_requests, directory, membership)
+            await asyncio.to_thread(chore)
         except Exception:
-            logger.exception("an administrator's request was not answered; trying again")
-        await asyncio.sleep(REQUESTS_EVERY)
+            logger.exception("a chore failed; trying again", chore=str(chore))
+        await asyncio.sleep(WATCH_EVERY)
 
 
 def restore_metrics(core: Core) -> None:

@@ -1,5 +1,6 @@
 """`anabranch-silo`: enrol a site, check it, approve jobs, run the agent. Everything it needs dials out."""
 
+import logging
 import signal
 import sys
 import time
@@ -51,6 +52,11 @@ def main() -> None:
         sys.exit(exits.FAILED)
     except Exception as error:
         sys.exit(output.fail(error, "--json" in sys.argv))
+
+
+@app.callback()
+def begin() -> None:
+    output.log_to_stderr("human", logging.WARNING)  # `run` says more
 
 
 @app.command()

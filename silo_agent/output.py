@@ -28,8 +28,8 @@ def fail(error: Exception, as_json: bool) -> int:
     return code
 
 
-def log_to_stderr(form: Literal["human", "json"]) -> None:
-    """Structured logs on standard error: readable lines, or one JSON object each."""
+def log_to_stderr(form: Literal["human", "json"], level: int = logging.INFO) -> None:
+    """Structured logs on standard error, never on standard output: readable lines, or one JSON object each."""
     human = form == "human"
     structlog.configure(
         processors=[
@@ -40,7 +40,7 @@ def log_to_stderr(form: Literal["human", "json"]) -> None:
             if human
             else structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )

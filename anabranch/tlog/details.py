@@ -131,13 +131,6 @@ class SiloRevoked(BaseModel, extra="forbid", frozen=True):
     updates: tuple[Id, ...]  # retired with it
 
 
-class SiloLate(BaseModel, extra="forbid", frozen=True):
-    """Scheduling stopped waiting for a lease; its update stays admissible."""
-
-    silo: Name
-    lease: Id
-
-
 class SiloPresence(BaseModel, extra="forbid", frozen=True):
     """`silo.lost`: no heartbeat while holding a lease. `silo.returned`: heard of again."""
 
@@ -213,15 +206,6 @@ class ModelPublished(BaseModel, extra="forbid", frozen=True):
         return self
 
 
-class ModelEncoded(BaseModel, extra="forbid", frozen=True):
-    version: Count
-    density: HexFloat
-    encoding: Word
-    mask_sha256: Digest | None = None
-    view_sha256: Digest
-    bytes: Count
-
-
 class ModelEvaluated(BaseModel, extra="forbid", frozen=True):
     """Metrics and record counts are in the sealed part; `sigs` carries the silo's evaluation statement."""
 
@@ -261,11 +245,6 @@ class LeaseReleased(BaseModel, extra="forbid", frozen=True):
     reason: ReasonText
     exception: Annotated[str, Field(pattern=EXCEPTION)] | None = None
     code_line: Annotated[str, Field(pattern=CODE_LINE, max_length=110)] | None = None
-
-
-class LeaseExpired(BaseModel, extra="forbid", frozen=True):
-    lease: Id
-    silo: Name
 
 
 class UpdateReceived(BaseModel, extra="forbid", frozen=True):
@@ -329,7 +308,6 @@ DETAILS: Mapping[str, type[BaseModel]] = MappingProxyType(
         "silo.invited": SiloInvited,
         "silo.enrolled": SiloEnrolled,
         "silo.revoked": SiloRevoked,
-        "silo.late": SiloLate,
         "silo.lost": SiloPresence,
         "silo.returned": SiloPresence,
         "cert.issued": CertIssued,
@@ -345,13 +323,11 @@ DETAILS: Mapping[str, type[BaseModel]] = MappingProxyType(
         "job.aborted": JobChanged,
         "job.completed": JobChanged,
         "model.published": ModelPublished,
-        "model.encoded": ModelEncoded,
         "model.evaluated": ModelEvaluated,
         "model.best": ModelBest,
         "model.exported": ModelExported,
         "lease.issued": LeaseIssued,
         "lease.released": LeaseReleased,
-        "lease.expired": LeaseExpired,
         "update.received": UpdateReceived,
         "update.refused": UpdateRefused,
         "update.retired": UpdateRetired,

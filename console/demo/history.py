@@ -74,7 +74,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Incident:
-    """A silo late, lost or returned, a lease released, an authentication failed."""
+    """A silo lost or returned, a lease released, an authentication failed."""
 
     time: float
     type: str
@@ -247,7 +247,6 @@ def _refusals(entries: Sequence[tuple[int, Entry]]) -> Iterator[Refusal]:
 
 
 _INCIDENTS: Mapping[str, str] = {
-    "silo.late": "",
     "silo.lost": "",
     "silo.returned": "",
     "lease.released": "reason",

@@ -284,7 +284,7 @@ every figure here is in <code>report.json</code> beside this file.</footer>
 
 def _incident_words(incidents: Sequence[Mapping[str, Any]]) -> str:
     words = {
-        "silo.late": "lease overdue", "silo.lost": "silo lost", "silo.returned": "silo returned",
+        "silo.lost": "silo lost", "silo.returned": "silo returned",
         "lease.released": "task given back", "auth.failed": "failed authentication", "silo.revoked": "silo revoked",
     }  # fmt: skip
     counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Every way an update can be wrong: a reason code for the silo, an entry for the reviewer, nothing lost, others unaffected."""
+"""Every way an update can be wrong: a reason code for the silo, an entry for the reviewer, nothing lost."""
 
 import json
 import struct
@@ -239,3 +239,29 @@ def test_resume_after_the_server_died_in_mid_upload(server: Server, silo: FakeSi
     resumed.append(data[synced:])
     assert resumed.finish().reason == ""
     assert canonical.sha256(server.core.blobs.read(statement.delta_sha256)) == statement.delta_sha256
+
+
+def test_a_damaged_prefix_is_sent_again_once(
+    server: Server, silo: FakeSilo, job: tuple, tmp_path: Path
+) -> None:
+    """What an earlier stream left may be at fault, so the first mismatch after a resume is not the silo's."""
+    name, terms = job
+    delta = silo.delta(tmp_path, 1.0)
+    data = delta.read_bytes()
+    statement = silo.statement(server.lease(silo, name), terms, delta)
+    envelope = silo.sign(statement.encode())
+    upload = server.core.intake.open("hospital-a", silo.actor, statement.update, envelope, 0)
+    assert isinstance(upload, Upload)
+    upload.append(data[:-8])
+    upload.suspend()
+    with open(upload.spool, "r+b") as spooled:
+        spooled.seek(len(data) - 12)
+        spooled.write(b"\xff")
+    synced = server.core.intake.status("hospital-a", statement.update).synced
+    resumed = server.core.intake.open("hospital-a", silo.actor, statement.update, envelope, synced)
+    assert isinstance(resumed, Upload)
+    resumed.append(data[synced:])
+    with pytest.raises(Refused, match="send it from 0"):
+        resumed.finish()
+    assert server.core.intake.status("hospital-a", statement.update).synced == 0
+    assert server.upload(silo, statement, data).reason == ""

@@ -13,12 +13,13 @@ from anabranch.errors import Conflict, Corrupt, Reason, Refused
 from anabranch.tlog.entry import Entry, parse_entry
 from anabranch.wire import canonical, dsse, statements
 from server import lifecycle
+from server.attendance import Attendance
 from server.scheduling import Lease, Wait
 from server.startup import lock
 from server.state import tables
 from server.state.database import open_engine
 from server.state.writer import raise_epoch
-from tests.server.harness import ADMIN, FEDERATION, FakeSilo, Server
+from tests.server.harness import ADMIN, FEDERATION, Absent, FakeSilo, Server
 
 
 def entries(server: Server, type: str = "") -> list[Entry]:
@@ -225,3 +226,28 @@ def test_a_fenced_server_writes_nothing(server: Server) -> None:
     with pytest.raises(Conflict, match="another server took over"):
         server.core.writer.run(lambda tx: lifecycle.retire(tx, ADMIN, "x", "superseded"))
     assert isinstance(server.core.writer.failure, Conflict)
+
+
+def test_a_silo_that_falls_silent_with_a_lease_is_named_once(server: Server) -> None:
+    job, _, [a] = start(server, "", "a")
+    heard = {"a": server.clock()}
+
+    class Heard(Absent):
+        def last_seen(self, silo: str) -> float:
+            return heard[silo]
+
+    core = server.core
+    attendance = Attendance(core.writer, core.reader, Heard(), core.observer, server.clock, server.clock())
+    server.clock.advance(60)
+    attendance.look()
+    assert entries(server, "silo.") == []  # idle: nobody waits for it
+    heard["a"] = server.clock()
+    server.lease(a, job)
+    for seconds in (5, 5, 5):
+        attendance.look()
+        server.clock.advance(seconds)
+    attendance.look()
+    heard["a"] = server.clock()
+    attendance.look()
+    attendance.look()
+    assert [entry.type for entry in entries(server, "silo.")] == ["silo.lost", "silo.returned"]

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from anabranch import durable
 from silo_agent.config import Home
@@ -14,6 +15,12 @@ from tests.silo_agent.world import World, make_authority
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("grpc_proxy", "https_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> None:
+    """Commands configure it for their process."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

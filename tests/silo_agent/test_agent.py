@@ -45,7 +45,8 @@ def answer(request, send):
     start = 8 + int.from_bytes(data[:8], "little")
     values = np.frombuffer(data[start:], "<f4") * 0 + np.float32(0.5)
     open(request["out"], "wb").write(data[:start] + values.tobytes())
-    send({"is": "trained", "cycle": request["cycle"], "num_examples": 12, "steps": request["steps"], "metrics": {"loss": 1.0}})
+    steps, metrics = request["steps"], {"loss": 1.0}
+    send({"is": "trained", "cycle": request["cycle"], "num_examples": 12, "steps": steps, "metrics": metrics})
 """
 NAN = TRAINS.replace("np.float32(0.5)", "np.float32('nan')")
 SHORT = TRAINS.replace("values.tobytes()", "values.tobytes()[:-4]")
@@ -90,10 +91,16 @@ def interpreter(tmp_path: Path) -> Path:
     path = tmp_path / "python"
     program = Path(__file__).with_name("runner.py")
     path.write_text(
-        f'#!/bin/sh\ncase "$*" in *training.runner*) exec {sys.executable} {program};; *) exec {sys.executable} "$@";; esac\n'
+        f'#!/bin/sh\ncase "$*" in\n*training.runner*) exec {sys.executable} {program};;\n'
+        f'*) exec {sys.executable} "$@";;\nesac\n'
     )
     path.chmod(0o755)
     return path
+
+
+def said(capsys: Any) -> str:
+    captured = capsys.readouterr()
+    return str(captured.out + captured.err)
 
 
 def allow(home: Home, interpreter: Path, *digests: str, extra: str = "") -> None:
@@ -339,7 +346,7 @@ def test_code_that_is_not_the_approved_code_is_never_unpacked(
     allow(enrolled, interpreter, terms.digest())
     world.lease("l1")
     start()
-    until(lambda: "code_digest_mismatch" in capsys.readouterr().out)
+    until(lambda: "code_digest_mismatch" in said(capsys))
     assert not (enrolled.job("tiny-1") / "archive").exists()
     assert not world.uploads
 
@@ -351,7 +358,7 @@ def test_a_lease_that_the_log_does_not_hold_is_not_worked_on(
     allow(enrolled, interpreter, terms.digest())
     world.lease("l1", view_sha256="f" * 64)  # logged with another model than the one it hands out
     start()
-    until(lambda: "view_sha256" in capsys.readouterr().out)
+    until(lambda: "view_sha256" in said(capsys))
     assert not world.uploads
 
 
@@ -361,7 +368,7 @@ def test_a_missing_requirement_holds_the_approval_back(
     terms = world.offer(job(TRAINS), extra='requires = ["no-such-thing>=2", "numpy>=1.20"]')
     allow(enrolled, interpreter, terms.digest())
     start()
-    until(lambda: "no-such-thing" in capsys.readouterr().out)
+    until(lambda: "no-such-thing" in said(capsys))
     assert not world.decided
 
 

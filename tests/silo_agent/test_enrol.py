@@ -90,7 +90,7 @@ def test_the_token_is_not_sent_to_whoever_answers(world: World, home: Home, tmp_
 
 
 def test_an_unreachable_server_names_the_hop(world: World, home: Home) -> None:
-    with pytest.raises(Unavailable, match="TCP.*refuses the connection"):
+    with pytest.raises(Unavailable, match=r"TCP.*refuses the connection"):
         enrol(home, world.bundle(enrolment=f"localhost:{free_port()}"), time.time())
 
 

@@ -47,7 +47,6 @@ DETAILS: dict[str, dict[str, Any]] = {
         "keys": [{"purpose": "update", "public": B}, {"purpose": "approver", "public": C}],
     },
     "silo.revoked": {"silo": "hosp-a", "reason": "key_compromise", "certificates": [A], "updates": [UPDATE]},
-    "silo.late": _LEASE,
     "silo.lost": _SILO,
     "silo.returned": _SILO,
     "cert.issued": _CERT,
@@ -77,7 +76,6 @@ DETAILS: dict[str, dict[str, Any]] = {
         "bytes": 4096,
         "step": "step-13",
     },
-    "model.encoded": {"version": 13, "density": ONE, "encoding": "safetensors", "view_sha256": A, "bytes": 1},
     "model.evaluated": {"version": 13, "silo": "hosp-a", "split": "validation"},
     "model.best": {"version": 13, "metric": "val/accuracy", "value": ONE},
     "model.exported": {"version": 13, "sha256": A, "selector": "best"},
@@ -96,7 +94,6 @@ DETAILS: dict[str, dict[str, Any]] = {
         "exception": "ValueError",
         "code_line": "task.py:41",
     },
-    "lease.expired": _LEASE,
     "update.received": {
         **_LEASE,
         "update": UPDATE,
