@@ -62,16 +62,17 @@ class Worker:
         trainer: Trainer | None = None
         with structlog.contextvars.bound_contextvars(job=self.proposal.job.id):
             try:
-                pauses = backoff()
+                pauses, waiting = backoff(), False
                 while not self._leaving():
                     try:
                         trainer = trainer or self._trainer()
                         self._turn(trainer)
-                        pauses = backoff()
+                        pauses, waiting = backoff(), False
                     except (Stopped, Aborted):
                         continue
                     except (Unavailable, Conflict) as error:
-                        logger.info("waiting", error=str(error))
+                        (logger.debug if waiting else logger.info)("waiting", error=str(error))
+                        waiting = True
                         self._pause(next(pauses))
                     except Refused as error:
                         self._refused(error)

@@ -206,6 +206,15 @@ class ModelPublished(BaseModel, extra="forbid", frozen=True):
         return self
 
 
+class ModelEncoded(BaseModel, extra="forbid", frozen=True):
+    version: Count
+    density: HexFloat
+    encoding: Word
+    mask_sha256: Digest | None = None
+    view_sha256: Digest
+    bytes: Count
+
+
 class ModelEvaluated(BaseModel, extra="forbid", frozen=True):
     """Metrics and record counts are in the sealed part; `sigs` carries the silo's evaluation statement."""
 
@@ -323,6 +332,7 @@ DETAILS: Mapping[str, type[BaseModel]] = MappingProxyType(
         "job.aborted": JobChanged,
         "job.completed": JobChanged,
         "model.published": ModelPublished,
+        "model.encoded": ModelEncoded,
         "model.evaluated": ModelEvaluated,
         "model.best": ModelBest,
         "model.exported": ModelExported,

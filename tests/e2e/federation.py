@@ -107,7 +107,10 @@ class Federation:
     def start(self, name: str, program: str, *arguments: object, env: dict[str, str] | None = None) -> None:
         log = open(self.root / f"{name}.log", "ab")  # noqa: SIM115 - the child keeps it
         self.processes[name] = subprocess.Popen(
-            [str(BIN / program), *map(str, arguments)], stdout=log, stderr=log, env=environment() | (env or {})
+            [str(BIN / program), *map(str, arguments)],
+            stdout=log,
+            stderr=log,
+            env=environment() | (env or {}),
         )
         log.close()
 
@@ -152,7 +155,13 @@ class Federation:
         self.start(name, "anabranch-silo", "run", "--dir", self.silo_dir(name), env=env)
 
     def submit(self, task: str = TASK, text: str = "", **options: int | str) -> str:
-        defaults: dict[str, int | str] = {"strategy": "fedbuff", "silos": 1, "steps": 4, "buffer": 1, "versions": 4}
+        defaults: dict[str, int | str] = {
+            "strategy": "fedbuff",
+            "silos": 1,
+            "steps": 4,
+            "buffer": 1,
+            "versions": 4,
+        }
         folder = self.root / "job"
         folder.mkdir(exist_ok=True)
         (folder / "job.toml").write_text((text or JOB).format(**{**defaults, **options}))
@@ -164,7 +173,9 @@ class Federation:
 
     def status(self, job: str) -> dict[str, Any]:
         with connect(self.server_dir / "admin" / "admin") as admin:
-            reply = admin.stub.ListJobStatus(admin_pb2.ListJobStatusRequest(), timeout=PATIENCE, wait_for_ready=True)
+            reply = admin.stub.ListJobStatus(
+                admin_pb2.ListJobStatusRequest(), timeout=PATIENCE, wait_for_ready=True
+            )
         return watch.document(next(one for one in reply.jobs if one.job == job))
 
     def silo(self, job: str, name: str) -> dict[str, Any]:
@@ -211,7 +222,9 @@ class Federation:
         return [entry for entry in found if entry["type"] == type]
 
     def logs(self) -> str:
-        texts = [f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in self.root.glob("*.log")]
+        texts = [
+            f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in self.root.glob("*.log")
+        ]
         return "\n".join(texts)
 
     def close(self) -> None:

@@ -103,7 +103,12 @@ def test_revoked_while_training(federation: Federation) -> None:
 
 
 FAULTY = {
-    "raises": ("        x, y = batch\n", "        raise ValueError('bad record')\n", "task_failed", "ValueError"),
+    "raises": (
+        "        x, y = batch\n",
+        "        raise ValueError('bad record')\n",
+        "task_failed",
+        "ValueError",
+    ),
     "garbage": ("        x, y = batch\n", "        return 'not a loss'\n", "task_garbage", None),
     "hangs": ("        x, y = batch\n", "        time.sleep(3600)\n", "task_hung", None),
 }
@@ -120,7 +125,9 @@ def test_faulty_task(federation: Federation, fault: str) -> None:
     text = JOB.replace("batch_size = 8", 'batch_size = 8\nprogress_timeout = "3s"')
     job = federation.submit(task=TASK.replace(line, bad), text=text)
     federation.approve("hospital-a", job)
-    federation.until(lambda: federation.silo(job, "hospital-a")["last_reason"] == reason, f"{reason} is reported")
+    federation.until(
+        lambda: federation.silo(job, "hospital-a")["last_reason"] == reason, f"{reason} is reported"
+    )
     [entry, *_] = federation.entries("lease.released")
     assert entry["detail"]["reason"] == reason
     if exception:

@@ -76,6 +76,7 @@ DETAILS: dict[str, dict[str, Any]] = {
         "bytes": 4096,
         "step": "step-13",
     },
+    "model.encoded": {"version": 13, "density": ONE, "encoding": "safetensors", "view_sha256": A, "bytes": 1},
     "model.evaluated": {"version": 13, "silo": "hosp-a", "split": "validation"},
     "model.best": {"version": 13, "metric": "val/accuracy", "value": ONE},
     "model.exported": {"version": 13, "sha256": A, "selector": "best"},
