@@ -21,6 +21,7 @@ METRIC = r"^[A-Za-z]([A-Za-z0-9_./@-]{0,62}[A-Za-z0-9])?$"  # "val/accuracy"; li
 Name = Annotated[str, Field(pattern=NAME)]
 Digest = Annotated[str, Field(pattern=DIGEST)]
 
+LONGEST = 3653 * 86400.0  # seconds: deadlines are dates in the log
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -47,7 +48,9 @@ class Job(BaseModel, extra="forbid", frozen=True):
     def _inside_the_archive(cls, task: str) -> str:
         path = PurePosixPath(task.partition(":")[0])
         if path.suffix != ".py" or path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{task!r}: name a Python file inside the job folder, as task.py:Class or train.py")
+            raise ValueError(
+                f"{task!r}: name a Python file inside the job folder, as task.py:Class or train.py"
+            )
         return task
 
     @property
@@ -72,7 +75,9 @@ class Training(BaseModel, extra="forbid", frozen=True):
     local_steps: int = Field(default=20, ge=1)
     batch_size: int = Field(default=32, ge=1)
     optimizer: Optimizer = Optimizer()
-    buffers: Literal["average", "local", "none"] = "average"  # float buffers, e.g. BatchNorm running statistics
+    buffers: Literal["average", "local", "none"] = (
+        "average"  # float buffers, e.g. BatchNorm running statistics
+    )
     precision: Literal["fp32"] = "fp32"
     save_every: str = "5m"  # optimizer, RNG and sampler, so that a killed agent resumes inside a cycle
     progress_timeout: str = "10m"  # a task that makes no step for this long is stopped
@@ -91,14 +96,20 @@ class ServerOptimizer(BaseModel, extra="forbid", frozen=True):
 
 class Aggregation(BaseModel, extra="forbid", frozen=True):
     strategy: Literal["fedavg", "fedbuff"] = "fedbuff"
-    buffer: int = Field(default=2, ge=1, le=100)  # updates per version; fedavg waits for every approved silo instead
+    buffer: int = Field(
+        default=2, ge=1, le=100
+    )  # updates per version; fedavg waits for every approved silo instead
     max_wait: str = "10m"  # closes a buffer (or a fedavg round) that would stall
     staleness_exponent: float = Field(default=0.0, ge=0, le=1)  # weight (1+staleness)^-a; 0 switches it off
-    normalise: Literal["count", "weights"] = "weights"  # divide by the number of updates, or by the sum of weights
+    normalise: Literal["count", "weights"] = (
+        "weights"  # divide by the number of updates, or by the sum of weights
+    )
     max_staleness: int = Field(default=1000, ge=0)  # versions
     max_update_norm: float | None = Field(default=None, gt=0)
     server_optimizer: ServerOptimizer = ServerOptimizer()
-    ema: float | None = Field(default=0.9, gt=0, lt=1)  # decay per version of an average served beside the head
+    ema: float | None = Field(
+        default=0.9, gt=0, lt=1
+    )  # decay per version of an average served beside the head
 
 
 class Evaluation(BaseModel, extra="forbid", frozen=True):
@@ -136,7 +147,13 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
             self.aggregation.max_wait,
             self.retention.updates,
         ):
-            seconds(text)
+            if not 0 <= seconds(text) <= LONGEST:
+                raise ValueError(f"{text!r} is not a duration between 0 s and ten years")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_canonical_form(self) -> "JobFile":
+        rfc8785.dumps(self.model_dump(mode="json"))  # no infinity, no integer that JSON readers round
         return self
 
 

@@ -101,12 +101,22 @@ class Aggregation:
         while not self._stopping:
             self._wake.wait(IDLE)
             self._wake.clear()
-            for job in self._running_jobs():
-                try:
-                    while not self._stopping and self.advance(job):
-                        pass
-                except AnabranchError as error:
-                    logger.error("aggregation stopped", job=job, error=str(error))
+            try:
+                for job in self._running_jobs():
+                    if not self._stopping:
+                        self._attend(job)
+            except Exception:
+                logger.exception("the jobs could not be listed; trying again")
+
+    def _attend(self, job: str) -> None:
+        """One step, so that a busy job does not starve another; what fails is tried again."""
+        try:
+            if self.advance(job):
+                self._wake.set()
+        except AnabranchError as error:
+            logger.error("aggregation stopped", job=job, error=str(error))
+        except Exception:
+            logger.exception("aggregation failed", job=job)
 
     def _running_jobs(self) -> list[str]:
         with self._reader.connect() as connection:

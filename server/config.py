@@ -3,6 +3,7 @@
 Durations are text like "72h"; addresses are "host:port".
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +12,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import explain, seconds
+from anabranch.tlog.details import FEDERATION
 from anabranch.wire.bundle import Address, Trust
 
 FILE = "server.toml"
 HOUR = 3600.0
+HOST = r"\[[0-9a-fA-F:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?"
 _CLOSED = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -104,6 +107,34 @@ def read_config(directory: Path) -> ServerConfig:
         raise Refused(Reason.MALFORMED, f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise Refused(Reason.MALFORMED, f"{path}: {explain(error)}") from error
+
+
+def new_config(federation: str, host: str, server: int, enrolment: int, health: int) -> ServerConfig:
+    """Settings of a new federation that listens everywhere and is dialled as `host`. Raises Refused(MALFORMED)."""
+    if not re.fullmatch(FEDERATION, federation) or re.fullmatch(r"[0-9.]+", federation):
+        raise Refused(
+            Reason.MALFORMED,
+            f"--federation {federation!r}: give it a name like a domain, of lowercase letters, digits, dots and dashes",
+        )
+    if not re.fullmatch(HOST, host):
+        raise Refused(
+            Reason.MALFORMED, f"--host {host!r}: give the name or address that silos dial, without a port"
+        )
+    listen = {
+        "server": f"0.0.0.0:{server}",
+        "enrolment": f"0.0.0.0:{enrolment}",
+        "health": f"127.0.0.1:{health}",
+    }
+    if len({server, enrolment, health}) < 3:
+        raise Refused(
+            Reason.MALFORMED, f"ports {server}, {enrolment}, {health}: each of the three needs its own"
+        )
+    return ServerConfig(
+        federation=federation,
+        log_origin=f"{federation}/log",
+        listen=Listen(**listen),
+        advertise=Advertise(server=f"{host}:{server}", enrolment=f"{host}:{enrolment}"),
+    )
 
 
 def write_config(config: ServerConfig) -> str:

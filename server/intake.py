@@ -9,7 +9,8 @@ the silo the upload; everything is decided again inside the transaction, because
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from sqlalchemy import Connection, insert, select, update
 
 from anabranch import durable
 from anabranch.errors import Reason, Refused, Unavailable
-from anabranch.tlog.entry import Actor, Target
+from anabranch.terms import JobTerms, parse_terms
+from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, limits, statements
 from anabranch.wire.manifest import LENGTH_BYTES
-from anabranch.wire.tensors import Manifest, check_file, check_header_bytes, check_values
+from anabranch.wire.tensors import Manifest, check_file, check_header_bytes, check_values, parse_manifest
 from server.audit.log import Log, entry_signature
 from server.audit.sealing import keep_sealed
 from server.blobs.local import BlobStore
@@ -87,14 +89,16 @@ class Intake:
             return decided
         with self.reader.connect() as connection:
             claim = self._claim(connection, silo, actor, update_id, envelope)
-            try:
-                _admit(connection, self.federation, claim)
-            except Refused as refusal:
-                return self._refuse(claim, refusal)
-            manifest = records.job_manifest(connection, claim.statement.job)
         spool = self._spool(silo, update_id)
+        try:
+            with self.reader.connect() as connection:
+                _admit(connection, self.federation, claim)
+                job = records.job_row(connection, claim.statement.job)
+        except Refused as refusal:
+            spool.unlink(missing_ok=True)
+            return self._refuse(claim, refusal)
         self.blobs.reserve(claim.statement.bytes - offset)
-        return Upload(self, claim, manifest, spool, offset)
+        return Upload(self, claim, parse_terms(job.terms), parse_manifest(job.manifest), spool, offset)
 
     def _spool(self, silo: str, update_id: str) -> Path:
         """One resumable file per (silo, update); the name is a digest, so a wire value never becomes a path."""
@@ -141,10 +145,15 @@ class Intake:
         with self.reader.connect() as connection:
             payload = records.verify_silo_signature(connection, silo, "update", envelope)
         statement = statements.parse_evaluation(payload)
-        if statement.lease != lease:
+        if (statement.lease, statement.federation) != (lease, self.federation):
             raise Refused(
-                Reason.BAD_SIGNATURE, f"the signed statement is for lease {statement.lease}, not {lease}"
+                Reason.BAD_SIGNATURE,
+                f"the signed statement is for lease {statement.lease} of federation {statement.federation}, "
+                f"not {lease} of {self.federation}",
             )
+        known = self._recorded(silo, statement, payload)
+        if known is not None:
+            return known
         self.blobs.put(payload)
         committed = self.writer.run(
             lambda tx: _record_evaluation(tx, silo, actor, statement, envelope, self.entropy(32)),
@@ -153,6 +162,25 @@ class Intake:
         self.wake()
         return Decided(committed.receipts[0], "")
 
+    def _recorded(
+        self, silo: str, statement: statements.EvaluationStatement, payload: bytes
+    ) -> Decided | None:
+        """The answer this very statement got before."""
+        query = select(tables.evaluations.c.entry).where(
+            tables.evaluations.c.job == statement.job,
+            tables.evaluations.c.version == statement.version,
+            tables.evaluations.c.silo == silo,
+            tables.evaluations.c.split == statement.split,
+        )
+        with self.reader.connect() as connection:
+            entry = connection.execute(query).scalar()
+        if entry is None:
+            return None
+        receipt = self.log.receipt(entry)
+        signed = parse_entry(receipt.entry).sigs or ()
+        same = [one.payload_sha256 for one in signed] == [canonical.sha256(payload)]
+        return Decided(receipt, "") if same else None
+
 
 @dataclass
 class Upload:
@@ -160,6 +188,7 @@ class Upload:
 
     intake: Intake
     claim: Claim
+    terms: JobTerms
     manifest: Manifest
     spool: Path
     offset: int
@@ -205,7 +234,8 @@ class Upload:
         self._take(chunk)
         self._unsynced += len(chunk)
         if self._unsynced >= SYNC_EVERY:
-            durable.sync(self._fd)
+            with _storing():
+                durable.sync(self._fd)
             self._unsynced = 0
             self.intake.reached(Gap.SPOOLED)
 
@@ -215,16 +245,16 @@ class Upload:
         Raises Refused(DIGEST_MISMATCH) after a resume: what an earlier stream left may be at fault, so the silo is asked
         once to send everything; it is not recorded.
         """
-        statement = self.claim.statement
-        if self._resumed and self._hash.hexdigest() != statement.delta_sha256:
+        digest = self.claim.statement.delta_sha256
+        if self._resumed and self._hash.hexdigest() != digest:
             raise self._start_over()
         try:
             norm = self._check()
+            self.intake.blobs.adopt(self.spool, digest)
         except Refused as refusal:
-            self.discard()
-            return self.intake._refuse(self.claim, refusal)
-        self.intake.blobs.adopt(self.spool, statement.delta_sha256)
-        self.close()
+            return self.refuse(refusal)
+        finally:
+            self.close()
         return self.intake.decide(self.claim, norm)
 
     def _check(self) -> float:
@@ -237,7 +267,9 @@ class Upload:
                 f"the bytes of update {statement.update} differ from their signed digest",
             )
         check_file(self.spool, self.manifest)
-        return check_values(self.spool, self.manifest)
+        norm = check_values(self.spool, self.manifest)
+        admission.check_norm(norm, self.terms.file.aggregation.max_update_norm)
+        return norm
 
     def _start_over(self) -> Refused:
         self.discard()
@@ -269,20 +301,27 @@ class Upload:
 def _write(fd: int, chunk: bytes, offset: int) -> None:
     """All of `chunk` at `offset`. Raises Unavailable when the disk is full; what was written before stays resumable."""
     view = memoryview(chunk)
-    try:
+    with _storing():
         while view:
             written = os.pwrite(fd, view, offset)
             view, offset = view[written:], offset + written
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise Unavailable(f"the server could not store the update: {error.strerror}") from error
 
 
 def _synced_bytes(spool: Path) -> int:
-    if not spool.exists():
+    try:
+        with open(spool, "rb") as file:
+            durable.sync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError:  # nothing has come, or all of it has and is being decided
         return 0
-    with open(spool, "rb") as file:
-        durable.sync(file.fileno())
-        return os.fstat(file.fileno()).st_size
 
 
 def _admit(connection: Connection, federation: str, claim: Claim) -> int:
@@ -295,11 +334,10 @@ def _decide(tx: Transaction, federation: str, claim: Claim, norm: float) -> str:
     """Inside the transaction: "" when admitted, else the reason code. Both leave a row and an entry."""
     try:
         staleness = _admit(tx.connection, federation, claim)
-        terms = records.job_terms(tx.connection, claim.statement.job)
-        admission.check_norm(norm, terms.file.aggregation.max_update_norm)
     except Refused as refusal:
         return _record_refusal(tx, claim, refusal.code)
     s = claim.statement
+    _must_be_new(tx, s.update)
     entry = tx.log(
         "update.received",
         actor=claim.actor,
@@ -328,11 +366,7 @@ def _decide(tx: Transaction, federation: str, claim: Claim, norm: float) -> str:
 
 def _record_refusal(tx: Transaction, claim: Claim, code: Reason) -> str:
     s = claim.statement
-    known = tx.connection.execute(
-        select(tables.updates.c.status).where(tables.updates.c.id == s.update)
-    ).first()
-    if known is not None:
-        raise Refused(Reason.REPLAYED, f"update {s.update} was decided already; ask for its status")
+    _must_be_new(tx, s.update)
     lease = records.lease_facts(tx.connection, s.lease)
     known_job = (
         tx.connection.execute(select(tables.jobs.c.id).where(tables.jobs.c.id == s.job)).first() is not None
@@ -355,6 +389,13 @@ def _record_refusal(tx: Transaction, claim: Claim, code: Reason) -> str:
             update(tables.leases).where(tables.leases.c.id == s.lease).values(status="released")
         )
     return code
+
+
+def _must_be_new(tx: Transaction, update_id: str) -> None:
+    """An update with this id may have been decided since its upload began, for this silo or another. Raises Refused."""
+    known = select(tables.updates.c.status).where(tables.updates.c.id == update_id)
+    if tx.connection.execute(known).first() is not None:
+        raise Refused(Reason.REPLAYED, f"update {update_id} was decided already; ask for its status")
 
 
 def _insert(tx: Transaction, claim: Claim, **columns: Any) -> None:
@@ -384,11 +425,16 @@ def _record_evaluation(
     envelope: dsse.Envelope,
     salt: bytes,
 ) -> None:
-    lease = records.lease_facts(tx.connection, statement.lease)
+    lease = tx.connection.execute(select(tables.leases).where(tables.leases.c.id == statement.lease)).first()
     if lease is None or (lease.silo, lease.kind, lease.job) != (silo, "evaluate", statement.job):
         raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} is not an evaluation lease of silo {silo}")
     if lease.status != "open" or lease.nonce != statement.nonce or lease.version != statement.version:
         raise Refused(Reason.REPLAYED, f"lease {statement.lease} is not open for version {statement.version}")
+    view = records.version_row(tx.connection, lease.job, lease.version).parameters
+    if (statement.split, statement.view_sha256) != (lease.split, view):
+        raise Refused(
+            Reason.BAD_LEASE, f"lease {lease.id} is for split {lease.split} and the model {view[:12]}…"
+        )
     facts = {"metrics": dict(statement.metrics), "num_examples": statement.num_examples}
     entry = tx.log(
         "model.evaluated",

@@ -1,6 +1,7 @@
 """Jobs as their owners and the silos see them: submit, offer, decide, change, hand out, export."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from server.state.tables import decisions, jobs, versions
 from server.state.writer import Transaction, Writer
 from server.status import JobStatus, Presence, job_statuses
 
+SILOS = 150  # that take part in one job: the log entry of a version names each, and its length is limited
 DECIDED = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
 
 
@@ -190,6 +192,9 @@ class Jobs:
                 Reason.CODE_DIGEST_MISMATCH, f"the decision is about other terms than job {job.id} has"
             )
         decision = DECIDED[statement.decision]
+        others = (decisions.c.job == job.id, decisions.c.decision == "approved", decisions.c.silo != silo)
+        if decision == "approved" and records.count(tx.connection, decisions, *others) >= SILOS:
+            raise Refused(Reason.QUOTA, f"job {job.name} has {SILOS} silos, which is the most a job can have")
         entry = tx.log(
             f"job.{decision}",
             actor=actor,
@@ -246,8 +251,8 @@ class Jobs:
 def _select(connection: Connection, job: Any, selector: str) -> tuple[int, str]:
     if selector == "best" and job.best is None:
         raise Refused(Reason.NOT_FOUND, f"job {job.id} has no evaluated version yet; export head instead")
-    if selector not in ("head", "best", "ema") and not selector.isdecimal():
-        raise Refused(Reason.MALFORMED, f"{selector!r} is not head, best, ema or a version number")
+    if not re.fullmatch("head|best|ema|[0-9]{1,16}", selector):
+        raise Refused(Reason.MALFORMED, f"{selector[:80]!r} is not head, best, ema or a version number")
     number = {"head": job.head, "ema": job.head, "best": job.best}.get(selector)
     version = records.version_row(connection, job.id, int(selector) if number is None else number)
     if version is None:

@@ -7,7 +7,7 @@
 
 import json
 import re
-from statistics import fmean
+from statistics import mean
 from typing import Any
 
 from sqlalchemy import select, update
@@ -19,7 +19,7 @@ from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
 from server.core.turn import due_version
 from server.state import records
-from server.state.tables import evaluations, jobs, leases, updates
+from server.state.tables import decisions, evaluations, jobs, leases, steps, updates
 from server.state.writer import Transaction
 
 ENDED = ("completed", "aborted")
@@ -36,7 +36,7 @@ def change(tx: Transaction, actor: Actor, job_id: str, action: str, reason: str)
     job = records.job_row(tx.connection, job_id)
     if action not in ACTIONS:
         raise Refused(Reason.MALFORMED, f"{action!r} is not one of {', '.join(ACTIONS)}")
-    if not re.match(OPERATOR_REASON, reason):
+    if not re.fullmatch(OPERATOR_REASON, reason):
         raise Refused(
             Reason.MALFORMED,
             f"reason {reason[:80]!r} goes into the log all silos read: use a few lowercase words, digits, - and _",
@@ -47,7 +47,7 @@ def change(tx: Transaction, actor: Actor, job_id: str, action: str, reason: str)
             Reason.JOB_NOT_RUNNING,
             f"job {job.name} is {job.status}; {action} needs it {' or '.join(allowed)}",
         )
-    if action == "resume" and not _may_start(tx, job):
+    if action == "resume" and (job.resumed_at is None or not _may_start(tx, job)):
         status = "waiting"
     _log_change(tx, actor, job, entry, reason)
     if status in ENDED:
@@ -55,7 +55,9 @@ def change(tx: Transaction, actor: Actor, job_id: str, action: str, reason: str)
     else:
         resumed = tx.now if status == "running" else job.resumed_at
         _set(tx, job_id, status=status, reason=reason, resumed_at=resumed)
-    return status
+    if status == "waiting":
+        conclude(tx, actor, job_id)
+    return str(records.job_row(tx.connection, job_id).status)
 
 
 def conclude(tx: Transaction, observer: Actor, job_id: str) -> None:
@@ -94,6 +96,7 @@ def retire(tx: Transaction, actor: Actor, update_id: str, reason: str) -> None:
 def withdraw(tx: Transaction, actor: Actor, silo: str, job: str | None = None) -> list[str]:
     """A silo left one job, or (None) was revoked: its unmerged updates are retired, its leases end.
 
+    A revoked silo that comes back decides about every job afresh: its old approvals were signed with dead keys.
     A frozen update is retired as well: the step that holds it fails to publish and is frozen again without it.
     """
     mine = [updates.c.silo == silo, updates.c.status.in_(("received", "frozen"))]
@@ -101,6 +104,12 @@ def withdraw(tx: Transaction, actor: Actor, silo: str, job: str | None = None) -
     if job is not None:
         mine.append(updates.c.job == job)
         held.append(leases.c.job == job)
+    else:
+        tx.connection.execute(
+            update(decisions)
+            .where(decisions.c.silo == silo, decisions.c.decision == "approved")
+            .values(decision="withdrawn")
+        )
     left = tx.connection.execute(select(updates.c.id).where(*mine).order_by(updates.c.entry)).scalars().all()
     for update_id in left:
         retire(tx, actor, update_id, "withdrawn")
@@ -114,21 +123,31 @@ def _may_start(tx: Transaction, job: Any) -> bool:
 
 
 def _due_evaluation_is_in(tx: Transaction, job: Any, terms: JobTerms) -> bool:
-    """Whether every participant evaluated the newest due version or could not, or has had `max_wait` to do it."""
+    """Whether every participant evaluated the newest due version or could not, or has had `max_wait` to do it.
+
+    Before the last version a silo that took no lease for `max_wait` is not waited for: versions may come faster than
+    that, and then none would ever be judged.
+    """
     due = due_version(terms, job.head)
     if due is None:
         return False
     version = records.version_row(tx.connection, job.id, due)
-    since = max(version.published_at, job.resumed_at or 0.0)
-    if tx.now >= since + seconds(terms.file.aggregation.max_wait):
+    resumed, wait = job.resumed_at or 0.0, seconds(terms.file.aggregation.max_wait)
+    if tx.now >= max(version.published_at, resumed) + wait:
         return True
+    expected = set(records.participants(tx.connection, job.id))
+    if job.head < terms.file.stop.versions and tx.now >= resumed + wait:
+        at_work = select(leases.c.silo).where(
+            leases.c.job == job.id, leases.c.silo.in_(expected), leases.c.issued_at > tx.now - wait
+        )
+        expected = set(tx.connection.execute(at_work).scalars())
     tried = select(leases.c.silo).where(
         leases.c.job == job.id,
         leases.c.kind == "evaluate",
         leases.c.version >= due,
         leases.c.status != "open",
     )
-    return set(tx.connection.execute(tried).scalars()) >= set(records.participants(tx.connection, job.id))
+    return set(tx.connection.execute(tried).scalars()) >= expected
 
 
 def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> bool:
@@ -145,7 +164,7 @@ def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> b
     values = [m[rule.metric] for m in metrics if rule.metric in m]
     if not values or due is None or due <= (job.judged or 0):
         return False
-    value = fmean(values)
+    value = mean(values)  # exact, so that the largest floats do not overflow
     better = job.best_value is None or (
         value > job.best_value if rule.mode == "max" else value < job.best_value
     )
@@ -165,7 +184,10 @@ def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> b
 
 
 def _end(tx: Transaction, actor: Actor, job: Any, status: str, reason: str) -> None:
-    """No update stays without a terminal state, no lease stays open."""
+    """No update stays without a terminal state, no lease and no step stays open."""
+    tx.connection.execute(
+        update(steps).where(steps.c.job == job.id, steps.c.status == "frozen").values(status="abandoned")
+    )
     left = select(updates.c.id).where(updates.c.job == job.id, updates.c.status.in_(("received", "frozen")))
     for update_id in tx.connection.execute(left.order_by(updates.c.entry)).scalars().all():
         retire(tx, actor, update_id, "job_ended")

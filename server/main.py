@@ -14,7 +14,7 @@ from anabranch.errors import Reason, Refused
 from server import setup
 from server.audit.export import export as write_export
 from server.blobs.local import BlobStore
-from server.config import Advertise, Listen, ServerConfig, read_config
+from server.config import new_config, read_config
 from server.serve import serve as run_server
 from server.state.database import open_reader
 
@@ -50,8 +50,12 @@ def init(
     federation: Annotated[
         str, typer.Option(help="Name of the federation, like a domain.")
     ] = "federation.local",
-    port: Annotated[int, typer.Option(help="Port for enrolled silos and administrators (mTLS).")] = 7443,
-    enrolment_port: Annotated[int, typer.Option(help="Port for enrolment with one-time tokens.")] = 7444,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port for enrolled silos and administrators (mTLS).")
+    ] = 7443,
+    enrolment_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port for enrolment with one-time tokens.")
+    ] = 7444,
     health_port: Annotated[
         int, typer.Option(help="Plaintext port for probes and metrics, on loopback.")
     ] = 7445,
@@ -59,14 +63,8 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a federation: certificate authority, empty audit log, first administrator."""
-    config = ServerConfig(
-        federation=federation,
-        log_origin=f"{federation}/log",
-        listen=Listen(
-            server=f"0.0.0.0:{port}", enrolment=f"0.0.0.0:{enrolment_port}", health=f"127.0.0.1:{health_port}"
-        ),
-        advertise=Advertise(server=f"{host}:{port}", enrolment=f"{host}:{enrolment_port}"),
-    )
+    setup.check_admin_name(admin)
+    config = new_config(federation, host, port, enrolment_port, health_port)
     info = setup.create_federation(directory, config, setup.real_world())
     place = setup.issue_admin(directory, admin)
     _show(

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import parse_terms, seconds
-from anabranch.tlog.details import CODE_LINE, EXCEPTION
+from anabranch.tlog.details import CODE_LINE, CODE_LINE_LENGTH, EXCEPTION
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
@@ -177,7 +177,11 @@ class Scheduling:
         if reason not in set(Reason):
             raise Refused(Reason.MALFORMED, f"{reason[:40]!r} is not a reason code this server knows")
         told = {"exception": (exception, EXCEPTION), "code_line": (code_line, CODE_LINE)}
-        where = {name: text for name, (text, pattern) in told.items() if re.match(pattern, text)}
+        where = {
+            name: text
+            for name, (text, pattern) in told.items()
+            if len(text) <= CODE_LINE_LENGTH and re.fullmatch(pattern, text)
+        }
 
         def decide(tx: Transaction) -> None:
             row = tx.connection.execute(
@@ -222,9 +226,10 @@ def _progress(connection: Connection, silo: str, job: Any) -> Progress:
     tried = select(func.max(leases.c.version)).where(
         leases.c.job == job.id, leases.c.silo == silo, leases.c.kind == "evaluate", leases.c.status != "open"
     )
-    submitted = select(func.max(updates.c.base)).where(
+    submitted = select(updates.c.base).where(
         updates.c.job == job.id,
         updates.c.silo == silo,
         updates.c.status.in_(("received", "frozen", "merged")),
     )
-    return Progress(job.head, connection.execute(tried).scalar(), connection.execute(submitted).scalar())
+    newest = submitted.order_by(updates.c.base.desc()).limit(1)
+    return Progress(job.head, connection.execute(tried).scalar(), connection.execute(newest).scalar())

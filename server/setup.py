@@ -143,7 +143,7 @@ def federation_info(directory: Path, config: ServerConfig) -> FederationInfo:
 
 def issue_admin(directory: Path, name: str) -> Path:
     """A certificate for administrator `name` in `admin/NAME/`; returns that directory. Raises Refused, Unavailable."""
-    if not re.match(NAME, name):
+    if not re.fullmatch(NAME, name):
         raise Refused(Reason.MALFORMED, f"admin {name[:80]!r}: lowercase letters, digits and dashes")
     config, world = read_config(directory), real_world()
     place = _request_admin(directory, name, federation_info(directory, config))
@@ -161,6 +161,13 @@ def issue_admin(directory: Path, name: str) -> Path:
     )
     core.close()
     return place
+
+
+def check_admin_name(name: str) -> None:
+    if not re.fullmatch(NAME, name):
+        raise Refused(
+            Reason.MALFORMED, f"admin {name[:80]!r}: give a name of lowercase letters, digits and dashes"
+        )
 
 
 def _request_admin(directory: Path, name: str, info: FederationInfo) -> Path:

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import mean
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, func, select
@@ -170,5 +170,5 @@ def _evaluations(connection: Connection, job: str, terms: JobTerms) -> list[Eval
     rows = connection.execute(query.order_by(evaluations.c.silo)).all()
     each = [Evaluated(newest, row.silo, row.split, json.loads(row.metrics)) for row in rows]
     common = set.intersection(*(set(one.metrics) for one in each))
-    mean = {name: fmean(one.metrics[name] for one in each) for name in sorted(common)}
-    return [*each, Evaluated(newest, "", terms.file.evaluation.split, mean)]
+    means = {name: mean(one.metrics[name] for one in each) for name in sorted(common)}
+    return [*each, Evaluated(newest, "", terms.file.evaluation.split, means)]

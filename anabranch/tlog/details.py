@@ -32,6 +32,7 @@ _PART = r"[A-Za-z0-9_+@=,][A-Za-z0-9._+@=,-]{0,99}"  # of a name in a job's arch
 CODE_LINE = (
     rf"^(?:{_PART}/){{0,9}}{_PART}\.py:[0-9]{{1,7}}$"  # inside the archive, so never absolute or upwards
 )
+CODE_LINE_LENGTH = 110  # characters
 RELEASE = r"^[0-9]{1,6}(?:\.[0-9]{1,6}){1,2}(?:[.+-]?[a-z][0-9a-z.+-]{0,24})?$"  # 0.1.0, 0.2.0rc1, 0.2.0.dev3
 FEDERATION = rf"^{_DOMAIN}$"
 IDENTITY = rf"^spiffe://{_DOMAIN}/(?:aggregator/0|silo/{_LABEL}/agent/[0-9]{{1,9}}|admin/{_LABEL})$"
@@ -253,7 +254,7 @@ class LeaseReleased(BaseModel, extra="forbid", frozen=True):
     silo: Name
     reason: ReasonText
     exception: Annotated[str, Field(pattern=EXCEPTION)] | None = None
-    code_line: Annotated[str, Field(pattern=CODE_LINE, max_length=110)] | None = None
+    code_line: Annotated[str, Field(pattern=CODE_LINE, max_length=CODE_LINE_LENGTH)] | None = None
 
 
 class UpdateReceived(BaseModel, extra="forbid", frozen=True):

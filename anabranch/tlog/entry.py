@@ -29,7 +29,7 @@ from anabranch.tlog.details import (
 from anabranch.wire import canonical
 
 ENTRY_TYPES: Mapping[str, type[BaseModel]] = DETAILS
-MAX_ENTRY = 32 * 1024  # bytes; the tile format itself ends at 65,535
+MAX_ENTRY = 65_535  # bytes: where the tile format ends; an aggregation names up to 150 updates or silos
 TARGET_KINDS = frozenset({"log", "silo", "certificate", "job", "model", "lease", "update", "server"})
 AUTH = frozenset({"mtls", "token", "local"})
 

@@ -5,11 +5,13 @@ A blob is written to the spool, synced, renamed into place, and the directory sy
 process died in between) is harmless: the same content lands on the same name.
 """
 
+import errno
 import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,18 +51,26 @@ class BlobStore:
 
     def adopt(self, spooled: Path, digest: str) -> None:
         """Make a finished, already hashed spool file the blob `digest`; durable on return."""
-        with open(spooled, "rb") as file:
-            durable.sync(file.fileno())
-        os.rename(spooled, self.path(digest))
-        durable.sync_dir(self.path(digest).parent)
+        with _room():
+            with open(spooled, "rb") as file:
+                durable.sync(file.fileno())
+            os.rename(spooled, self.path(digest))
+            durable.sync_dir(self.path(digest).parent)
 
     def put(self, data: bytes) -> str:
         """Store small content; return its digest; durable on return."""
         digest = hashlib.sha256(data).hexdigest()
-        if not self.path(digest).exists():
-            spooled = self.spool()
-            spooled.write_bytes(data)
+        if self.path(digest).exists():
+            durable.sync_dir(self.path(digest).parent)  # whoever renamed it may not have come so far
+            return digest
+        spooled = self.spool()
+        try:
+            with _room():
+                spooled.write_bytes(data)
             self.adopt(spooled, digest)
+        except BaseException:
+            spooled.unlink(missing_ok=True)
+            raise
         return digest
 
     def read(self, digest: str) -> bytes:
@@ -84,3 +94,16 @@ class BlobStore:
 
     def spooled(self) -> Iterator[Path]:
         return (self.root / "spool").iterdir()
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """A full disk is no bug. Raises Unavailable."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Unavailable(
+                f"the server could not store it: {error.strerror}; free some space, then retry"
+            ) from error
+        raise

@@ -95,6 +95,10 @@ def admit(
             Reason.MALFORMED,
             f"the job weights {job.terms.file.silos.weighting}ly; record counts do not fit that",
         )
+    if statement.num_examples == 0:
+        raise Refused(
+            Reason.MALFORMED, "an update of 0 examples has no weight; send it only after training on records"
+        )
     return staleness
 
 

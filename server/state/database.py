@@ -11,11 +11,17 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+POOL = 16  # connections kept open for reuse; threads bound how many there are at a time
 
 
 def open_engine(path: Path, begin: str) -> Engine:
     """An engine whose transactions open with `begin`: BEGIN for readers, BEGIN IMMEDIATE for the one writer."""
-    engine = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False, "timeout": 30})
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"check_same_thread": False, "timeout": 30},
+        pool_size=POOL,
+        max_overflow=-1,  # a thread that holds a snapshot may need another: with a bound they wait for each other
+    )
 
     @event.listens_for(engine, "connect")
     def _configure(dbapi: Any, _record: Any) -> None:

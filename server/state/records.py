@@ -13,14 +13,17 @@ from server.state.tables import decisions, jobs, keys, leases, silos, versions
 
 
 def verify_silo_signature(connection: Connection, silo: str, purpose: str, envelope: dsse.Envelope) -> bytes:
-    """The payload, signed with a key this silo registered for `purpose`. Raises Refused(BAD_SIGNATURE)."""
+    """The payload, signed with a key this silo registered for `purpose` and with no other. Raises Refused(BAD_SIGNATURE)."""
+    if len(envelope.signatures) != 1:
+        raise Refused(
+            Reason.BAD_SIGNATURE, f"{len(envelope.signatures)} signatures; the log keeps one, so send one"
+        )
     known = select(keys.c.keyid, keys.c.public).where(
         keys.c.silo == silo, keys.c.purpose == purpose, keys.c.retired_at.is_(None)
     )
     public = {row.keyid: bytes(row.public) for row in connection.execute(known)}
-    for signature in envelope.signatures:
-        if signature.keyid in public:
-            return dsse.verify(envelope, public[signature.keyid], statements.PAYLOAD_TYPE)
+    if envelope.signatures[0].keyid in public:
+        return dsse.verify(envelope, public[envelope.signatures[0].keyid], statements.PAYLOAD_TYPE)
     raise Refused(
         Reason.BAD_SIGNATURE, f"not signed by a {purpose} key that silo {silo} registered at enrolment"
     )

@@ -164,6 +164,8 @@ leases = Table(
     Column("released_at", Float),
     Column("entry", Integer, nullable=False),
     Index("leases_open", "silo", "job", "status"),
+    Index("leases_issued", "silo", "job", "issued_at"),
+    Index("leases_tried", "job", "kind", "version"),
 )
 updates = Table(
     "updates",
@@ -184,6 +186,7 @@ updates = Table(
     Column("reason", String, nullable=False, default=""),
     Column("entry", Integer, nullable=False),  # update.received or update.refused: the receipt
     Index("updates_job_status", "job", "status", "entry"),
+    Index("updates_base", "job", "silo", "base"),
 )
 # Two admitted updates for one lease cannot exist, whatever races.
 Index(

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Engine, insert, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Unavailable
 from anabranch.tlog.entry import Actor, Outcome, Sealed, Sig, Target
@@ -105,7 +105,7 @@ class _Pending:
     future: "Future[Committed[Any]]" = field(default_factory=Future)
     value: Any = None
     indices: range = range(0)
-    done: bool = False  # decided; waits for the commit
+    error: Exception | None = None  # told after the commit: it may rest on an earlier decision of the batch
 
 
 class Writer:
@@ -130,6 +130,8 @@ class Writer:
         self._reached = reached
         self._watch = watch
         self._queue: queue.Queue[_Pending | None] = queue.Queue(QUEUE)
+        self._gate = threading.Lock()  # nothing is queued behind the end
+        self._stopped = False
         self._failure: AnabranchError | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
@@ -137,7 +139,9 @@ class Writer:
         self._thread.start()
 
     def stop(self) -> None:
-        self._queue.put(None)
+        with self._gate:
+            self._stopped = True
+            self._queue.put(None)
         self._thread.join()
         self._engine.dispose()
 
@@ -149,10 +153,13 @@ class Writer:
     def submit(self, decide: Callable[[Transaction], T], label: str = "") -> "Future[Committed[T]]":
         """Queue a decision. `label` names the gaps a fault test can hit around its commit."""
         job = _Pending(decide, label)
-        if self._failure is not None:
-            job.future.set_exception(self._failure)
-        else:
-            self._queue.put(job)
+        with self._gate:
+            if self._failure is not None:
+                job.future.set_exception(self._failure)
+            elif self._stopped:
+                job.future.set_exception(Unavailable("the server has stopped; ask again when it is back"))
+            else:
+                self._queue.put(job)
         return job.future
 
     def run(self, decide: Callable[[Transaction], T], label: str = "") -> Committed[T]:
@@ -206,7 +213,7 @@ class Writer:
                 for job in jobs
                 for index in job.indices
             }
-        decided = [job for job in jobs if job.done]
+        decided = [job for job in jobs if job.error is None]
         for job in decided:
             self._reached(f"{job.label}.committed")
         if note:
@@ -216,9 +223,18 @@ class Writer:
         for job in decided:
             self._reached(f"{job.label}.registered")
         for entry in fresh:
+            self._tell(entry)
+        for job in jobs:
+            if job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(Committed(job.value, tuple(receipts[i] for i in job.indices)))
+
+    def _tell(self, entry: Logged) -> None:
+        try:
             self._watch(entry)
-        for job in decided:
-            job.future.set_result(Committed(job.value, tuple(receipts[i] for i in job.indices)))
+        except Exception:
+            logger.exception("a watcher failed", entry=entry.type)
 
     def _decide(self, job: _Pending, connection: Connection, first: int, fresh: list[Logged]) -> None:
         mark = len(fresh)
@@ -226,16 +242,20 @@ class Writer:
         try:
             transaction = Transaction(connection, self._clock(), fresh, first, self._sequencer.encode)
             job.value = job.decide(transaction)
+        except (IntegrityError, DataError) as error:
+            logger.exception("a decision broke a constraint", label=job.label)
+            savepoint.rollback()
+            del fresh[mark:]
+            job.error = Misuse(f"a decision broke a constraint: {error.orig}")
         except DBAPIError:
             raise  # the store itself failed: the whole batch is retried by its callers
         except Exception as error:
             savepoint.rollback()
             del fresh[mark:]
-            job.future.set_exception(error)
+            job.error = error
         else:
             savepoint.commit()
             job.indices = range(first + mark, first + len(fresh))
-            job.done = True
 
     def _check_epoch(self, connection: Connection) -> None:
         found = connection.execute(select(epoch.c.epoch)).scalar()

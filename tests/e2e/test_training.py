@@ -60,14 +60,14 @@ def test_server_killed_in_the_middle(federation: Federation) -> None:
 @pytest.mark.parametrize("moment", ["training", "outbox"])
 def test_agent_killed(federation: Federation, moment: str) -> None:
     """In the middle of a task, and with an update that is in the outbox but not acknowledged."""
-    federation.enrol("hospital-a", pause=0.05 if moment == "training" else 0.0)
+    federation.enrol("hospital-a", pause=0.1)
     federation.agent("hospital-a")
-    job = federation.submit(versions=3, steps=40 if moment == "training" else 4)
+    job = federation.submit(versions=3, steps=20)
     federation.approve("hospital-a", job)
     if moment == "training":
-        federation.until(lambda: federation.silo(job, "hospital-a")["step"] >= 2, "it trains")
+        federation.until(lambda: federation.silo(job, "hospital-a")["step"] >= 1, "it trains")
     else:
-        federation.until(lambda: federation.status(job)["head"] >= 1, "a first version")
+        federation.until(lambda: federation.silo(job, "hospital-a")["step"] >= 1, "it trains")
         federation.kill("server")
         outbox = federation.silo_dir("hospital-a") / "outbox"
         federation.until(lambda: any(outbox.iterdir()), "an update waits in the outbox")
