@@ -75,9 +75,7 @@ class Training(BaseModel, extra="forbid", frozen=True):
     local_steps: int = Field(default=20, ge=1)
     batch_size: int = Field(default=32, ge=1)
     optimizer: Optimizer = Optimizer()
-    buffers: Literal["average", "local", "none"] = (
-        "average"  # float buffers, e.g. BatchNorm running statistics
-    )
+    buffers: Literal["average", "local", "none"] = "average"  # BatchNorm running statistics and the like
     precision: Literal["fp32"] = "fp32"
     save_every: str = "5m"  # optimizer, RNG and sampler, so that a killed agent resumes inside a cycle
     progress_timeout: str = "10m"  # a task that makes no step for this long is stopped
@@ -96,20 +94,14 @@ class ServerOptimizer(BaseModel, extra="forbid", frozen=True):
 
 class Aggregation(BaseModel, extra="forbid", frozen=True):
     strategy: Literal["fedavg", "fedbuff"] = "fedbuff"
-    buffer: int = Field(
-        default=2, ge=1, le=100
-    )  # updates per version; fedavg waits for every approved silo instead
+    buffer: int = Field(default=2, ge=1, le=100)  # updates per version; fedavg waits for every silo
     max_wait: str = "10m"  # closes a buffer (or a fedavg round) that would stall
     staleness_exponent: float = Field(default=0.0, ge=0, le=1)  # weight (1+staleness)^-a; 0 switches it off
-    normalise: Literal["count", "weights"] = (
-        "weights"  # divide by the number of updates, or by the sum of weights
-    )
+    normalise: Literal["count", "weights"] = "weights"  # divide by the number of updates, or their weights
     max_staleness: int = Field(default=1000, ge=0)  # versions
     max_update_norm: float | None = Field(default=None, gt=0)
     server_optimizer: ServerOptimizer = ServerOptimizer()
-    ema: float | None = Field(
-        default=0.9, gt=0, lt=1
-    )  # decay per version of an average served beside the head
+    ema: float | None = Field(default=0.9, gt=0, lt=1)  # decay per version of the average beside the head
 
 
 class Evaluation(BaseModel, extra="forbid", frozen=True):

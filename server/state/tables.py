@@ -164,6 +164,7 @@ leases = Table(
     Column("released_at", Float),
     Column("entry", Integer, nullable=False),
     Index("leases_open", "silo", "job", "status"),
+    Index("leases_status", "status", "silo"),
     Index("leases_issued", "silo", "job", "issued_at"),
     Index("leases_tried", "job", "kind", "version"),
 )

@@ -9,6 +9,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.create_index("leases_status", "leases", ["status", "silo"])
     op.create_index("leases_issued", "leases", ["silo", "job", "issued_at"])
     op.create_index("leases_tried", "leases", ["job", "kind", "version"])
     op.create_index("updates_base", "updates", ["job", "silo", "base"])
@@ -18,3 +19,4 @@ def downgrade() -> None:
     op.drop_index("updates_base", "updates")
     op.drop_index("leases_tried", "leases")
     op.drop_index("leases_issued", "leases")
+    op.drop_index("leases_status", "leases")
