@@ -24,7 +24,7 @@ from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, limits, statements
 from anabranch.wire.manifest import LENGTH_BYTES
-from anabranch.wire.tensors import Manifest, check_file, check_header_bytes, check_values, parse_manifest
+from anabranch.wire.tensors import Manifest, check_file, check_header_bytes, check_values
 from server.audit.log import Log, entry_signature
 from server.audit.sealing import keep_sealed
 from server.blobs.local import BlobStore
@@ -98,7 +98,7 @@ class Intake:
             spool.unlink(missing_ok=True)
             return self._refuse(claim, refusal)
         self.blobs.reserve(claim.statement.bytes - offset)
-        return Upload(self, claim, parse_terms(job.terms), parse_manifest(job.manifest), spool, offset)
+        return Upload(self, claim, parse_terms(job.terms), records.manifest_of(job.manifest), spool, offset)
 
     def _spool(self, silo: str, update_id: str) -> Path:
         """One resumable file per (silo, update); the name is a digest, so a wire value never becomes a path."""

@@ -33,7 +33,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Dir = Annotated[Path, typer.Option("--dir", envvar="ANABRANCH_SILO", help="The agent's directory.")]
+# Absolute: training processes run in a folder of their own.
+Dir = Annotated[
+    Path,
+    typer.Option("--dir", envvar="ANABRANCH_SILO", resolve_path=True, help="The agent's directory."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 JobRef = Annotated[

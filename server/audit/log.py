@@ -3,7 +3,7 @@
 import base64
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from anabranch.errors import Corrupt, Reason, Refused
 from anabranch.tlog import merkle
@@ -13,6 +13,8 @@ from anabranch.wire import canonical
 from anabranch.wire.dsse import Envelope
 from server.state.database import Reader
 from server.state.tables import checkpoints, entries, nodes
+
+_NODE = select(nodes.c.hash).where(nodes.c.level == bindparam("level"), nodes.c.index == bindparam("index"))
 
 
 def entry_signature(envelope: Envelope) -> Sig:
@@ -30,8 +32,7 @@ def node_reader(connection: Connection) -> merkle.Node:
     """Complete tree nodes from the store, for proofs."""
 
     def node(level: int, index: int) -> bytes:
-        query = select(nodes.c.hash).where(nodes.c.level == level, nodes.c.index == index)
-        found = connection.execute(query).scalar()
+        found = connection.execute(_NODE, {"level": level, "index": index}).scalar()
         if found is None:
             raise Corrupt(
                 f"tree node {level}/{index} is missing from the state store; restore it from a backup"
@@ -47,10 +48,10 @@ def newest_checkpoint(connection: Connection) -> tuple[int, str]:
     return (row.size, row.note) if row else (0, "")
 
 
-def receipt_for(connection: Connection, index: int, note: str, size: int) -> Receipt:
+def receipt_for(connection: Connection, index: int, note: str, size: int, node: merkle.Node) -> Receipt:
     """Proof that entry `index` is in the tree of `size` entries that `note` signs."""
     data = connection.execute(select(entries.c.data).where(entries.c.index == index)).scalar_one()
-    proof = merkle.inclusion_proof(index, size, node_reader(connection))
+    proof = merkle.inclusion_proof(index, size, node)
     return Receipt(bytes(data), index, tuple(proof), note)
 
 
@@ -68,7 +69,7 @@ class Log:
         """The receipt of a committed entry under the newest checkpoint."""
         with self.reader.connect() as connection:
             size, note = newest_checkpoint(connection)
-            return receipt_for(connection, index, note, size)
+            return receipt_for(connection, index, note, size, node_reader(connection))
 
     def consistency(self, old: int, new: int) -> list[bytes]:
         """RFC 9162 §2.1.4 proof between two sizes. Raises Refused(NOT_FOUND) beyond the newest checkpoint."""

@@ -1,5 +1,6 @@
 """What several rooms read from the state store, as the facts their decisions take."""
 
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -56,7 +57,7 @@ def job_facts(connection: Connection, job: str, silo: str, base: int) -> JobFact
         head=row.head,
         decision=decision_of(connection, job, silo),
         base_sha256=version.parameters if version else "",
-        file_bytes=parse_manifest(row.manifest).file_bytes,
+        file_bytes=manifest_of(row.manifest).file_bytes,
     )
 
 
@@ -65,7 +66,13 @@ def job_terms(connection: Connection, job: str) -> JobTerms:
 
 
 def job_manifest(connection: Connection, job: str) -> Manifest:
-    return parse_manifest(job_row(connection, job).manifest)
+    return manifest_of(job_row(connection, job).manifest)
+
+
+@lru_cache(maxsize=8)
+def manifest_of(encoded: bytes) -> Manifest:
+    """Parsed: thousands of tensors take a tenth of a second, and every decision about a job asks."""
+    return parse_manifest(encoded)
 
 
 def version_row(connection: Connection, job: str, number: int) -> Any:

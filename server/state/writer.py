@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Generic, Literal, TypeVar
 
 import structlog
@@ -24,7 +25,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Unavailable
 from anabranch.tlog.entry import Actor, Outcome, Sealed, Sig, Target
 from anabranch.tlog.receipt import Receipt
-from server.audit.log import receipt_for
+from server.audit.log import node_reader, receipt_for
 from server.audit.register import CheckpointRegister
 from server.audit.sequencer import EntryWriter, Sequencer
 from server.gaps import Reached, nothing
@@ -208,8 +209,9 @@ class Writer:
             for job in jobs:
                 self._decide(job, connection, growth.size, fresh)
             note = growth.append([entry.data for entry in fresh]) if fresh else ""
+            node = cache(node_reader(connection))  # the proofs of a batch share most of their nodes
             receipts = {
-                index: receipt_for(connection, index, note, growth.size)
+                index: receipt_for(connection, index, note, growth.size, node)
                 for job in jobs
                 for index in job.indices
             }

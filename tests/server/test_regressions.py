@@ -522,3 +522,10 @@ def _record(engine: Engine, asked: list[tuple[str, Any]]) -> None:
     def _before(_c: Any, _cursor: Any, statement: str, values: Any, _context: Any, _many: Any) -> None:
         if statement.startswith("SELECT") and ("leases" in statement or "updates" in statement):
             asked.append((statement, values))
+
+
+def test_a_manifest_is_parsed_once(server: Server) -> None:
+    """Thousands of tensors take a tenth of a second, in the one transaction everybody waits for."""
+    job, _ = server.submit("")
+    with server.core.reader.connect() as connection:
+        assert records.job_manifest(connection, job) is records.job_manifest(connection, job)

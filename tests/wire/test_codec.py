@@ -33,7 +33,7 @@ def test_receipts_round_trip(entry, index, proof, checkpoint):
         ({"checkpoint": ""}, Reason.MALFORMED),
         ({"proof": [b"x" * 31]}, Reason.MALFORMED),
         ({"proof": [b""] * 65}, Reason.SIZE_LIMIT),
-        ({"entry": b"x" * 32_769}, Reason.SIZE_LIMIT),
+        ({"entry": b"x" * 65_536}, Reason.SIZE_LIMIT),
         ({"checkpoint": "x" * 65_537}, Reason.SIZE_LIMIT),
     ],
 )

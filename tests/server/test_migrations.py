@@ -1,0 +1,17 @@
+"""The migrations make the tables the code uses."""
+
+from pathlib import Path
+
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from server.state.database import migrate, open_engine
+from server.state.tables import metadata
+
+
+def test_migrations_make_the_schema(tmp_path: Path) -> None:
+    database = tmp_path / "state.db"
+    migrate(database)
+    with open_engine(database, "BEGIN").connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    migrate(database)  # a second start finds nothing to do
