@@ -156,7 +156,9 @@ def silo_invite(
     name: Annotated[str, typer.Argument(help="A DNS label, for example north-clinic.")],
     admin: AdminDir,
     file: Annotated[Path, typer.Option("--output", "-o", help="Where to write the join bundle.")],
-    ttl: Annotated[str, typer.Option(help="How long the one-time token is good: 30m, 1h; at most 24h.")] = "1h",
+    ttl: Annotated[
+        str, typer.Option(help="How long the one-time token is good: 30m, 1h; at most 24h.")
+    ] = "1h",
     as_json: Json = False,
 ) -> None:
     """Write a join bundle with a one-time token. Hand it over by a channel you trust: it is a secret until used."""

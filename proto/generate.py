@@ -1,6 +1,6 @@
 """Generate `anabranch/v1` from `proto/anabranch/v1`; with --check, fail when the committed stubs differ.
 
-    python proto/generate.py [--check]
+python proto/generate.py [--check]
 """
 
 import filecmp
@@ -31,7 +31,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         fresh = generate(Path(scratch))
-        stale = [p for p in fresh if not (ROOT / p).exists() or not filecmp.cmp(Path(scratch) / p, ROOT / p, False)]
+        stale = [
+            p for p in fresh if not (ROOT / p).exists() or not filecmp.cmp(Path(scratch) / p, ROOT / p, False)
+        ]
         orphans = {p.relative_to(ROOT) for p in (ROOT / "anabranch/v1").glob("*_pb2*.py*")} - set(fresh)
     if stale or orphans:
         names = ", ".join(map(str, [*stale, *sorted(orphans)]))

@@ -8,33 +8,27 @@ the silo the upload; everything is decided again inside the transaction, because
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from anabranch import durable
-from anabranch.errors import Reason, Refused, Unavailable
+from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
-from anabranch.wire import canonical, dsse, limits, statements
-from anabranch.wire.manifest import LENGTH_BYTES
-from anabranch.wire.tensors import Manifest, check_file, check_header_bytes, check_values
+from anabranch.wire import canonical, dsse, statements
 from server.audit.log import Log, entry_signature
 from server.audit.sealing import keep_sealed
 from server.blobs.local import BlobStore
 from server.core import admission
 from server.gaps import Gap, Reached, nothing
+from server.spool import SpoolFile, synced_bytes
 from server.state import records, tables
 from server.state.database import Reader
 from server.state.writer import Transaction, Writer
-
-SYNC_EVERY = 16 * 1024 * 1024  # bytes an interrupted upload may have to send again
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,7 @@ class Intake:
         if decided is not None:
             return UploadStatus(0, decided)
         spool = self._spool(silo, update_id)
-        return UploadStatus(_synced_bytes(spool), None)
+        return UploadStatus(synced_bytes(spool), None)
 
     def open(
         self, silo: str, actor: Actor, update_id: str, envelope: bytes, offset: int
@@ -96,9 +90,11 @@ class Intake:
                 job = records.job_row(connection, claim.statement.job)
         except Refused as refusal:
             spool.unlink(missing_ok=True)
-            return self._refuse(claim, refusal)
+            return self.refuse(claim, refusal)
         self.blobs.reserve(claim.statement.bytes - offset)
-        return Upload(self, claim, parse_terms(job.terms), records.manifest_of(job.manifest), spool, offset)
+        statement, manifest = claim.statement, records.manifest_of(job.manifest)
+        file = SpoolFile(spool, statement.bytes, statement.delta_sha256, manifest, offset, self.reached)
+        return Upload(self, claim, parse_terms(job.terms), file)
 
     def _spool(self, silo: str, update_id: str) -> Path:
         """One resumable file per (silo, update); the name is a digest, so a wire value never becomes a path."""
@@ -125,7 +121,8 @@ class Intake:
             )
         return Claim(silo, actor, statement, envelope)
 
-    def _refuse(self, claim: Claim, refusal: Refused) -> Decided:
+    def refuse(self, claim: Claim, refusal: Refused) -> Decided:
+        """Record why an update does not enter, and prove it to the silo."""
         self.blobs.put(claim.envelope.payload)
         committed = self.writer.run(lambda tx: _record_refusal(tx, claim, refusal.code), "intake")
         return Decided(committed.receipts[0], refusal.code)
@@ -182,146 +179,47 @@ class Intake:
         return Decided(receipt, "") if same else None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Upload:
-    """One update on its way in. Not thread-safe; the transport calls it from one stream."""
+    """One update on its way in. The transport calls it from one stream."""
 
     intake: Intake
     claim: Claim
     terms: JobTerms
-    manifest: Manifest
-    spool: Path
-    offset: int
-    _hash: Any = field(default_factory=hashlib.sha256)
-    _fd: int = -1
-    _unsynced: int = 0
-    _header: bytes = b""
-    _header_good: bool = False
-    _resumed: bool = False
+    file: SpoolFile
 
-    def __post_init__(self) -> None:
-        self._fd = os.open(self.spool, os.O_RDWR | os.O_CREAT, 0o600)
-        if self.offset > os.fstat(self._fd).st_size:
-            self.close()
-            raise Refused(
-                Reason.DIGEST_MISMATCH, f"cannot resume at {self.offset}: ask UploadStatus where to resume"
-            )
-        self._resumed = self.offset > 0
-        os.ftruncate(self._fd, self.offset)
-        try:
-            for start in range(0, self.offset, limits.CHUNK):  # hash what an earlier stream left
-                self._take(os.pread(self._fd, min(limits.CHUNK, self.offset - start), start))
-        except Refused as error:
-            raise self._start_over() from error
-
-    def _take(self, chunk: bytes) -> None:
-        """Hash it, and refuse a wrong tensor header as soon as it can be told."""
-        self._hash.update(chunk)
-        if not self._header_good:
-            self._header += chunk[: limits.HEADER + LENGTH_BYTES - len(self._header)]
-            self._header_good = check_header_bytes(self._header, self.claim.statement.bytes, self.manifest)
-            if self._header_good:
-                self._header = b""
+    @property
+    def complete(self) -> bool:
+        return self.file.offset == self.file.size
 
     def append(self, chunk: bytes) -> None:
-        """Write the next bytes. Raises Refused when there are more than announced, Unavailable on a full disk."""
-        if self.offset + len(chunk) > self.claim.statement.bytes:
-            raise Refused(
-                Reason.SIZE_LIMIT, f"more than the {self.claim.statement.bytes} announced bytes arrived"
-            )
-        _write(self._fd, chunk, self.offset)
-        self.offset += len(chunk)
-        self._take(chunk)
-        self._unsynced += len(chunk)
-        if self._unsynced >= SYNC_EVERY:
-            with _storing():
-                durable.sync(self._fd)
-            self._unsynced = 0
-            self.intake.reached(Gap.SPOOLED)
+        """The next bytes. Raises Refused for what cannot become this update (hand it to `refuse`), Unavailable."""
+        self.file.append(chunk)
 
     def finish(self) -> Decided:
         """All bytes are here: check them, make them a blob, decide. A refusal is recorded and returned.
 
-        Raises Refused(DIGEST_MISMATCH) after a resume: what an earlier stream left may be at fault, so the silo is asked
-        once to send everything; it is not recorded.
+        Raises Refused(DIGEST_MISMATCH) when the silo shall send everything once more.
         """
-        digest = self.claim.statement.delta_sha256
-        if self._resumed and self._hash.hexdigest() != digest:
-            raise self._start_over()
+        self.file.require_intact_prefix()
         try:
-            norm = self._check()
-            self.intake.blobs.adopt(self.spool, digest)
+            norm = self.file.check()
+            admission.check_norm(norm, self.terms.file.aggregation.max_update_norm)
+            self.intake.blobs.adopt(self.file.path, self.file.digest)
         except Refused as refusal:
             return self.refuse(refusal)
         finally:
-            self.close()
+            self.file.close()
         return self.intake.decide(self.claim, norm)
-
-    def _check(self) -> float:
-        statement = self.claim.statement
-        if self.offset != statement.bytes:
-            raise Refused(Reason.SIZE_LIMIT, f"{statement.bytes} bytes were announced, {self.offset} arrived")
-        if self._hash.hexdigest() != statement.delta_sha256:
-            raise Refused(
-                Reason.DIGEST_MISMATCH,
-                f"the bytes of update {statement.update} differ from their signed digest",
-            )
-        check_file(self.spool, self.manifest)
-        norm = check_values(self.spool, self.manifest)
-        admission.check_norm(norm, self.terms.file.aggregation.max_update_norm)
-        return norm
-
-    def _start_over(self) -> Refused:
-        self.discard()
-        return Refused(
-            Reason.DIGEST_MISMATCH,
-            f"what was kept of update {self.claim.statement.update} does not fit its signed digest; send it from 0",
-        )
 
     def refuse(self, refusal: Refused) -> Decided:
         """Record a refusal found while the bytes were arriving."""
-        self.discard()
-        return self.intake._refuse(self.claim, refusal)
+        self.file.discard()
+        return self.intake.refuse(self.claim, refusal)
 
     def suspend(self) -> None:
         """The stream broke: keep what arrived, so that the silo resumes behind it."""
-        durable.sync(self._fd)
-        self.close()
-
-    def discard(self) -> None:
-        self.close()
-        self.spool.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-def _write(fd: int, chunk: bytes, offset: int) -> None:
-    """All of `chunk` at `offset`. Raises Unavailable when the disk is full; what was written before stays resumable."""
-    view = memoryview(chunk)
-    with _storing():
-        while view:
-            written = os.pwrite(fd, view, offset)
-            view, offset = view[written:], offset + written
-
-
-@contextmanager
-def _storing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(f"the server could not store the update: {error.strerror}") from error
-
-
-def _synced_bytes(spool: Path) -> int:
-    try:
-        with open(spool, "rb") as file:
-            durable.sync(file.fileno())
-            return os.fstat(file.fileno()).st_size
-    except FileNotFoundError:  # nothing has come, or all of it has and is being decided
-        return 0
+        self.file.suspend()
 
 
 def _admit(connection: Connection, federation: str, claim: Claim) -> int:

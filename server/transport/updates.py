@@ -67,7 +67,7 @@ class Updates:
 
         try:
             await pour(_chunks(messages), take)
-            if upload.offset < upload.claim.statement.bytes:
+            if not upload.complete:
                 await ended_short()
         except BaseException:
             if found:

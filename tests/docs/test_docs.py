@@ -16,7 +16,9 @@ def test_every_path_named_exists(paper: str) -> None:
     text = (ROOT / paper).read_text()
     named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\.importlinter)(?:::\w+)?`", text))
     assert named, "names no path at all"
-    ours = {path for path in named if not path.startswith(("build/", "agent/", "keys/"))}  # the rest is made by the programs
+    ours = {
+        path for path in named if not path.startswith(("build/", "agent/", "keys/"))
+    }  # the rest is made by the programs
     missing = sorted(path for path in ours if not (ROOT / path).exists())
     assert not missing
 
@@ -41,8 +43,14 @@ def test_every_decision_is_listed() -> None:
 
 def test_every_command_of_the_readme_exists() -> None:
     """Programs and subcommands; the reference is generated from their help and compared in `make check`."""
-    known = set(re.findall(r"^## `(anabranch[\w-]*(?: [a-z]+)+)", (ROOT / "docs/commands.md").read_text(), re.MULTILINE))
-    used = re.findall(r"^ {4}(?:\.venv/bin/)?(anabranch[\w-]*(?: [a-z]+)+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    known = set(
+        re.findall(
+            r"^## `(anabranch[\w-]*(?: [a-z]+)+)", (ROOT / "docs/commands.md").read_text(), re.MULTILINE
+        )
+    )
+    used = re.findall(
+        r"^ {4}(?:\.venv/bin/)?(anabranch[\w-]*(?: [a-z]+)+)", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     assert len(used) > 10
     assert not [command for command in used if not any(command.startswith(name) for name in known)]
 

@@ -254,7 +254,7 @@ def test_a_damaged_prefix_is_sent_again_once(
     assert isinstance(upload, Upload)
     upload.append(data[:-8])
     upload.suspend()
-    with open(upload.spool, "r+b") as spooled:
+    with open(upload.file.path, "r+b") as spooled:
         spooled.seek(len(data) - 12)
         spooled.write(b"\xff")
     synced = server.core.intake.status("hospital-a", statement.update).synced
