@@ -13,6 +13,7 @@ from typing import Any
 
 from anabranch.errors import Reason, Refused
 from anabranch.v1 import admin_pb2
+from console import output
 from console.client import Admin, Logged, logged
 
 EXPORT_SECONDS = 3600
@@ -47,9 +48,13 @@ def export(admin: Admin, job: str, selector: str, path: Path) -> Exported:
         raise Refused(
             Reason.MALFORMED, f"--version {selector}: write head, best, ema or the number of a version"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    card = path.with_suffix(".md")
+    if card == path:
+        raise Refused(
+            Reason.MALFORMED, f"-o {path}: that is the model card's name; write for example model.safetensors"
+        )
     request = admin_pb2.ExportModelRequest(job=job, version=selector)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as spool:
+    with output.writing(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as spool:
         header, found = _receive(admin.stub.ExportModel(request, timeout=EXPORT_SECONDS), spool)
         entry = logged(admin, header.receipt)
         if (found, entry.detail.get("sha256")) != (header.digest, header.digest):
@@ -60,9 +65,8 @@ def export(admin: Admin, job: str, selector: str, path: Path) -> Exported:
             )
         path.unlink(missing_ok=True)
         os.link(spool.name, path)
-    path.chmod(0o644)
-    card = path.with_suffix(".md")
-    card.write_bytes(header.card)
+        path.chmod(0o644)
+        card.write_bytes(header.card)
     return Exported(path, card, header.version, found, path.stat().st_size, entry)
 
 

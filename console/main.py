@@ -1,8 +1,10 @@
 """`anabranch`: jobs and silos of a federation, and the demo."""
 
+import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -163,13 +165,16 @@ def silo_invite(
 ) -> None:
     """Write a join bundle with a one-time token. Hand it over by a channel you trust: it is a secret until used."""
     lasting = _duration(ttl)
-    with connect(admin) as connection:
-        request = admin_pb2.InviteSiloRequest(silo=name, ttl_seconds=lasting)
-        reply = connection.stub.InviteSilo(request, timeout=UNARY_SECONDS)
-        entry = logged(connection, reply.receipt)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.touch(0o600)
-    file.write_bytes(reply.bundle)
+    with output.writing(file), connect(admin) as connection:
+        # The file first: a token that nobody holds would wait at the server.
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.") as spool:
+            request = admin_pb2.InviteSiloRequest(silo=name, ttl_seconds=lasting)
+            reply = connection.stub.InviteSilo(request, timeout=UNARY_SECONDS)
+            entry = logged(connection, reply.receipt)
+            spool.write(reply.bundle)
+            spool.flush()
+            file.unlink(missing_ok=True)
+            os.link(spool.name, file)
     output.show(
         {"silo": name, "bundle": str(file), "ttl_seconds": lasting, "log_index": entry.index},
         f"{file} invites [bold]{name}[/] for {ttl}, {_entry(entry)}\nat the silo: anabranch-silo enrol {file}",

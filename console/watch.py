@@ -20,13 +20,14 @@ from anabranch.wire.status import from_rpc_error
 from console.client import Admin
 
 ENDED = ("completed", "aborted")
+AWAY = "the server does not answer; what it said last stands, and it is asked again every second (Ctrl-C to leave)"
 RECONNECT_SECONDS = 1.0
 LATE_SECONDS = 15  # without a heartbeat a silo that should be connected is shown as late
 STATUS_STYLE = {"running": "green", "completed": "green", "paused": "yellow", "aborted": "red"}
 
 
-def statuses(admin: Admin, job: str, interval: float) -> Iterator[admin_pb2.JobStatus]:
-    """A job's statuses as they come. Once there was one, a server that goes away is waited for.
+def statuses(admin: Admin, job: str, interval: float) -> Iterator[admin_pb2.JobStatus | None]:
+    """A job's statuses as they come. Once there was one, a server that goes away is waited for; None says so.
 
     Raises grpc.RpcError for anything else: the job is unknown, or there was no server to begin with.
     """
@@ -42,15 +43,16 @@ def statuses(admin: Admin, job: str, interval: float) -> Iterator[admin_pb2.JobS
         except grpc.RpcError as error:
             if not seen or not isinstance(from_rpc_error(error), Unavailable):
                 raise
+        yield None
         time.sleep(RECONNECT_SECONDS)
 
 
 def follow(
-    statuses: Iterable[admin_pb2.JobStatus], *, once: bool, as_json: bool
+    statuses: Iterable[admin_pb2.JobStatus | None], *, once: bool, as_json: bool
 ) -> admin_pb2.JobStatus | None:
     """Show statuses as they come, until the job has ended; the last one is returned. Redraws only on a terminal."""
     if once:
-        last = next(iter(statuses), None)
+        last = next((found for found in statuses if found is not None), None)
         if last is not None and as_json:
             print(json.dumps(document(last), indent=2, ensure_ascii=False))
         elif last is not None:
@@ -59,19 +61,29 @@ def follow(
     return _follow_live(statuses) if sys.stdout.isatty() else _follow_lines(statuses)
 
 
-def _follow_live(statuses: Iterable[admin_pb2.JobStatus]) -> admin_pb2.JobStatus | None:
+def _follow_live(statuses: Iterable[admin_pb2.JobStatus | None]) -> admin_pb2.JobStatus | None:
     last = None
-    with Live(Text("waiting for the server"), refresh_per_second=4) as live:
-        for last in statuses:
+    with Live(Text("asking the server"), refresh_per_second=4) as live:
+        for found in statuses:
+            if found is None:
+                live.update(Group(view(last) if last else Text(), Text(AWAY, style="bold yellow")))
+                continue
+            last = found
             live.update(view(last))
             if last.status in ENDED:
                 break
     return last
 
 
-def _follow_lines(statuses: Iterable[admin_pb2.JobStatus]) -> admin_pb2.JobStatus | None:
-    last, shown = None, None
-    for last in statuses:
+def _follow_lines(statuses: Iterable[admin_pb2.JobStatus | None]) -> admin_pb2.JobStatus | None:
+    last, shown, away = None, None, False
+    for found in statuses:
+        if found is None:
+            if not away:
+                print(AWAY, flush=True)
+            away = True
+            continue
+        last, away = found, False
         if (last.status, last.head) != shown:
             print(line(last), flush=True)
             shown = (last.status, last.head)
@@ -96,7 +108,12 @@ def document(status: admin_pb2.JobStatus) -> dict[str, Any]:
         "server_time": status.server_time,
         "silos": [_silo_document(silo) for silo in status.silos],
         "evaluations": [
-            {"version": e.version, "silo": e.silo, "split": e.split, "metrics": dict(e.metrics)}
+            {
+                "version": e.version,
+                "silo": e.silo,
+                "split": e.split,
+                "metrics": dict(sorted(e.metrics.items())),
+            }
             for e in status.evaluations
         ],
     }
@@ -161,7 +178,11 @@ def view(status: admin_pb2.JobStatus) -> RenderableType:
         )
     title = Text.assemble((status.name, "bold"), (f"  {status.job}", "dim"))
     parts: list[RenderableType] = [title, _headline(status), Text(), table]
-    parts += [Text(f"{s.silo}: {s.last_reason}", style="yellow") for s in status.silos if s.last_reason]
+    parts += [
+        Text(f"{s.silo}: last refused or given up: {s.last_reason}", style="yellow")
+        for s in status.silos
+        if s.last_reason
+    ]
     return Group(*parts)
 
 
@@ -171,7 +192,7 @@ def line(status: admin_pb2.JobStatus) -> str:
     score = (
         ""
         if mean is None
-        else "".join(f"  {k} {v:.3f} (version {mean.version})" for k, v in mean.metrics.items())
+        else "".join(f"  {k} {v:.3f} (version {mean.version})" for k, v in sorted(mean.metrics.items()))
     )
     busy = sum(silo.training for silo in status.silos)
     connected = sum(silo.connected for silo in status.silos)
@@ -236,7 +257,7 @@ def _headline(status: admin_pb2.JobStatus) -> RenderableType:
     grid.add_row(bar, facts)
     mean = next((e for e in status.evaluations if not e.silo), None)
     if mean is not None:
-        scores = ", ".join(f"{name} {_score(value)}" for name, value in mean.metrics.items())
+        scores = ", ".join(f"{name} {_score(name, value)}" for name, value in sorted(mean.metrics.items()))
         told = Text.assemble((scores, "bold"), f" at version {mean.version}, mean over silos")
         grid.add_row("", told)
     return grid
@@ -255,14 +276,16 @@ def _doing(silo: admin_pb2.SiloStatus, name: str, style: str, now: int) -> Rende
 
 def _scores(status: admin_pb2.JobStatus) -> dict[str, Text]:
     return {
-        e.silo: Text(", ".join(_score(value) for value in e.metrics.values()))
+        e.silo: Text(
+            _score(*min(e.metrics.items()))
+        )  # one fits the table; by name, so that it is always the same
         for e in status.evaluations
-        if e.silo
+        if e.silo and e.metrics
     }
 
 
-def _score(value: float) -> str:
-    return f"{value:.1%}" if 0 <= value <= 1 else f"{value:.4g}"
+def _score(name: str, value: float) -> str:
+    return f"{value:.1%}" if 0 <= value <= 1 and "loss" not in name else f"{value:.4g}"
 
 
 def _status(status: admin_pb2.JobStatus) -> Text:

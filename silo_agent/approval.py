@@ -94,6 +94,17 @@ class Decisions:
             raise Corrupt(f"{path} says {decision!r}; decide again")
         return decision  # type: ignore[no-any-return]
 
+    def known(self, reference: str) -> tuple[str, str] | None:
+        """Terms digest and id of a job decided on before, by its id or the beginning of its digest."""
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                job = str(json.loads(path.read_bytes())["job"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # damaged: `of` says so to whoever needs it
+            if reference == job or (len(reference) >= 8 and path.stem.startswith(reference)):
+                return path.stem, job
+        return None
+
     def stamp(self) -> str:
         """Changes whenever a decision does."""
         try:

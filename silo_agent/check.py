@@ -17,7 +17,7 @@ from anabranch.errors import AnabranchError, Corrupt, Reason, Refused, Unavailab
 from anabranch.tlog.note import NoteVerifier
 from anabranch.wire import identity as wire
 from anabranch.wire.bundle import check_pins
-from silo_agent import approval, identity, policy, probe
+from silo_agent import approval, identity, output, policy, probe
 from silo_agent.agent import interpreter, isolation
 from silo_agent.client import Client
 from silo_agent.config import Home, Settings, load_settings
@@ -108,6 +108,8 @@ def _visit(name: str, hop: Hop, visit: Visit) -> Verdict:
         return Verdict(name, "failed", fault.meaning, fault.remedy)
     except AnabranchError as error:
         return Verdict(name, "failed", str(error), _remedy(error))
+    except OSError as error:  # our directory, or what a hop looks at, on a disk that does not let us
+        return Verdict(name, "failed", str(output.of_the_system(error)), "Correct that, then run check again")
     return found if isinstance(found, Verdict) else Verdict(name, "ok", found)
 
 
@@ -115,7 +117,7 @@ def _remedy(error: AnabranchError) -> str:
     if isinstance(error, Refused) and error.code is Reason.REVOKED_IDENTITY:
         return "Ask the federation's administrator why; after a new invitation: anabranch-silo enrol BUNDLE --again"
     if isinstance(error, Corrupt):
-        return "Restore the agent's directory from a backup, or enrol again"
+        return "Restore the agent's directory from a backup, or: anabranch-silo enrol BUNDLE --again, with a new bundle"
     return "Correct what the message names, then run check again"
 
 

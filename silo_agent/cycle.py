@@ -62,6 +62,7 @@ class Cycle:
     proposal: Proposal  # approved
     lease: Lease
     interrupt: Callable[[], None]  # raises Stopped or Aborted when this lease is not to be worked on any more
+    allowed: Callable[[], None]  # raises Aborted when this job may not run here any more
 
     def run(self, trainer: Trainer) -> None:
         """Do what the lease asks for. Raises TaskFailed, Aborted, Stopped, Untrusted, Refused."""
@@ -71,8 +72,9 @@ class Cycle:
             self._evaluate(trainer, base)
             return
         pending = self._train(trainer, base)
-        # A lease that is taken back now changes nothing: the update is signed, and the server decides about it.
-        self._patiently(lambda: self.site.sender.deliver(pending), interrupt=_never)
+        # A lease that is taken back now changes nothing: the update is signed, and the server decides about it. But it
+        # is not sent before a person's later word: that is announced first, then what lies in the outbox.
+        self._patiently(lambda: self.site.sender.deliver(pending), interrupt=self.allowed)
 
     @property
     def folder(self) -> Path:
@@ -228,10 +230,6 @@ class Cycle:
                 logger.debug("waiting for the server", job=self.lease.job, error=str(error))
                 if self.site.pause(next(pauses)):
                     raise Stopped("the agent is stopping") from error
-
-
-def _never() -> None:
-    """The interrupt of what is to be finished."""
 
 
 def _rounded(metrics: dict[str, float]) -> dict[str, float]:

@@ -68,7 +68,7 @@ def load(directory: Path) -> SiloIdentity:
         )
     except (OSError, Refused, x509.ExtensionNotFound, ValueError, IndexError) as error:
         raise Corrupt(
-            f"the identity in {directory} cannot be read: {error}; restore it or enrol again"
+            f"the identity in {directory} cannot be read: {error}; restore it, or enrol with a new bundle and --again"
         ) from error
 
 

@@ -83,7 +83,8 @@ def enrol(
     protect_agent()
     done = enrol_silo(Home(directory), data, time.time(), proxy, again)
     until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(done.not_after))
-    what = "is enrolled already" if done.already else "enrolled"
+    what = "nothing done, enrolled already" if done.already else "enrolled"
+    revoked = "\nnew keys, for a silo that was revoked: the same command with --again" if done.already else ""
     output.show(
         {
             "identity": done.uri,
@@ -91,7 +92,7 @@ def enrol(
             "already": done.already,
             "directory": str(directory),
         },
-        f"{what}: [bold]{done.uri}[/], certificate until {until} (renewed by itself)\n"
+        f"{what}: [bold]{done.uri}[/], certificate until {until} (renewed by itself){revoked}\n"
         f"next: say in {directory / 'policy.toml'} which data jobs may use, then\n"
         f"  anabranch-silo check --dir {directory}\n  anabranch-silo run --dir {directory}",
         as_json,
@@ -234,7 +235,14 @@ def _decide(reference: str, decision: Decision, directory: Path, yes: bool, as_j
     protect_agent()
     home = Home(directory)
     with connect(home) as connection:
-        proposal = _find(connection, reference)
+        try:
+            proposal = _find(connection, reference)
+        except Unavailable as error:
+            known = Decisions(home.decisions).known(reference)
+            if decision == "approve" or known is None:
+                raise
+            _decide_alone(home, known, decision, error, yes, as_json)
+            return
         if decision == "approve":
             _show_before_approving(connection, proposal, yes, as_json)
         elif not yes and not as_json and not typer.confirm(f"{decision} {proposal.job.id}?"):
@@ -243,6 +251,24 @@ def _decide(reference: str, decision: Decision, directory: Path, yes: bool, as_j
     output.show(
         {"job": proposal.job.id, "terms_sha256": proposal.digest, "decision": STATUS[decision], "note": note},
         f"{proposal.job.id}: {STATUS[decision]}" + (f"\n{note}" if note else ", signed and in the audit log"),
+        as_json,
+    )
+
+
+def _decide_alone(
+    home: Home, known: tuple[str, str], decision: Decision, error: Unavailable, yes: bool, as_json: bool
+) -> None:
+    """Without the server a job that was decided on before can still be stopped here, at once."""
+    digest, job = known
+    if not yes and not as_json and not typer.confirm(f"{decision} {job}?"):
+        raise typer.Exit(exits.FAILED)
+    decisions = Decisions(home.decisions)
+    with decisions.deciding():
+        decisions.record(digest, job, decision)
+    note = f"the server could not be told ({error}); the running agent will tell it"
+    output.show(
+        {"job": job, "terms_sha256": digest, "decision": STATUS[decision], "note": note},
+        f"{job}: {STATUS[decision]}\n{note}",
         as_json,
     )
 
@@ -283,7 +309,8 @@ def _find(connection: Connection, reference: str) -> Proposal:
             return proposal
     raise Refused(
         Reason.NOT_FOUND,
-        f"no job {reference!r} is offered to {identity.load(connection.home.identity).silo}: see jobs",
+        f"no job {reference!r} is offered to {identity.load(connection.home.identity).silo}; "
+        "`anabranch-silo jobs` lists those that are",
     )
 
 

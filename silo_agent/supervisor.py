@@ -49,6 +49,7 @@ class Supervisor:
     spawn: Spawn
     stopping: threading.Event
     _policy: Policy = field(default_factory=Policy)  # denies everything until the file has been read
+    _unreadable: Refused | None = None  # what is wrong with the policy: nothing runs until it is corrected
     _stamp: str | None = None  # of the decision files as last seen
     _proposals: dict[tuple[str, bytes], Proposal] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
@@ -66,8 +67,14 @@ class Supervisor:
         try:
             rules = policy.load_policy(self.site.home.policy)
         except Refused as error:
-            self._say("policy", "nothing may run until policy.toml is corrected", error=str(error))
-            rules = Policy()
+            if self._said.get("policy") != str(error):
+                self._said["policy"] = str(error)
+                logger.error("nothing may run until policy.toml is corrected", error=str(error))
+            self._unreadable, rules = error, Policy()
+        else:
+            if self._said.pop("policy", None) is not None:
+                logger.info("policy.toml holds again")
+            self._unreadable = None
         stamp = self._decisions.stamp()
         if (rules, stamp) == (self._policy, self._stamp):
             return False
@@ -107,13 +114,25 @@ class Supervisor:
     def _consider(self, job: OfferedJob) -> None:
         proposal = self._examined(job)
         decision = approval.standing(proposal, self._policy, self._decisions)
+        if self._unreadable is not None and decision in ("approve", None):
+            return
         if decision == "approve":
             self._start(proposal)
         elif decision is None:
             name = proposal.terms.file.job.name
-            self._say(job.id, f"waits for approval: anabranch-silo approve {job.id}", name=name)
+            self._say(
+                job.id,
+                f"waits for approval: anabranch-silo approve {job.id} --dir {self.site.home.path}",
+                name=name,
+            )
         elif STATUS[decision] != job.decision:
             self._announce(proposal, decision)
+
+    def _rules(self) -> Policy:
+        """For workers. Raises Refused(POLICY) naming the mistake while the file cannot be read."""
+        if self._unreadable is not None:
+            raise self._unreadable
+        return self._policy
 
     def _examined(self, job: OfferedJob) -> Proposal:
         known = self._proposals.get((job.id, job.terms))
@@ -130,9 +149,7 @@ class Supervisor:
         approval.check_runnable(proposal, self._policy, self.interpreter)
         if job.decision != STATUS["approve"]:
             self._announce(proposal, "approve")
-        worker = Worker(
-            self.site, proposal, lambda: self._policy, self.launcher, self.isolated, self.stopping
-        )
+        worker = Worker(self.site, proposal, self._rules, self.launcher, self.isolated, self.stopping)
         data = self._policy.data[proposal.terms.file.job.data]
         self._running[job.id] = _Running(worker, self.spawn(f"job {job.id}", worker.run), data)
         self._say(job.id, "approved; ready for its tasks", name=proposal.terms.file.job.name)

@@ -116,7 +116,7 @@ class Worker:
             return
         try:
             admit(self._policy(), self.proposal.terms, task.view.bytes)
-            Cycle(self._site, self.proposal, task, self._interrupt(task)).run(trainer)
+            Cycle(self._site, self.proposal, task, self._interrupt(task), self._allowed).run(trainer)
             self._failures = 0
         except TaskFailed as failure:
             self._failed(task, failure)
@@ -127,12 +127,15 @@ class Worker:
         finally:
             self._site.progress.forget(task.id)
 
+    def _allowed(self) -> None:
+        if self._ended.is_set():
+            raise Aborted("this job has ended, or may not run here any more")
+
     def _interrupt(self, lease: Lease) -> Callable[[], None]:
         def interrupt() -> None:
             if self._stopping.is_set():
                 raise Stopped("the agent is stopping")
-            if self._ended.is_set():
-                raise Aborted("this job has ended, or may not run here any more")
+            self._allowed()
             if self._aborted is not None and self._aborted[0] == lease.id:
                 raise Aborted(f"the server took lease {lease.id} back: {self._aborted[1]}")
 

@@ -72,7 +72,12 @@ def main(arguments: list[str]) -> None:
     # What the job's code prints goes to standard error: standard output is the manifest.
     answer = os.dup(1)
     os.dup2(2, 1)
-    manifest = build(archive.resolve(), file, out)
+    try:
+        manifest = build(archive.resolve(), file, out)
+    except Garbage as error:
+        sys.exit(
+            str(error)
+        )  # what is wrong with the task in a sentence; a traceback would only show our code
     os.write(answer, manifest.encode() + b"\n")
 
 

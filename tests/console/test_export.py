@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from demo_log import FED, JOB, SERVER
 
-from anabranch.errors import Refused
+from anabranch.errors import Refused, Unavailable
 from anabranch.tlog.checkpoint import Checkpoint, sign
 from anabranch.tlog.entry import Actor, Target, encode_entry, new_entry, uuid7
 from anabranch.tlog.merkle import leaf_hash
@@ -82,3 +82,15 @@ def test_a_lie_writes_nothing(tmp_path: Path, lie: dict) -> None:
     with pytest.raises(Refused):
         export(admin(replies(**lie)), JOB, "head", tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_cannot_be_written_is_refused_before_anything_is_exported(tmp_path: Path) -> None:
+    asked: list[object] = []
+    stub = SimpleNamespace(ExportModel=lambda request, timeout: asked.append(request))
+    for path in (tmp_path, tmp_path / "model.md"):
+        with pytest.raises(Refused, match="-o"):
+            export(Admin(SimpleNamespace(), stub), JOB, "head", path)
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="cannot be written"):
+        export(Admin(SimpleNamespace(), stub), JOB, "head", tmp_path / "file" / "model.safetensors")
+    assert not asked

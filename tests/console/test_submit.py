@@ -76,6 +76,16 @@ def test_a_model_that_cannot_be_built_shows_the_person_s_own_traceback(tmp_path:
     assert refused.value.code is Reason.TASK_FAILED
 
 
+def test_a_task_that_lacks_something_is_told_in_a_sentence(tmp_path: Path) -> None:
+    folder = _job(tmp_path, '[job]\nname = "x"\ntask = "task.py:T"', "class S: pass\n")
+    with (
+        pytest.raises(Refused, match=r"task\.py has no class T$") as refused,
+        submit.prepared(*submit.read(folder)),
+    ):
+        pass
+    assert "Traceback" not in str(refused.value)
+
+
 def test_the_demo_s_options_reach_the_terms() -> None:
     settings = Settings(3, 7, "fedavg", 12, None, Path("x"), False)
     file = job_file(JOB, settings)

@@ -45,7 +45,7 @@ def test_the_view_says_who_does_what_and_why_not() -> None:
     assert "lost 1 min" in rows["elbe"]
     assert "undecided" in rows["oder"]
     assert "denied" in rows["ebro"]
-    assert "elbe: nonfinite" in text
+    assert "elbe: last refused or given up: nonfinite" in text
     assert "version 12 of 80" in text
     assert "accuracy 87.5% at version 10" in text
     assert max(map(len, text.splitlines())) <= 80
@@ -81,6 +81,24 @@ def test_following_ends_with_the_job_and_says_each_version_once(capsys) -> None:
     assert last is not None
     assert last.status == "completed"
     assert [line.split()[2] for line in lines] == ["12/80", "13/80", "13/80"]
+
+
+def test_a_server_that_goes_away_is_said_once(capsys) -> None:
+    stream = iter([status(), None, None, status(head=13), None, status(head=13, status="completed")])
+    assert watch.follow(stream, once=False, as_json=False) is not None
+    said = capsys.readouterr().out.splitlines()
+    assert [line == watch.AWAY for line in said] == [False, True, False, True, False]
+
+
+def test_several_scores_have_one_order_and_fit() -> None:
+    metrics = {"loss": 0.25, "accuracy": 0.875}
+    evaluations = [
+        admin_pb2.Evaluation(version=10, silo=silo, split="validation", metrics=metrics)
+        for silo in ("", "aare")
+    ]
+    text = shown(watch.view(status(evaluations=evaluations)))
+    assert "accuracy 87.5%, loss 0.25 at version 10" in text
+    assert "…" not in text
 
 
 def test_silos_are_listed() -> None:

@@ -111,6 +111,7 @@ class Federation:
             stdout=log,
             stderr=log,
             env=environment() | (env or {}),
+            cwd=self.root,
         )
         log.close()
 
@@ -152,7 +153,10 @@ class Federation:
         )
 
     def agent(self, name: str, env: dict[str, str] | None = None) -> None:
-        self.start(name, "anabranch-silo", "run", "--dir", self.silo_dir(name), env=env)
+        """With a directory as people type it: relative to where they are."""
+        self.start(
+            name, "anabranch-silo", "run", "--dir", self.silo_dir(name).relative_to(self.root), env=env
+        )
 
     def submit(self, task: str = TASK, text: str = "", **options: int | str) -> str:
         defaults: dict[str, int | str] = {

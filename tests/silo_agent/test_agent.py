@@ -338,6 +338,46 @@ def test_a_person_approves_and_withdraws_while_the_agent_runs(
     assert [lease.id for lease in world.leases] == ["l2"]
 
 
+def test_an_update_is_not_sent_before_a_withdrawal_that_came_while_the_server_was_away(
+    world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home
+) -> None:
+    terms = world.offer(job(TRAINS.replace("    send({", "    import time; time.sleep(1); send({")))
+    allow(enrolled, interpreter, terms.digest())
+    start()
+    until(lambda: world.decided == ["approved"])
+    port, enrolment = world.port, world.enrolment_port
+    world.lease("l1")
+    until(lambda: list((enrolled.job("tiny-1") / "models").glob("*.safetensors")))
+    world.stop()
+    until(lambda: any(enrolled.outbox.glob("*")))
+    Decisions(enrolled.decisions).record(terms.digest(), "tiny-1", "withdraw")
+    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("job ")])
+    assert not world.uploads
+    world.serve(port=port, enrolment_port=enrolment)
+    until(lambda: world.uploads)
+    assert world.decided == ["approved", "withdrawn"]
+
+
+def test_a_mistyped_policy_stops_work_and_is_what_is_named(
+    world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home, capsys: Any
+) -> None:
+    terms = world.offer(job(TRAINS))
+    allow(enrolled, interpreter, terms.digest())
+    start()
+    until(lambda: world.decided == ["approved"])
+    good = enrolled.policy.read_text()
+    enrolled.policy.write_text(good.replace("[approve]", "[aprove]"))
+    world.leases.clear()
+    time.sleep(0.5)
+    enrolled.policy.write_text(good)
+    world.lease("l1")
+    until(lambda: world.uploads)
+    text = said(capsys)
+    assert "unknown key aprove" in text
+    assert "asks for data" not in text
+    assert "waits for approval" not in text
+
+
 def test_code_that_is_not_the_approved_code_is_never_unpacked(
     world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home, capsys: Any
 ) -> None:

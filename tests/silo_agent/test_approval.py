@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.errors import Corrupt, Reason, Refused, Unavailable
 from anabranch.wire.manifest import Manifest, TensorSpec
 from silo_agent import approval, identity
 from silo_agent.agent import connect
@@ -146,7 +146,6 @@ def test_a_decision_is_kept_while_the_server_is_away(
 ) -> None:
     digest = world.offer(code).digest()
     bind_data(enrolled)
-    from anabranch.errors import Unavailable
 
     def away(*_: object) -> None:
         raise Unavailable("draining")
@@ -156,6 +155,22 @@ def test_a_decision_is_kept_while_the_server_is_away(
     assert status == 0
     assert "the running agent will tell it" in said.replace("\n", " ")
     assert Decisions(enrolled.decisions).of(digest) == "approve"
+
+
+def test_a_job_is_stopped_here_also_while_the_server_is_away(
+    world: World, enrolled: Home, code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = world.offer(code).digest()
+    bind_data(enrolled)
+    invoke(enrolled, "approve", "tiny-1", "--yes")
+    world.stop()
+    status, said = invoke(enrolled, "withdraw", "tiny-1", "--yes")
+    assert (status, Decisions(enrolled.decisions).of(digest)) == (0, "withdraw")
+    assert "the running agent will tell it" in said.replace("\n", " ")
+    for arguments in (("withdraw", "tiny-2"), ("approve", "tiny-1")):
+        with pytest.raises(Unavailable):
+            invoke(enrolled, *arguments, "--yes")
+    assert Decisions(enrolled.decisions).of(digest) == "withdraw"
 
 
 def test_jobs_lists_terms_for_people_and_programs(world: World, enrolled: Home, code: Path) -> None:

@@ -1,5 +1,6 @@
 """Every hop that can fail, failing: `check` names it and skips the rest."""
 
+import errno
 import socket
 import threading
 import time
@@ -310,3 +311,14 @@ def test_the_command_names_the_hop_and_exits_with_1(enrolled: Home) -> None:
     assert {"hop", "status", "meaning", "remedy"} == set(document["hops"][0])
     assert "TCP fails" in done.stderr
     assert grpc.__version__
+
+
+def test_a_directory_that_cannot_be_written(
+    world: World, enrolled: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(enrolled.log_view))
+
+    monkeypatch.setattr(module, "LogView", read_only)
+    broken = failing(enrolled)
+    assert (broken.hop, "Read-only file system" in broken.meaning) == ("enrolment", True)

@@ -122,3 +122,33 @@ def test_a_home_of_another_silo_is_left_alone(world: World, home: Home) -> None:
     enrol(home, world.bundle(), time.time())
     with pytest.raises(Refused, match="belongs to"):
         enrol(home, world.bundle(silo="south"), time.time())
+
+
+def test_a_token_that_is_not_accepted_leaves_the_old_identity(world: World, home: Home) -> None:
+    enrol(home, world.bundle(), time.time())
+    before = {p.name: p.read_bytes() for p in home.identity.iterdir()}
+    with pytest.raises(Refused, match="anabranch silo invite north"):
+        enrol(home, world.bundle(), time.time(), again=True)
+    assert {p.name: p.read_bytes() for p in home.identity.iterdir()} == before
+    with pytest.raises(Refused, match="belongs to"):
+        enrol(home, world.bundle("t2", silo="south"), time.time(), again=True)
+    assert {p.name: p.read_bytes() for p in home.identity.iterdir()} == before
+
+
+def test_killed_before_the_new_identity_took_the_place_of_the_old_one(
+    world: World, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrol(home, world.bundle(), time.time())
+    old = identity.load(home.identity)
+
+    def killed(_: Home) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_exchange", killed)
+        with pytest.raises(KeyboardInterrupt):
+            enrol(home, world.bundle("t2"), time.time(), again=True)
+    assert identity.load(home.identity).key == old.key
+    assert enrol(home, world.bundle("t2"), time.time(), again=True).already
+    assert identity.load(home.identity).key != old.key
+    assert not list(home.path.glob("identity.*"))
