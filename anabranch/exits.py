@@ -3,6 +3,7 @@
 With `--json` a command prints one JSON document on stdout, also when it fails. Errors always reach stderr.
 """
 
+import errno
 import json
 import sys
 import traceback
@@ -16,6 +17,22 @@ USAGE: Final = 2
 UNAVAILABLE: Final = 3  # retry later
 CORRUPT: Final = 4  # storage is not what was written
 BUG: Final = 70
+
+
+# A disk or a permission of this machine, not a bug of ours.
+_OF_THE_SYSTEM = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
+)
+
+
+def meant(error: Exception) -> Exception:
+    """A disk that is full or read-only, or a file of somebody else, in words; any other error as it is."""
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        where = f"{error.filename}: " if error.filename else ""
+        return Unavailable(
+            f"{where}{error.strerror or error}; free some space or correct the permissions, then retry"
+        )
+    return error
 
 
 def exit_code(error: Exception) -> int:
@@ -40,6 +57,7 @@ def describe(error: Exception) -> dict[str, Any]:
 
 def fail(program: str, error: Exception, as_json: bool) -> int:
     """Print an error for the person at the terminal and return the exit code."""
+    error = meant(error)
     if as_json:
         print(json.dumps(describe(error), ensure_ascii=False))
     if isinstance(error, AnabranchError) and not isinstance(error, Misuse):

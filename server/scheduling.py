@@ -198,7 +198,13 @@ class Scheduling:
                 reason=reason,
                 detail={"lease": lease, "silo": silo, "reason": reason, **where},
             )
-            values: dict[str, Any] = {"status": "released", "reason": reason, "released_at": tx.now}
+            fault = " at ".join(where[name] for name in ("exception", "code_line") if name in where)
+            values: dict[str, Any] = {
+                "status": "released",
+                "reason": reason,
+                "fault": fault,
+                "released_at": tx.now,
+            }
             tx.connection.execute(update(leases).where(leases.c.id == lease).values(values))
 
         return self.writer.run(decide, "release").receipts[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, literal, select
 
 from anabranch.terms import JobTerms, parse_terms
 from server.state import records
@@ -83,7 +83,7 @@ def _status(connection: Connection, presence: Presence, now: float, job: Any) ->
         updates.c.job == job.id, updates.c.status.in_(("received", "frozen"))
     )
     buffered, oldest = connection.execute(waiting).one()
-    known = sorted(connection.execute(select(silos.c.name).where(silos.c.status != "revoked")).scalars())
+    known = sorted(connection.execute(select(silos.c.name).where(silos.c.status == "active")).scalars())
     members = sorted(
         {*known, *connection.execute(select(decisions.c.silo).where(decisions.c.job == job.id)).scalars()}
     )
@@ -142,21 +142,22 @@ def _silo(connection: Connection, presence: Presence, job: str, silo: str) -> Si
 
 
 def _last_reason(connection: Connection, job: str, silo: str) -> str:
-    """Of the newest refusal or failed task."""
+    """Of the newest refusal or failed task; of a failed task also the exception and the job's own line."""
     refused = (
-        select(updates.c.received_at, updates.c.reason)
+        select(updates.c.received_at, updates.c.reason, literal(""))
         .where(updates.c.job == job, updates.c.silo == silo, updates.c.status == "refused")
         .order_by(updates.c.entry.desc())
         .limit(1)
     )
     failed = (
-        select(leases.c.released_at, leases.c.reason)
+        select(leases.c.released_at, leases.c.reason, leases.c.fault)
         .where(leases.c.job == job, leases.c.silo == silo, leases.c.reason != "")
         .order_by(leases.c.released_at.desc())
         .limit(1)
     )
     found = [tuple(row) for query in (refused, failed) for row in connection.execute(query)]
-    return str(max(found, default=(0.0, ""))[1])
+    _, reason, fault = max(found, default=(0.0, "", ""))
+    return f"{reason}: {fault}" if fault else str(reason)
 
 
 def _evaluations(connection: Connection, job: str, terms: JobTerms) -> list[Evaluated]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from anabranch import __version__
+from anabranch import __version__, exits
 from anabranch.errors import AnabranchError, Corrupt, Reason, Refused, Unavailable
 from anabranch.tlog.note import NoteVerifier
 from anabranch.wire import identity as wire
 from anabranch.wire.bundle import check_pins
-from silo_agent import approval, identity, output, policy, probe
+from silo_agent import approval, identity, policy, probe
 from silo_agent.agent import interpreter, isolation
 from silo_agent.client import Client
 from silo_agent.config import Home, Settings, load_settings
@@ -109,7 +109,7 @@ def _visit(name: str, hop: Hop, visit: Visit) -> Verdict:
     except AnabranchError as error:
         return Verdict(name, "failed", str(error), _remedy(error))
     except OSError as error:  # our directory, or what a hop looks at, on a disk that does not let us
-        return Verdict(name, "failed", str(output.of_the_system(error)), "Correct that, then run check again")
+        return Verdict(name, "failed", str(exits.meant(error)), "Correct that, then run check again")
     return found if isinstance(found, Verdict) else Verdict(name, "ok", found)
 
 

@@ -1,6 +1,5 @@
 """What a command prints: one JSON document on stdout with --json, else words for a person."""
 
-import errno
 import json
 import logging
 import sys
@@ -12,11 +11,6 @@ from rich.console import Console, RenderableType
 from anabranch import exits
 from anabranch.errors import Unavailable
 
-# A disk or a permission, not a bug of ours.
-REFUSED_BY_THE_SYSTEM = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR}
-)
-
 
 def show(document: Any, human: RenderableType, as_json: bool) -> None:
     """Print `document` as JSON or `human` for a person."""
@@ -26,16 +20,8 @@ def show(document: Any, human: RenderableType, as_json: bool) -> None:
         Console(soft_wrap=True, highlight=False).print(human)
 
 
-def of_the_system(error: OSError) -> Unavailable:
-    """What this machine did not let us do, in words: a disk that is full or read-only, a file of somebody else."""
-    where = f"{error.filename}: " if error.filename else ""
-    return Unavailable(f"{where}{error.strerror or error}; the agent must be able to write its directory")
-
-
 def fail(error: Exception, as_json: bool) -> int:
     """Tell the person at the terminal what went wrong; the exit code."""
-    if isinstance(error, OSError) and error.errno in REFUSED_BY_THE_SYSTEM:
-        return exits.fail("anabranch-silo", of_the_system(error), as_json)
     code = exits.fail("anabranch-silo", error, as_json)
     if isinstance(error, Unavailable):
         print("anabranch-silo: `anabranch-silo check` names the hop that fails", file=sys.stderr)

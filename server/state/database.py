@@ -8,7 +8,10 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event
+
+from anabranch.errors import Conflict
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 POOL = 16  # connections kept open for reuse; threads bound how many there are at a time
@@ -37,15 +40,21 @@ def open_engine(path: Path, begin: str) -> Engine:
 
 
 def migrate(path: Path, revision: str = "head") -> None:
-    """Bring the schema to `revision`; creates the database when it is new."""
+    """Bring the schema to `revision`; creates the database when it is new. Raises Conflict for a newer one."""
     engine = open_engine(path, "BEGIN IMMEDIATE")
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    with engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-        connection.commit()
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+            connection.commit()
+    except CommandError as error:
+        raise Conflict(
+            f"{path} was written by another release ({error}); run that release, or a newer one"
+        ) from error
+    finally:
+        engine.dispose()
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,7 @@ leases = Table(
     Column("local_steps", Integer, nullable=False, default=0),
     Column("status", String, nullable=False),  # open | fulfilled | released
     Column("reason", String, nullable=False, default=""),  # why it was released
+    Column("fault", String, nullable=False, default=""),  # of the job's code: exception and line
     Column("released_at", Float),
     Column("entry", Integer, nullable=False),
     Index("leases_open", "silo", "job", "status"),

@@ -82,6 +82,8 @@ def test_an_open_lease_is_returned_again(server: Server) -> None:
         "ValueError",
         "task.py:3",
     )
+    [status] = server.core.jobs.status(job)
+    assert status.silos[0].last_reason == "task_failed: ValueError at task.py:3"
     assert server.lease(a, job).id != released.detail.lease
 
 

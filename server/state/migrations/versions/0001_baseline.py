@@ -116,6 +116,7 @@ def upgrade() -> None:
     sa.Column('local_steps', sa.Integer(), nullable=False),
     sa.Column('status', sa.String(), nullable=False),
     sa.Column('reason', sa.String(), nullable=False),
+    sa.Column('fault', sa.String(), nullable=False),
     sa.Column('released_at', sa.Float(), nullable=True),
     sa.Column('entry', sa.Integer(), nullable=False),
     sa.ForeignKeyConstraint(['job'], ['jobs.id'], ),
