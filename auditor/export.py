@@ -20,7 +20,9 @@ from anabranch.tlog.entry import MAX_ENTRY
 from anabranch.tlog.merkle import HASH_SIZE
 from anabranch.tlog.note import MAX_NOTE
 
-PIECE = 1 << 20  # bytes read at a time when a file is hashed
+PIECE = (
+    1 << 17
+)  # bytes read at a time when a file is hashed; most are small, and memory for each is taken first
 KEY_FILE = 64 * 1024  # bytes
 SEALED_FILE = 64 * 1024  # bytes
 BUNDLE = tiles.WIDTH * (2 + MAX_ENTRY)  # bytes

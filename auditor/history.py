@@ -1,28 +1,53 @@
-"""What the log tells, entry by entry, as the state a reader ends up with. `lifecycle` builds it, `replay` uses it."""
+"""What the log tells, as the state a reader ends up with. `lifecycle` and `standing` build it; every other question is
+asked of it: `replay`, `lineage`, `gaps`, `review`.
+"""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from anabranch.terms import JobTerms
-from anabranch.tlog.details import AggregationPerformed, JobSubmitted, LeaseIssued
+from anabranch.tlog.details import AggregationPerformed, JobSubmitted, LeaseIssued, ServerStarted
+
+JobStatus = Literal["waiting", "running", "paused", "completed", "aborted"]
+
+
+@dataclass
+class Invitation:
+    index: int
+    expires: str
+    request: str = ""  # digest of the request that redeemed it
 
 
 @dataclass
 class Silo:
-    tokens: dict[str, str] = field(default_factory=dict)  # token id → digest of the request that redeemed it
+    invitations: dict[str, Invitation] = field(default_factory=dict)  # by token id
     active: bool = False  # enrolled and not revoked since
+    enrolled: int = -1  # newest entry of each kind; -1: none
+    revoked: int = -1
+    lost: int = -1  # -1 also once it is back
+    heard: int = -1  # newest entry that this silo caused
+
+
+@dataclass(frozen=True)
+class Decision:
+    index: int
+    time: str
+    silo: str
+    word: str  # approved | denied | withdrawn
+    keyid: str
 
 
 @dataclass
 class Lease:
+    index: int
     job: str
     issued: LeaseIssued
-    spent: str = ""  # what ended it: an update, an evaluation, its release
 
 
 @dataclass
 class Update:
     index: int  # of update.received
+    time: str
     job: str
     silo: str
     base: int
@@ -33,24 +58,48 @@ class Update:
 
 @dataclass(frozen=True)
 class Version:
+    index: int  # of model.published
+    time: str
     parameters: str
     optimizer: str | None
     ema: str | None
     bytes: int  # of the parameters
+    evaluated: set[str] = field(default_factory=set)  # by these silos
+
+
+@dataclass(frozen=True)
+class HandedOut:
+    """A model that left the federation's server: model.exported."""
+
+    index: int
+    time: str
+    actor: str
+    version: int
+    sha256: str
+    selector: str
 
 
 @dataclass
 class Job:
+    index: int  # of job.submitted
+    time: str
+    owner: str
     submitted: JobSubmitted
     terms: JobTerms | None  # None: the export does not hold them
+    status: JobStatus = "waiting"
+    resumed: bool = False  # it may wait for approvals again
+    started: int = -1  # newest job.started
+    ended: int = -1  # job.completed or job.aborted
+    reason: str = ""  # of the newest change
     decisions: dict[str, str] = field(default_factory=dict)  # silo → approved | denied | withdrawn
-    started: bool = False
-    ended: bool = False
+    record: list[Decision] = field(default_factory=list)
     versions: list[Version] = field(default_factory=list)  # by number
     views: dict[int, set[str]] = field(default_factory=dict)  # version → digests of its encodings
     steps: dict[int, tuple[int, AggregationPerformed]] = field(
         default_factory=dict
     )  # version → entry, detail
+    best: int | None = None  # newest model.best
+    handed_out: list[HandedOut] = field(default_factory=list)
 
     @property
     def head(self) -> int:
@@ -58,10 +107,44 @@ class Job:
         return len(self.versions) - 1
 
 
+@dataclass(frozen=True)
+class Start:
+    """Of the server: server.started."""
+
+    index: int
+    time: str
+    detail: ServerStarted
+
+
 @dataclass
 class History:
     silos: dict[str, Silo] = field(default_factory=dict)
-    leases: dict[str, Lease] = field(default_factory=dict)
+    certificates: dict[str, tuple[str, int]] = field(default_factory=dict)  # digest → identity, entry
+    starts: list[Start] = field(default_factory=list)
+    leases: dict[str, Lease] = field(default_factory=dict)  # that have not ended
+    spent: dict[str, str] = field(default_factory=dict)  # lease → what ended it; all that is kept of it
+    held: dict[tuple[str, str], dict[str, Lease]] = field(default_factory=dict)  # (job, silo) → its leases
     updates: dict[str, Update] = field(default_factory=dict)
     refused: int = 0
     jobs: dict[str, Job] = field(default_factory=dict)
+    first: str = ""  # times of the first and the newest entry
+    last: str = ""
+    size: int = 0  # entries that were understood
+
+    def hold(self, name: str, lease: Lease) -> None:
+        self.leases[name] = lease
+        self.held.setdefault((lease.job, lease.issued.silo), {})[name] = lease
+
+    def end(self, name: str, how: str) -> Lease:
+        """A lease that has not ended ends now."""
+        lease = self.leases.pop(name)
+        del self.held[lease.job, lease.issued.silo][name]
+        self.spent[name] = how
+        return lease
+
+    def end_all(self, silo: str, job: str | None, how: str) -> None:
+        """All leases of a silo, for one job or (None) for any."""
+        for (of, holder), leases in self.held.items():
+            if holder == silo and job in (None, of):
+                for name in list(leases):
+                    self.end(name, how)

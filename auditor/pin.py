@@ -48,7 +48,16 @@ def _given(given: str) -> str:
     try:
         path = Path(given)
         text = path.read_text("utf-8") if path.is_file() else given
-        return str(json.loads(text)["log_vkey"]) if text.lstrip().startswith("{") else text.strip()
+        vkey = str(json.loads(text)["log_vkey"]) if text.lstrip().startswith("{") else text.strip()
+        NoteVerifier.from_vkey(vkey)
+        return vkey
+    except Refused as error:
+        what = "holds no vkey" if path.is_file() else "is no file here, and not a vkey"
+        raise Refused(
+            Reason.MALFORMED,
+            f"--vkey {given[:80]} {what} (name+key ID+base64); a silo has the log's key in"
+            " identity/federation.json of its agent's directory",
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise Refused(Reason.MALFORMED, f"--vkey {given[:80]}: neither a vkey nor a file with one") from error
 

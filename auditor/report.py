@@ -22,6 +22,7 @@ class Finding:
     step: int  # of STEPS
     where: str  # a file, or "entry 17 (update.received)"
     what: str
+    entry: int | None = None  # log index, if it is about one entry
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Report:
     notes: list[str] = field(default_factory=list)  # to know, no reason to doubt
     findings: list[Finding] = field(default_factory=list)
 
-    def find(self, step: int, where: str, what: str) -> None:
-        self.findings.append(Finding(step, where, what))
+    def find(self, step: int, where: str, what: str, entry: int | None = None) -> None:
+        self.findings.append(Finding(step, where, what, entry))
 
     @property
     def verified(self) -> bool:

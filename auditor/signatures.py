@@ -23,8 +23,13 @@ from anabranch.tlog.entry import Entry, Sig
 from anabranch.wire import dsse, statements
 from anabranch.wire.identity import parse_identity
 from anabranch.wire.statements import DecisionStatement, EvaluationStatement, UpdateStatement
+from auditor.parsing import parse_update, revive_model
 
 Statement = UpdateStatement | DecisionStatement | EvaluationStatement
+STATEMENTS: dict[str, type[Statement]] = {
+    kind.__name__: kind for kind in (UpdateStatement, DecisionStatement, EvaluationStatement)
+}
+Prepared = tuple[str, dict[str, Any]]  # a statement as plain values: which of STATEMENTS, its fields
 DECISIONS = {"job.approved": "approve", "job.denied": "deny", "job.withdrawn": "withdraw"}
 
 
@@ -42,13 +47,18 @@ class Signatures:
     def __init__(self, fetch: Callable[[str], bytes | None], find: Callable[[int, Entry, str], None]) -> None:
         self.good = 0
         self.withheld = 0  # evaluations whose statement the export leaves out
-        self.views: list[tuple[int, Entry, int, str]] = []  # tree heads silos had seen: size and root (hex)
+        self.views: list[
+            tuple[int, str, int, str]
+        ] = []  # entry and its type; the tree head its silo had seen, size and root
         self._fetch = fetch
         self._find = find
         self._keys: dict[str, _Key] = {}  # by keyid
 
-    def see(self, index: int, entry: Entry) -> Statement | None:
-        """Keep the registry of keys, check the signature an entry carries; returns what was signed if it is good."""
+    def see(self, index: int, entry: Entry, prepared: Prepared | None = None) -> Statement | None:
+        """Keep the registry of keys, check the signature an entry carries; returns what was signed if it is good.
+
+        `prepared`: what `prepare` made of this entry, if that was done already.
+        """
         match entry.detail:
             case SiloEnrolled(silo=silo, keys=keys):
                 for key in keys:
@@ -57,7 +67,7 @@ class Signatures:
                 for registered in self._keys.values():
                     registered.revoked |= registered.silo == silo
             case UpdateReceived() | UpdateRefused() | JobDecision() | ModelEvaluated():
-                return self._check(index, entry)
+                return self._check(index, entry, prepared)
         return None
 
     def _register(self, index: int, entry: Entry, silo: str, key: PublicKey) -> None:
@@ -72,7 +82,7 @@ class Signatures:
                 f"registers the {known.purpose} key of silo {known.silo}{fate}, as {key.purpose} key of silo {silo}",
             )
 
-    def _check(self, index: int, entry: Entry) -> Statement | None:
+    def _check(self, index: int, entry: Entry, prepared: Prepared | None) -> Statement | None:
         signatures = entry.sigs or ()
         if not signatures and isinstance(entry.detail, UpdateRefused):
             return None  # refused for its very signature, or before it had one
@@ -80,8 +90,8 @@ class Signatures:
             self._find(index, entry, f"carries {len(signatures)} signatures; expected that of the silo")
             return None
         try:
-            statement = self._open(entry, signatures[0])
-        except (Refused, _Doubt) as doubt:
+            statement = self._open(entry, signatures[0], prepared)
+        except (Refused, Doubt) as doubt:
             self._find(index, entry, str(doubt))
             return None
         if statement is None:
@@ -89,38 +99,55 @@ class Signatures:
             return None
         self.good += 1
         if isinstance(statement, UpdateStatement):
-            self.views.append((index, entry, statement.checkpoint.size, statement.checkpoint.root))
+            self.views.append((index, entry.type, statement.checkpoint.size, statement.checkpoint.root))
         return statement
 
-    def _open(self, entry: Entry, sig: Sig) -> Statement | None:
+    def _open(self, entry: Entry, sig: Sig, prepared: Prepared | None) -> Statement | None:
         """The statement behind a good signature, None when it is an evaluation that was left out."""
         detail: Any = entry.detail
         purpose = "approver" if isinstance(detail, JobDecision) else "update"
         key = self._keys.get(sig.keyid)
         if key is None or (key.silo, key.purpose) != (detail.silo, purpose):
-            raise _Doubt(
+            raise Doubt(
                 f"is signed by {sig.keyid[:16]}…, no {purpose} key that silo {detail.silo} registered"
             )
         if key.revoked:
-            raise _Doubt(f"is signed with a key of silo {detail.silo} after the silo was revoked")
+            raise Doubt(f"is signed with a key of silo {detail.silo} after the silo was revoked")
         actor = parse_identity(entry.actor.id)
         if (actor.role, actor.name) != ("silo", detail.silo):
-            raise _Doubt(f"is said to come from {entry.actor.id}, but is signed by silo {detail.silo}")
-        payload = self._fetch(sig.payload_sha256)
-        if payload is None and isinstance(detail, ModelEvaluated):
-            return None
-        if payload is None:
-            raise _Doubt(f"its signed statement objects/{sig.payload_sha256} is missing: nothing proves it")
-        if sig.payloadType != statements.PAYLOAD_TYPE:
-            raise _Doubt(f"is signed as {sig.payloadType}, expected {statements.PAYLOAD_TYPE}")
-        dsse.verify_signature(base64.b64decode(sig.sig), key.public, sig.payloadType, payload)
-        statement = _parse(entry, payload)
-        _agree(entry, sig, statement)
-        return statement
+            raise Doubt(f"is said to come from {entry.actor.id}, but is signed by silo {detail.silo}")
+        if prepared is None:
+            prepared = prepare(entry, sig, key.public, self._fetch)
+        return None if prepared is None else revived(prepared)
 
 
-class _Doubt(Exception):
+class Doubt(Exception):
     """Why a signature does not prove its entry."""
+
+
+def prepare(entry: Entry, sig: Sig, public: bytes, fetch: Callable[[str], bytes | None]) -> Prepared | None:
+    """What `public` signed for an entry, if the signature is good and the entry says the same.
+
+    None when it is an evaluation that was left out. Whether it is the right key, `Signatures` judges. Raises Doubt,
+    Refused.
+    """
+    payload = fetch(sig.payload_sha256)
+    if payload is None and isinstance(entry.detail, ModelEvaluated):
+        return None
+    if payload is None:
+        raise Doubt(f"its signed statement objects/{sig.payload_sha256} is missing: nothing proves it")
+    if sig.payloadType != statements.PAYLOAD_TYPE:
+        raise Doubt(f"is signed as {sig.payloadType}, expected {statements.PAYLOAD_TYPE}")
+    dsse.verify_signature(base64.b64decode(sig.sig), public, sig.payloadType, payload)
+    statement = _parse(entry, payload)
+    _agree(entry, sig, statement)
+    return type(statement).__name__, statement.model_dump()
+
+
+def revived(prepared: Prepared) -> Statement:
+    kind, fields = prepared
+    statement: Statement = revive_model(STATEMENTS[kind], fields)
+    return statement
 
 
 def _parse(entry: Entry, payload: bytes) -> Statement:
@@ -128,7 +155,7 @@ def _parse(entry: Entry, payload: bytes) -> Statement:
         return statements.parse_decision(payload)
     if isinstance(entry.detail, ModelEvaluated):
         return statements.parse_evaluation(payload)
-    return statements.parse_update(payload)
+    return parse_update(payload)
 
 
 def _agree(entry: Entry, sig: Sig, statement: Statement) -> None:
@@ -151,9 +178,9 @@ def _agree(entry: Entry, sig: Sig, statement: Statement) -> None:
             logged |= detail.model_dump(include={"update", "lease", "sequence", "bytes", "delta_sha256"})
             logged |= {"base_version": detail.version}
             if detail.statement_sha256 != sig.payload_sha256:
-                raise _Doubt(
+                raise Doubt(
                     f"names the statement {detail.statement_sha256[:16]}…, but another one was signed"
                 )
     for name, value in logged.items():
         if getattr(statement, name) != value:
-            raise _Doubt(f"logs {name} = {value}, but the silo signed {name} = {getattr(statement, name)}")
+            raise Doubt(f"logs {name} = {value}, but the silo signed {name} = {getattr(statement, name)}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from anabranch.errors import Reason, Refused
 from anabranch.tlog import tiles
-from anabranch.tlog.merkle import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash
+from anabranch.tlog.merkle import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash, node_hash
 from auditor.export import Export
 
 
@@ -40,36 +40,52 @@ def recompute(export: Export, size: int, differs: Callable[[str, str], None]) ->
     A file that is missing, malformed or not what the entries give is reported to `differs(path, what)`. Takes 32
     bytes of memory for each entry, and one entry bundle.
     """
-    tree, frontier = Tree(), Frontier()
+    tree, above = Tree(), Frontier()  # `above` has a leaf for each full bundle: tree level 8 is its level 0
     row: dict[int, list[bytes]] = {}  # tile level → hashes since its last full tile
+    rest: list[bytes] = []  # leaves of the last, partial bundle
     for index, width in tiles.bundles(size):
         try:
-            entries = export.bundle(index, width)
+            leaves = [leaf_hash(entry) for entry in export.bundle(index, width)]
         except Refused as refusal:
             differs(tiles.entries_path(index, width), str(refusal))
             return tree
-        for entry in entries:
-            leaf = leaf_hash(entry)
-            tree.leaves += leaf
-            for level, position, value in frontier.append(leaf):
-                if level % tiles.HEIGHT == 0:
-                    _collect(export, row, level // tiles.HEIGHT, position, value, differs)
+        tree.leaves += b"".join(leaves)
+        _compare(export, tiles.Tile(0, index, width), leaves, differs)
+        if width < tiles.WIDTH:
+            rest = leaves
+            continue
+        for level, position, value in above.append(_full(leaves)):
+            if level % tiles.HEIGHT == 0:
+                _collect(export, row, level // tiles.HEIGHT + 1, position, value, differs)
     for level, hashes in row.items():
         if hashes:
             first = size >> (tiles.HEIGHT * level)
             _compare(export, tiles.Tile(level, first // tiles.WIDTH, len(hashes)), hashes, differs)
+    frontier = Frontier(tiles.WIDTH * above.size, above.hashes)
+    for leaf in rest:
+        frontier.append(leaf)
     tree.root = frontier.root()
     return tree
+
+
+def _full(leaves: list[bytes]) -> bytes:
+    """Root of a complete subtree."""
+    while len(leaves) > 1:
+        leaves = [node_hash(leaves[i], leaves[i + 1]) for i in range(0, len(leaves), 2)]
+    return leaves[0]
 
 
 def read_entries(export: Export, tree: Tree) -> Iterator[tuple[int, bytes]]:
     """(index, bytes) of every entry again. Raises Refused if the files changed since `recompute` hashed them."""
     for bundle, width in tiles.bundles(tree.size):
-        for position, entry in enumerate(export.bundle(bundle, width)):
-            index = tiles.WIDTH * bundle + position
-            if leaf_hash(entry) != tree.leaf(index):
-                raise Refused(Reason.DIGEST_MISMATCH, f"entry {index} changed while it was verified")
-            yield index, entry
+        first = tiles.WIDTH * bundle
+        entries = export.bundle(bundle, width)
+        for position, entry in enumerate(entries):
+            if leaf_hash(entry) != tree.leaf(first + position):
+                raise Refused(
+                    Reason.DIGEST_MISMATCH, f"entry {first + position} changed while it was verified"
+                )
+            yield first + position, entry
 
 
 def _collect(

@@ -15,32 +15,38 @@
 Steps 3 to 5 are one pass. If step 1 or 2 fails nothing after it would mean anything, and it is not begun.
 """
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from anabranch.errors import Refused
 from anabranch.tlog.checkpoint import Checkpoint, open_checkpoint
 from anabranch.tlog.details import LogGenesis
-from anabranch.tlog.entry import Entry, parse_entry
+from anabranch.tlog.entry import Entry
 from anabranch.wire import limits
 from auditor import objects
 from auditor.export import Export
 from auditor.history import History
 from auditor.lifecycle import LifeCycle
 from auditor.pin import CAUTION, Pin, authority_pins, read_vkey
+from auditor.reading import read
 from auditor.receipts import check_receipt, read_receipts
 from auditor.report import Report
 from auditor.signatures import Signatures
-from auditor.tree import Tree, read_entries, recompute
+from auditor.tree import Tree, recompute
 
 Progress = Callable[[str, int, int], None]  # what is being done, how far, of how much
+STRIDE = 64  # entries from one sign of progress to the next
+See = Callable[[int, Entry], None]  # gets every entry that parses, in order, after it was judged
 
 
 @dataclass(frozen=True)
 class Verified:
     report: Report
     history: History
+    tree: Tree
 
 
 def verify(
@@ -48,8 +54,11 @@ def verify(
     pin: Pin,
     receipts: Sequence[Path] = (),
     progress: Progress = lambda what, done, total: None,
+    see: See = lambda index, entry: None,
+    processes: int | None = None,
 ) -> Verified:
-    """The steps above. Whatever is wrong with the export ends up in the report; nothing is raised for it."""
+    """The steps above. `processes`: how many share the work of a long log; None: as many as there are cores.
+    Whatever is wrong with the export ends up in the report; nothing is raised for it."""
     report = Report(pin.vkey)
     if pin.own:
         report.notes.append(CAUTION)
@@ -57,22 +66,35 @@ def verify(
     report.reached = 1
     checkpoint = _checkpoint(export, pin, report)
     if checkpoint is None:
-        return Verified(report, History())
+        return Verified(report, History(), Tree())
     # 2
     report.reached = 2
     tree = _tree(export, checkpoint, report)
     if report.findings:
-        return Verified(report, History())
+        return Verified(report, History(), tree)
     # 3, 4, 5
     report.reached = 5
-    history, named = _entries(export, pin, tree, report, progress)
+    with _uncollected():
+        history, named = _entries(export, pin, tree, report, progress, see, processes)
     # 6
     report.reached = 6
     objects.check(export, named, report, progress)
     # 7
     report.reached = 7
     _receipts(receipts, pin, tree, report)
-    return Verified(report, history)
+    return Verified(report, history, tree)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Millions of small objects grow into a history here, none of them in cycles: looking for some takes long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _checkpoint(export: Export, pin: Pin, report: Report) -> Checkpoint | None:
@@ -108,49 +130,45 @@ def _tree(export: Export, checkpoint: Checkpoint, report: Report) -> Tree:
 
 
 def _entries(
-    export: Export, pin: Pin, tree: Tree, report: Report, progress: Progress
+    export: Export, pin: Pin, tree: Tree, report: Report, progress: Progress, see: See, processes: int | None
 ) -> tuple[History, objects.Named]:
     """Steps 3, 4 and 5."""
     named = objects.Named()
     signatures = Signatures(
         lambda digest: export.object(digest, limits.ENVELOPE),
-        lambda index, entry, what: report.find(4, _where(index, entry), what),
+        lambda index, entry, what: report.find(4, _where(index, entry), what, index),
     )
-    story = LifeCycle(export.object, lambda index, entry, what: report.find(5, _where(index, entry), what))
+    story = LifeCycle(
+        export.object, lambda index, entry, what: report.find(5, _where(index, entry), what, index)
+    )
     if tree.size == 0:
         report.find(3, "checkpoint", "the log is empty; every log begins with log.genesis")
     federation = ""
-    for index, data in read_entries(export, tree):
-        progress("entries", index + 1, tree.size)
-        entry = _entry(index, data, report)
+    for one in read(export, tree, processes):
+        index, entry = one.index, one.entry
+        if index % STRIDE == 0 or index + 1 == tree.size:
+            progress("entries", index + 1, tree.size)
         if entry is None:
+            report.find(3, f"entry {index}", one.refusal, index)
             continue
+        report.first, report.last = report.first or entry.time, entry.time
+        (report.types if entry.understood else report.not_understood)[entry.type] += 1
         federation = federation or entry.fed
         if entry.fed != federation:
-            report.find(3, _where(index, entry), f"is of federation {entry.fed}, the log of {federation}")
+            report.find(
+                3, _where(index, entry), f"is of federation {entry.fed}, the log of {federation}", index
+            )
         if index == 0 or entry.type == "log.genesis":
             _genesis(export, pin, index, entry, report)
         if entry.understood:
             named.see(entry)
-            story.see(index, entry, signatures.see(index, entry))
+            story.see(index, entry, signatures.see(index, entry, one.prepared))
+        see(index, entry)
     story.finish()
     report.signatures = signatures.good
     _views(signatures, tree, report)
     _summary(story.history, signatures, report)
     return story.history, named
-
-
-def _entry(index: int, data: bytes, report: Report) -> Entry | None:
-    """Step 3 of one entry."""
-    try:
-        entry = parse_entry(data)
-    except Refused as refusal:
-        report.find(3, f"entry {index}", str(refusal))
-        return None
-    report.first = report.first or entry.time
-    report.last = entry.time
-    (report.types if entry.understood else report.not_understood)[entry.type] += 1
-    return entry
 
 
 def _genesis(export: Export, pin: Pin, index: int, entry: Entry, report: Report) -> None:
@@ -174,11 +192,11 @@ def _genesis(export: Export, pin: Pin, index: int, entry: Entry, report: Report)
 def _views(signatures: Signatures, tree: Tree, report: Report) -> None:
     """Step 4: every silo saw this log. Two histories would need a silo's signature under the other one's root."""
     roots = tree.roots(size for _, _, size, _ in signatures.views)
-    for index, entry, size, root in signatures.views:
+    for index, type, size, root in signatures.views:
         if size > index or roots[size].hex() != root:
             report.find(
                 4,
-                _where(index, entry),
+                f"entry {index} ({type})",
                 f"its silo had seen a log of {size} entries under root {root}: not this log",
             )
         else:

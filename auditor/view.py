@@ -40,7 +40,7 @@ def verified(report: Report) -> RenderableType:
     for step, said in _steps(report).items():
         table.add_row(_mark(report, step), STEPS[step], said)
     verdict = "[bold green]VERIFIED[/]" if report.verified else "[bold red]NOT VERIFIED[/]"
-    title = f"audit log {_plain(report.origin) or 'unknown'}"
+    title = f"audit log {plain(report.origin) or 'unknown'}"
     return Group(Panel(table, title=title, title_align="left"), *_remarks(report), verdict)
 
 
@@ -51,11 +51,11 @@ def replayed(report: Report, done: Replay | None) -> RenderableType:
             verified(report), "[red]not replayed[/]: a log that is not verified proves nothing about models"
         )
     lines = [
-        f"[red]version {one.version} of {_plain(one.job)} differs[/]: {_plain(one.differs)}"
+        f"[red]version {one.version} of {plain(one.job)} differs[/]: {plain(one.differs)}"
         for one in done.different[:SHOWN]
     ]
     lines += [
-        f"[yellow]version {one.version} of {_plain(one.job)} rests on digests only[/]: {_plain(', '.join(one.missing))}"
+        f"[yellow]version {one.version} of {plain(one.job)} rests on digests only[/]: {plain(', '.join(one.missing))}"
         for one in done.digest_only[:SHOWN]
     ]
     count = len(done.steps) - len(done.digest_only)
@@ -84,9 +84,9 @@ def _mark(report: Report, step: int) -> str:
 def _steps(report: Report) -> dict[int, str]:
     updates = report.updates
     unknown = sum(report.not_understood.values())
-    versions = ", ".join(f"{_plain(job)} at version {head}" for job, head in report.versions.items())
+    versions = ", ".join(f"{plain(job)} at version {head}" for job, head in report.versions.items())
     said = {
-        1: f"signed by {_plain(report.vkey.rpartition('+')[0])}",
+        1: f"signed by {plain(report.vkey.rpartition('+')[0])}",
         2: f"{report.size} entries, root {report.root[:16]}…",
         3: f"{sum(report.types.values())} understood, not understood: {unknown}; {report.first} to {report.last}",
         4: f"{report.signatures} by silos; {report.views} views of the log signed with them agree",
@@ -101,19 +101,19 @@ def _steps(report: Report) -> dict[int, str]:
 
 def _remarks(report: Report) -> Iterator[str]:
     for finding in report.findings[:SHOWN]:
-        yield f"[red]{STEPS[finding.step]}[/] {_plain(finding.where)}: {_plain(finding.what)}"
+        yield f"[red]{STEPS[finding.step]}[/] {plain(finding.where)}: {plain(finding.what)}"
     if len(report.findings) > SHOWN:
         yield f"[red]… and {len(report.findings) - SHOWN} more; --json lists them[/]"
     for kind, count in Counter(missing.kind for missing in report.missing).items():
         some = [missing.what for missing in report.missing if missing.kind == kind][:3]
         rest = ", …" if count > len(some) else ""
-        yield f"[yellow]rests on digests only[/]: {count} {kind} ({_plain(', '.join(some))}{rest})"
+        yield f"[yellow]rests on digests only[/]: {count} {kind} ({plain(', '.join(some))}{rest})"
     for kind, count in report.not_understood.items():
-        yield f"[yellow]not understood[/]: {count} entries of type {_plain(kind)}; a newer release may know it"
+        yield f"[yellow]not understood[/]: {count} entries of type {plain(kind)}; a newer release may know it"
     for note in report.notes:
-        yield f"[yellow]note[/]: {_plain(note)}"
+        yield f"[yellow]note[/]: {plain(note)}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from an export may paint no terminal: no markup, no control characters."""
     return escape("".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text))

@@ -30,8 +30,8 @@ def test_an_honest_log_is_verified(story, audit):
 
 def test_a_log_longer_than_one_bundle(story, audit):
     story.begin()
-    for _ in range(600):
-        story.book.log("server.started", Target(kind="server", id="0"), {"release": "0.1.0", "epoch": 1})
+    for epoch in range(600):
+        story.book.log("server.started", Target(kind="server", id="0"), {"release": "0.1.0", "epoch": epoch})
     report = audit(story).report
     assert report.findings == []
     assert report.verified

@@ -1,0 +1,166 @@
+"""Entries and statements, faster: the same verdict as the contract's own parsers, which have the last word.
+
+Nearly every entry is plain ASCII without long numbers, and for those the C encoder of `json` writes exactly what
+RFC 8785 asks for: keys sorted, no white space, the same escapes. So such bytes are canonical when encoding their value
+gives them again. Whatever is unusual, or not accepted here, goes to `parse_entry` and `statements.parse_update`.
+
+`revive` makes an entry of bytes that `parse` has accepted before, in another process, without judging them again.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from anabranch.tlog.entry import ENTRY_TYPES, MAX_ENTRY, Actor, Entry, Outcome, parse_entry
+from anabranch.wire import statements
+from anabranch.wire.statements import UpdateStatement
+
+FEW = 4096
+_set = object.__setattr__  # past the models' own, which are frozen
+_LONG = re.compile(rb"[:\[,]-?[0-9]{16}")  # perhaps an integer beyond what canonical JSON allows
+_SUBJECT = {"update", "delta_sha256"}  # fields of an update's statement that are its subject
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:40]} is not an integer")
+
+
+_decode = json.JSONDecoder(parse_float=_no_number, parse_constant=_no_number).decode
+_encode = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":")
+).encode
+
+
+def parse(data: bytes) -> Entry:
+    """As `parse_entry`, with its errors."""
+    value = _canonical(data)
+    if value is None:
+        return parse_entry(data)
+    try:
+        entry = Entry.model_validate(value)
+    except ValidationError:
+        return parse_entry(data)  # which says why not
+    if _document(entry) != value:
+        return parse_entry(data)
+    return entry
+
+
+def parse_update(payload: bytes) -> UpdateStatement:
+    """As `statements.parse_update`, with its errors."""
+    match _canonical(payload):
+        case {
+            "_type": statements.STATEMENT_TYPE,
+            "subject": [
+                {"name": str(name), "digest": {"sha256": str(digest), **more_digests}, **more_subject}
+            ],
+            "predicateType": statements.UPDATE_TYPE,
+            "predicate": dict(predicate),
+            **more,
+        } if not (more or more_subject or more_digests or _SUBJECT & predicate.keys()):
+            try:
+                statement = UpdateStatement.model_validate(
+                    {**predicate, "update": name, "delta_sha256": digest}
+                )
+            except ValidationError:
+                return statements.parse_update(payload)  # which says why not
+            if statement.model_dump(mode="json", exclude=_SUBJECT, exclude_none=True) == predicate:
+                return statement
+    return statements.parse_update(payload)
+
+
+def _canonical(data: bytes) -> Any:
+    """The value of `data` if it is of the usual kind and canonical; None: it may be either all the same."""
+    if len(data) > MAX_ENTRY or not data.isascii() or _LONG.search(data):
+        return None
+    text = data.decode("ascii")
+    try:
+        value = _decode(text)
+        return value if _encode(value) == text else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _document(entry: Entry) -> dict[str, Any]:
+    document = entry.model_dump(mode="json", exclude_none=True, exclude={"detail"})
+    detail = entry.detail
+    document["detail"] = (
+        detail.model_dump(mode="json", exclude_none=True) if isinstance(detail, BaseModel) else detail
+    )
+    return document
+
+
+def revive(data: bytes) -> Entry:
+    """The entry of bytes that `parse` accepts. Of any other bytes it makes nonsense."""
+    value = _decode(data.decode())
+    detail = value["detail"]
+    schema = ENTRY_TYPES.get(value["type"])
+    entry: Entry = revive_model(Entry, value)
+    entry.__dict__["detail"] = detail if schema is None else revive_model(schema, detail)
+    return entry
+
+
+def revive_model(model: type[BaseModel], value: dict[str, Any]) -> Any:
+    """An instance of `model` with the fields of a `value` that was valid for it."""
+    names, defaults, nested = _plan(model)
+    fields = {**defaults, **value}
+    for name, convert in nested:
+        if fields[name] is not None:
+            fields[name] = convert(fields[name])
+    made = model.__new__(model)
+    _set(made, "__dict__", fields)
+    _set(made, "__pydantic_fields_set__", names)
+    _set(made, "__pydantic_extra__", None)
+    _set(made, "__pydantic_private__", None)
+    return made
+
+
+@cache
+def _plan(model: type[BaseModel]) -> tuple[set[str], dict[str, Any], list[tuple[str, Callable[[Any], Any]]]]:
+    """All fields, defaults of those that may be left out, and how JSON becomes those that are no plain values."""
+    defaults = {name: field.default for name, field in model.model_fields.items() if not field.is_required()}
+    converters = {
+        name: _converter(field.annotation)
+        for name, field in model.model_fields.items()
+        if (model, name) != (Entry, "detail")  # which depends on the type
+    }
+    names = set(model.model_fields)
+    return names, defaults, [(name, convert) for name, convert in converters.items() if convert is not None]
+
+
+def _converter(annotation: Any) -> Callable[[Any], Any] | None:
+    """None: the JSON value is the field's value."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _converter(inner[0])
+    if origin in (Union, UnionType):
+        (only,) = (one for one in inner if one is not type(None))
+        return _converter(only)
+    if origin is tuple:
+        each = _converter(inner[0])
+        return tuple if each is None else lambda values: tuple(map(each, values))
+    if annotation in (Actor, Outcome):
+        return _few(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return lambda value: revive_model(annotation, value)
+    return None
+
+
+def _few(model: type[BaseModel]) -> Callable[[Any], Any]:
+    """For frozen models that a log repeats a few of: one instance each."""
+    known: dict[tuple[Any, ...], Any] = {}
+
+    def convert(value: dict[str, Any]) -> Any:
+        key = tuple(value.items())
+        made = known.get(key)
+        if made is None:
+            if len(known) >= FEW:
+                known.clear()
+            made = known[key] = revive_model(model, value)
+        return made
+
+    return convert
