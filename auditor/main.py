@@ -181,6 +181,10 @@ def report_command(
     opened = open_export(export)
     pinned = pin(opened, vkey)
     kept = None if since is None else review.read_since(since, pinned)
+    if out.resolve().is_relative_to(export.resolve()):
+        raise Refused(
+            Reason.MALFORMED, f"--out {out} lies in the export, where nothing may be added; name another"
+        )
     told = Chronicle(kept.checkpoint.size if kept else 0)
     with view.progress() as advance:
         checked = verify(opened, pinned, receipts or (), advance, told.see)

@@ -51,12 +51,15 @@ def render(report: Document) -> str:
 def _header(report: Document) -> str:
     log, since = report["log"], report["since"]
     verdict = "is verified" if report["verified"] else "is not verified"
-    period = f"entries 0 to {log['size'] - 1}, {when(log['first'])} to {when(log['last'])}"
-    if since:
+    if not report["verified"]:
+        period = "Nothing is told of what it says. A report on it has to wait until the reasons below are explained."
+    elif since:
         period = f"{since['entries_new']} entries after the {since['size']} already reviewed, up to {when(log['last'])}"
+    else:
+        period = f"{log['size']} entries, {when(log['first'])} to {when(log['last'])}"
     return f"""<header>
 <p class="eyebrow">Anabranch · review of an audit log</p>
-<h1>The log {escape(log["origin"])} {verdict}.</h1>
+<h1>The log {escape(log["origin"] or "of this export")} {verdict}.</h1>
 <p class="lead">{escape(period)}</p>
 <ul class="seals">{"".join(_seals(report))}</ul>
 {_figures(report) if report["verified"] else ""}
@@ -288,8 +291,8 @@ def _footer(report: Document) -> str:
         "key": verify["log"]["vkey"],
         "entries": str(log["size"]),
         "root": log["root"],
-        "objects": f"{verify['objects']['match']} match their digests, {len(verify['objects']['digest_only'])} are not"
-        " in the export and rest on their digests only",
+        "objects": f"{verify['objects']['match']} match their digests; not in the export, on their digests only:"
+        f" {len(verify['objects']['digest_only'])}",
         "receipts": f"{verify['receipts']} kept by silos are in the log"
         if verify["receipts"]
         else "none given",

@@ -50,8 +50,7 @@ def read(export: Export, tree: Tree, processes: int | None) -> Iterator[Read]:
 
     Raises Refused if the files changed since the tree was hashed, Unavailable if a worker dies.
     """
-    cores = min(len(os.sched_getaffinity(0)), MOST)
-    workers = processes if processes is not None else (cores if tree.size > ALONE else 1)
+    workers = processes if processes is not None else (min(_cores(), MOST) if tree.size > ALONE else 1)
     if workers < 2:
         for index, data in read_entries(export, tree):
             yield _here(index, data)
@@ -64,6 +63,12 @@ def read(export: Export, tree: Tree, processes: int | None) -> Iterator[Read]:
             raise Unavailable(
                 "a process that helped to verify has died, perhaps for want of memory; free some and try again"
             ) from error
+
+
+def _cores() -> int:
+    """That this process may use; not every system can say."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _here(index: int, data: bytes) -> Read:

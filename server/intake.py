@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Conflict, Reason, Refused
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
@@ -235,7 +235,7 @@ def _decide(tx: Transaction, federation: str, claim: Claim, norm: float) -> str:
     except Refused as refusal:
         return _record_refusal(tx, claim, refusal.code)
     s = claim.statement
-    _must_be_new(tx, s.update)
+    _must_be_new(tx, claim)
     entry = tx.log(
         "update.received",
         actor=claim.actor,
@@ -264,7 +264,7 @@ def _decide(tx: Transaction, federation: str, claim: Claim, norm: float) -> str:
 
 def _record_refusal(tx: Transaction, claim: Claim, code: Reason) -> str:
     s = claim.statement
-    _must_be_new(tx, s.update)
+    _must_be_new(tx, claim)
     lease = records.lease_facts(tx.connection, s.lease)
     known_job = (
         tx.connection.execute(select(tables.jobs.c.id).where(tables.jobs.c.id == s.job)).first() is not None
@@ -289,11 +289,20 @@ def _record_refusal(tx: Transaction, claim: Claim, code: Reason) -> str:
     return code
 
 
-def _must_be_new(tx: Transaction, update_id: str) -> None:
-    """An update with this id may have been decided since its upload began, for this silo or another. Raises Refused."""
-    known = select(tables.updates.c.status).where(tables.updates.c.id == update_id)
-    if tx.connection.execute(known).first() is not None:
-        raise Refused(Reason.REPLAYED, f"update {update_id} was decided already; ask for its status")
+def _must_be_new(tx: Transaction, claim: Claim) -> None:
+    """An update with this id may have been decided since its upload began.
+
+    By this silo: raises Conflict, so that it asks again and gets the decision it got first. By another: Refused.
+    """
+    update_id = claim.statement.update
+    known = tx.connection.execute(
+        select(tables.updates.c.silo).where(tables.updates.c.id == update_id)
+    ).first()
+    if known is None:
+        return
+    if known.silo == claim.silo:
+        raise Conflict(f"update {update_id} was decided while it was sent again; ask for its status")
+    raise Refused(Reason.REPLAYED, f"update {update_id} was decided already, for another silo")
 
 
 def _insert(tx: Transaction, claim: Claim, **columns: Any) -> None:

@@ -159,6 +159,12 @@ def test_where_it_cannot_be_written(told, run, tmp_path):
     code, _, err = run("report", told.book.directory, "-o", tmp_path / "file")
     assert code == 1
     assert "cannot be written" in err
+    before = sorted(told.book.directory.rglob("*"))
+    for inside in (told.book.directory, told.book.directory / "new"):
+        code, _, err = run("report", told.book.directory, "-o", inside)
+        assert code == 1
+        assert "lies in the export" in err
+    assert sorted(told.book.directory.rglob("*")) == before
 
 
 class Balanced(HTMLParser):

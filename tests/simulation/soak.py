@@ -1,0 +1,115 @@
+"""The long run: `python -m tests.simulation.soak --updates 1000000 --seed 1`.
+
+Seeds are run by as many processes as there are cores, until enough updates were decided. A failure is shrunk, printed
+with how to replay it, and ends the run with exit code 1.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count
+
+from tests.simulation.operations import draw
+from tests.simulation.search import Found, Simulator, Tally
+from tests.simulation.world import TERMS, quiet
+
+REPORT = 60.0  # seconds between two lines of progress
+simulator: Simulator
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--updates", type=int, default=1_000_000, help="updates to decide, at least")
+    parser.add_argument("--seed", type=int, default=1, help="the first seed; each run takes the next")
+    parser.add_argument("--operations", type=int, default=400, help="operations of one run")
+    parser.add_argument(
+        "--audit-every", type=int, default=20, help="runs between two that are exported and audited"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--replay", type=int, help="run this seed alone, and print what it does")
+    given = parser.parse_args()
+    quiet()
+    gc.freeze()
+    gc.set_threshold(100_000)
+    if given.replay is not None:
+        return replay(given.replay, given.operations)
+    return soak(given.updates, given.seed, given.operations, given.audit_every, given.jobs)
+
+
+def soak(updates: int, first: int, operations: int, audit_every: int, processes: int) -> int:
+    started = said = time.monotonic()
+    total = Tally()
+    tasks = ((seed, operations, seed % audit_every == 0) for seed in count(first))
+    with multiprocessing.get_context("fork").Pool(processes, _begin, maxtasksperchild=None) as pool:
+        for result in pool.imap_unordered(_one, _ahead(tasks, total, updates)):
+            if isinstance(result, Found):
+                print(result, flush=True)
+                _report(total, time.monotonic() - started)
+                pool.terminate()
+                return 1
+            total.add(result)
+            if time.monotonic() - said > REPORT:
+                said = time.monotonic()
+                rate = total.updates / (said - started)
+                print(f"{total.updates} updates, {total.runs} runs, {rate:.0f} updates/s", flush=True)
+            if total.updates >= updates:
+                pool.terminate()
+                break
+    _report(total, time.monotonic() - started)
+    return 0
+
+
+def _ahead(
+    tasks: Iterator[tuple[int, int, bool]], total: Tally, updates: int
+) -> Iterator[tuple[int, int, bool]]:
+    """The pool reads its tasks ahead; this keeps it from reading them for ever."""
+    for given, task in enumerate(tasks):
+        while given > total.runs + 64:
+            time.sleep(0.05)
+        if total.updates >= updates:
+            return
+        yield task
+
+
+def _begin() -> None:
+    global simulator
+    simulator = Simulator()
+
+
+def _one(task: tuple[int, int, bool]) -> Tally | Found:
+    seed, operations, audit = task
+    return simulator.seed(seed, operations, audit)
+
+
+def replay(seed: int, operations: int) -> int:
+    one = Simulator()
+    try:
+        for operation in draw(seed, operations, len(TERMS)):
+            print(operation)
+        result = one.seed(seed, operations)
+    finally:
+        one.close()
+    print(result if isinstance(result, Found) else f"seed {seed} holds: {result.updates} updates")
+    return int(isinstance(result, Found))
+
+
+def _report(total: Tally, seconds: float) -> None:
+    print(
+        f"\n{total.updates} updates decided in {total.runs} runs of {total.operations} operations, "
+        f"{seconds:.0f} s: {total.updates / seconds:.1f} updates/s"
+    )
+    print(f"{total.receipts} receipts proven, {total.audited} runs exported, verified and replayed")
+    print(f"\n{sum(total.faults.values())} faults injected")
+    for kind, number in sorted(total.faults.items()):
+        print(f"  {number:>9}  {kind}")
+    print("\noperations")
+    for name, number in sorted(total.done.items()):
+        print(f"  {number:>9}  {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
