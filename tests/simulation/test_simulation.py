@@ -26,6 +26,8 @@ from tests.simulation.operations import (
 )
 from tests.simulation.search import Found, Simulator, shrink
 
+pytestmark = pytest.mark.soak  # it replaces parts of the rooms for a whole process: `make soak` runs it alone
+
 SEEDS = 12
 OPERATIONS = 40
 STAGE: list[Operation] = [Join(0), Join(1), SubmitJob(1), Approve(0, 0), Approve(1, 0)]
