@@ -71,6 +71,7 @@ def try_job(path: Path, data: Binding, interpreter: Path, steps: int | None, pro
             try:
                 return _run(trainer, folder, file, manifest, initial, steps, progress, isolated.detail)
             except TaskFailed as failure:
+                trainer.stop()  # only when the process has ended is the whole of what it printed in its log
                 raise Refused(failure.code, f"{failure}\n{_tail(folder / 'training.log')}") from failure
             finally:
                 trainer.stop()

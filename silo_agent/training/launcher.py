@@ -211,7 +211,7 @@ class TrainingProcess:
         self._process.wait()
         self._out.close()
         self._incoming.close()
-        self._log.join(1)  # longer only if something left the group and keeps the pipe
+        self._log.join(5)  # longer only if something left the group and keeps the pipe
 
     def _running(self) -> bool:
         if self._process.returncode is not None:

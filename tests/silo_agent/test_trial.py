@@ -1,6 +1,7 @@
 """`anabranch-silo try`: the job's code, in the real training process with torch, against data of this site."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from anabranch.errors import Reason, Refused
 from silo_agent.main import app
+from silo_agent.training import launcher
 
 TASK = """
 import numpy as np
@@ -67,6 +69,19 @@ def test_code_that_fails_shows_its_traceback_here(folder: Path, tmp_path: Path) 
     assert done.exception.code is Reason.TASK_FAILED
     assert "no such column" in str(done.exception)
     assert "task.py" in str(done.exception)
+
+
+def test_a_traceback_that_reaches_the_log_late_is_shown_as_well(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = launcher._keep_log
+
+    def keep_late(fd: int, path: Path) -> None:
+        time.sleep(6)  # the daemon is busy: the failure is told long before what was printed is read
+        keep(fd, path)
+
+    monkeypatch.setattr(launcher, "_keep_log", keep_late)
+    test_code_that_fails_shows_its_traceback_here(folder, tmp_path)
 
 
 def test_data_that_is_not_bound_is_asked_for(folder: Path, tmp_path: Path) -> None:
