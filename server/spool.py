@@ -11,8 +11,9 @@ from typing import Any
 from anabranch import durable
 from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.wire import limits
-from anabranch.wire.manifest import LENGTH_BYTES, Manifest
-from anabranch.wire.tensors import check_file, check_header_bytes, check_values
+from anabranch.wire.manifest import Manifest
+from anabranch.wire.header import check_header_bytes
+from anabranch.wire.values import Values
 from server.gaps import Gap, Reached
 
 SYNC_EVERY = 16 * 1024 * 1024  # bytes an interrupted upload may have to send again
@@ -35,11 +36,12 @@ class SpoolFile:
     _hash: Any = field(default_factory=hashlib.sha256)
     _fd: int = -1
     _unsynced: int = 0
-    _header: bytes = b""
+    _header: bytes = b""  # until it is known to be right
     _header_good: bool = False
     _resumed: bool = False
 
     def __post_init__(self) -> None:
+        self._values = Values(self.manifest)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         if self.offset > os.fstat(self._fd).st_size:
             self.close()
@@ -69,13 +71,15 @@ class SpoolFile:
             self.reached(Gap.SPOOLED)
 
     def _take(self, chunk: bytes) -> None:
-        """Hash it, and refuse a wrong tensor header as soon as it can be told."""
+        """Hash it, and refuse a wrong header or value as soon as it can be told."""
         self._hash.update(chunk)
         if not self._header_good:
-            self._header += chunk[: limits.HEADER + LENGTH_BYTES - len(self._header)]
+            self._header += chunk  # never much longer than a header may be: it is judged after every chunk
             self._header_good = check_header_bytes(self._header, self.size, self.manifest)
-            if self._header_good:
-                self._header = b""
+            if not self._header_good:
+                return
+            chunk, self._header = self._header, b""
+        self._values.take(chunk)
 
     def require_intact_prefix(self) -> None:
         """After a resume, what an earlier stream left may be at fault, so the silo is asked once to send everything.
@@ -91,8 +95,7 @@ class SpoolFile:
             raise Refused(Reason.SIZE_LIMIT, f"{self.size} bytes were announced, {self.offset} arrived")
         if self._hash.hexdigest() != self.digest:
             raise Refused(Reason.DIGEST_MISMATCH, "the bytes differ from their signed digest")
-        check_file(self.path, self.manifest)
-        return check_values(self.path, self.manifest)
+        return self._values.norm
 
     def _start_over(self) -> Refused:
         self.discard()

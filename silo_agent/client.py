@@ -7,6 +7,7 @@ a bulk stream has a longer one and is resumed by its caller, so a stalled peer c
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import grpc
@@ -56,6 +57,11 @@ class Client:
         self._channel = tls.channel(self._address, self._ca, key, certificate, self._proxy)
         self._federation: Any = federation_pb2_grpc.FederationStub(self._channel)  # type: ignore[no-untyped-call]
         self._updates: Any = update_pb2_grpc.UpdatesStub(self._channel)  # type: ignore[no-untyped-call]
+        self._submit = self._channel.stream_unary(
+            "/anabranch.v1.Updates/Submit",
+            request_serializer=codec.serialise,
+            response_deserializer=update_pb2.SubmitReply.FromString,
+        )
         self._audit: Any = audit_pb2_grpc.AuditStub(self._channel)  # type: ignore[no-untyped-call]
 
     def switch(self, key: bytes, certificate: bytes) -> None:
@@ -157,14 +163,10 @@ class Client:
     def submit(self, update: str, envelope: bytes, offset: int, chunks: Iterable[bytes]) -> Decided:
         """Send the update's bytes from `offset` on; `chunks` are at most limits.CHUNK long."""
 
-        def requests() -> Iterator[update_pb2.SubmitRequest]:
-            header = update_pb2.SubmitHeader(update=update, envelope=envelope, offset=offset)
-            yield update_pb2.SubmitRequest(header=header)
-            for chunk in chunks:
-                yield update_pb2.SubmitRequest(chunk=chunk)
-
+        header = update_pb2.SubmitHeader(update=update, envelope=envelope, offset=offset)
+        requests = chain([update_pb2.SubmitRequest(header=header)], map(codec.chunk_message, chunks))
         with self._answering():
-            return messages.decided(self._updates.Submit(requests(), timeout=BULK_SECONDS))
+            return messages.decided(self._submit(requests, timeout=BULK_SECONDS))
 
     def submit_evaluation(self, lease: str, envelope: bytes) -> Decided:
         with self._answering():

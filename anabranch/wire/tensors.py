@@ -6,7 +6,6 @@ file cut short under it would kill the process with SIGBUS; a short read is an e
 
 import errno
 import hashlib
-import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -33,6 +32,7 @@ from anabranch.wire.header import (
     parse_slots,
 )
 from anabranch.wire.manifest import ITEM_BYTES, LENGTH_BYTES, Manifest, Role, TensorSpec, parse_manifest
+from anabranch.wire.values import Values
 
 __all__ = [
     "Checked",
@@ -86,7 +86,11 @@ class TensorFile:
             raise Misuse(f"elements {start} to {stop} of {name!r} into a buffer of {out.size}")
         if out.dtype != _F32 or not out.flags.c_contiguous:
             raise Misuse(f"{name!r} is read into contiguous float32, not {out.dtype}")
-        _read_exactly(self._fd, self.manifest.offset(name) + ITEM_BYTES * start, out.reshape(-1), self.path)
+        _read_exactly(self._fd, self.manifest.offset(name) + ITEM_BYTES * start, _bytes_of(out), self.path)
+
+    def read_bytes(self, offset: int, out: memoryview) -> None:
+        """Fill `out` from `offset` on. Raises Corrupt when the file ends before."""
+        _read_exactly(self._fd, offset, out, self.path)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -128,7 +132,7 @@ class TensorWriter:
                 f"{chunk.nbytes} bytes for {self.path.name}, whose tensors need only {self._left} more"
             )
         if chunk.nbytes:
-            self._put(chunk.reshape(-1).view(np.uint8).data)
+            self._put(_bytes_of(chunk))
 
     def close(self) -> str:
         """Sync the data; the file's hex SHA-256. The name is durable once its directory is synced too."""
@@ -175,22 +179,15 @@ def check_file(path: str | os.PathLike[str], manifest: Manifest) -> Checked:
 def check_values(path: str | os.PathLike[str], manifest: Manifest) -> float:
     """The L2 norm over the trainable tensors, in float64.
 
-    Raises Refused(NONFINITE) naming the tensor, and what `check_file` raises. No sum of squares of float32
-    overflows float64, so a sum that is not finite means a value that is not.
+    Raises Refused(NONFINITE) naming the tensor, and what `check_file` raises.
     """
-    norm_squared = 0.0
-    with TensorFile(path, manifest) as file, np.errstate(all="ignore"):
-        wide = np.empty(_CHUNK_ELEMENTS, np.float64)
-        for spec, start, piece in _pieces(file):
-            squares = wide[: piece.size]
-            np.copyto(squares, piece)
-            np.multiply(squares, squares, out=squares)
-            partial = float(np.add.reduce(squares))
-            if not math.isfinite(partial):
-                index = start + int(np.flatnonzero(~np.isfinite(piece))[0])
-                raise Refused(Reason.NONFINITE, f"tensor {spec.name!r}: element {index} is NaN or infinite")
-            norm_squared += partial if spec.role == "trainable" else 0.0
-    return math.sqrt(norm_squared)
+    with TensorFile(path, manifest) as file:
+        values, buffer = Values(manifest), bytearray(limits.CHUNK)
+        for start in range(0, manifest.file_bytes, limits.CHUNK):
+            piece = memoryview(buffer)[: min(limits.CHUNK, manifest.file_bytes - start)]
+            file.read_bytes(start, piece)
+            values.take(piece)
+    return values.norm
 
 
 def write_tensors(
@@ -245,9 +242,8 @@ def canonicalise(
             for spec in manifest.specs:
                 for start in range(0, spec.elements, buffer.size):
                     piece = buffer[: min(buffer.size, spec.elements - start)]
-                    _read_exactly(
-                        fd, data_start + slots[spec.name].start + ITEM_BYTES * start, piece, Path(source)
-                    )
+                    offset = data_start + slots[spec.name].start + ITEM_BYTES * start
+                    _read_exactly(fd, offset, _bytes_of(piece), Path(source))
                     writer.write(piece)
             return manifest, writer.close()
 
@@ -261,16 +257,6 @@ def _manifest_of(slots: Mapping[str, Slot], roles: Mapping[str, Role] | None) ->
             for name, slot in slots.items()
         )
     )
-
-
-def _pieces(file: TensorFile) -> Iterator[tuple[TensorSpec, int, Floats]]:
-    """Every tensor in pieces of at most limits.CHUNK bytes, all in the same buffer."""
-    buffer = np.empty(_CHUNK_ELEMENTS, _F32)
-    for spec in file.manifest.specs:
-        for start in range(0, spec.elements, buffer.size):
-            piece = buffer[: min(buffer.size, spec.elements - start)]
-            file.read(spec.name, start, start + piece.size, piece)
-            yield spec, start, piece
 
 
 @contextmanager
@@ -321,8 +307,11 @@ def _read_header(fd: int, total: int) -> bytes:
     return os.pread(fd, LENGTH_BYTES + length, 0)
 
 
-def _read_exactly(fd: int, offset: int, out: Floats, path: Path) -> None:
-    view = out.view(np.uint8).data
+def _bytes_of(values: Floats) -> memoryview:
+    return values.reshape(-1).view(np.uint8).data
+
+
+def _read_exactly(fd: int, offset: int, view: memoryview, path: Path) -> None:
     while len(view):
         count = os.preadv(fd, [view], offset)
         if not count:

@@ -69,7 +69,7 @@ class Admin:
 
     async def ExportModel(
         self, request: pb.ExportModelRequest, peer: Peer
-    ) -> AsyncGenerator[pb.ExportModelReply, None]:
+    ) -> AsyncGenerator[pb.ExportModelReply | bytes, None]:
         model = await asyncio.to_thread(self._rooms.jobs.export, peer.actor(), request.job, request.version)
         header = pb.ExportModelHeader(
             version=model.version,
@@ -81,7 +81,7 @@ class Admin:
         yield pb.ExportModelReply(header=header)
         async with aclosing(read_chunks(model.path, 0)) as chunks:
             async for chunk in chunks:
-                yield pb.ExportModelReply(chunk=chunk)
+                yield codec.chunk_message(chunk)
 
     async def InviteSilo(self, request: pb.InviteSiloRequest, peer: Peer) -> pb.InviteSiloReply:
         invite = self._rooms.membership.invite

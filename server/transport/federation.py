@@ -111,14 +111,14 @@ class Federation:
 
     async def FetchModel(
         self, request: pb.FetchModelRequest, peer: Peer
-    ) -> AsyncGenerator[pb.FetchModelReply, None]:
-        """The header, then the view's bytes from the offset the silo has reached."""
+    ) -> AsyncGenerator[pb.FetchModelReply | bytes, None]:
+        """The header, then the view's bytes from the offset the silo has reached, as `codec.chunk_message` writes them."""
         file = await asyncio.to_thread(self._rooms.jobs.model, peer.silo, request.job, request.digest)
         receipts = [codec.receipt_to_proto(receipt) for receipt in file.receipts]
         yield pb.FetchModelReply(header=pb.ModelHeader(view=_view(file.view), receipts=receipts))
         async with aclosing(read_chunks(file.path, request.offset)) as chunks:
             async for chunk in chunks:
-                yield pb.FetchModelReply(chunk=chunk)
+                yield codec.chunk_message(chunk)
 
     async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, peer: Peer) -> pb.ReleaseLeaseReply:
         for what, text, pattern in (

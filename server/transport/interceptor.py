@@ -184,6 +184,6 @@ def _route(path: str, handler: Any) -> Route:
 
 
 def _serialise(route: Route, reply: Any) -> bytes:
-    data = route.serialise(reply)
+    data: bytes = reply if isinstance(reply, bytes) else route.serialise(reply)
     metrics.BYTES_OUT.inc(len(data))
     return data

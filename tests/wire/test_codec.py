@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from anabranch.errors import Reason, Refused
 from anabranch.tlog.receipt import Receipt
-from anabranch.v1 import audit_pb2, federation_pb2
+from anabranch.v1 import admin_pb2, audit_pb2, federation_pb2, update_pb2
 from anabranch.wire import codec, limits
 
 
@@ -61,3 +61,12 @@ def test_chunks_are_the_data_in_pieces(size):
     pieces = list(codec.chunks(data))
     assert b"".join(pieces) == data
     assert all(0 < len(piece) <= limits.CHUNK for piece in pieces)
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, limits.CHUNK - 1, limits.CHUNK])
+def test_a_chunk_is_written_as_the_generated_classes_write_it(size: int) -> None:
+    data = bytes(size)
+    written = codec.chunk_message(data)
+    for message in (update_pb2.SubmitRequest, admin_pb2.SubmitJobRequest, federation_pb2.FetchModelReply):
+        assert message(chunk=data).SerializeToString() == written
+        assert message.FromString(written).chunk == data
