@@ -3,7 +3,8 @@
 A server that adds float32 chunks to an accumulator, with or without writing them down first, and a client that streams
 a file to it and fetches the sum back. It checks nothing, remembers nothing, and dies with its process.
 
-    python -m benchmarks.bare DIRECTORY SIZE durable|memory      (started by benchmarks.path)
+    python -m benchmarks.bare serve DIRECTORY SIZE durable|memory      (started by benchmarks.rounds)
+    python -m benchmarks.bare silo HOME PORT DELTA COPY
 """
 
 import os
@@ -18,6 +19,8 @@ import grpc
 import numpy as np
 
 from anabranch.wire import tls
+from benchmarks.gauge import obey
+from silo_agent import identity
 
 CHUNK = 1 << 20
 SYNC_EVERY = 16 * CHUNK  # as the server under test does: what a broken upload may cost
@@ -28,7 +31,8 @@ class Bare:
 
     def __init__(self, directory: Path, size: int, durable: bool) -> None:
         self._directory, self._durable = directory, durable
-        self._sum = np.zeros(size // 4, np.float32)
+        self._sum = np.zeros(size // 4, np.float32)  # it overflows in the end, at no cost
+        np.seterr(over="ignore", invalid="ignore")
         self._lock = threading.Lock()
         self._model = directory / "model"
         self._write_model()
@@ -90,22 +94,24 @@ def serve(directory: Path, size: int, durable: bool) -> None:
     server.stop(None)
 
 
-class Client:
-    """One silo of the reference."""
+class Silo:
+    """One client; its methods are the commands of a worker."""
 
-    def __init__(self, port: int, ca: bytes, key: bytes, chain: bytes) -> None:
-        self._channel = tls.channel(f"localhost:{port}", ca, key, chain)
-        self._put = self._channel.stream_unary("/Bare/Put")
-        self._get = self._channel.unary_stream("/Bare/Get")
-        self._finish = self._channel.unary_unary("/Bare/Finish")
+    def __init__(self, home: Path, port: int, delta: Path, copy: Path) -> None:
+        who = identity.load(home / "identity")
+        channel = tls.channel(f"localhost:{port}", who.ca, who.key, who.chain)
+        self._put = channel.stream_unary("/Bare/Put")
+        self._get = channel.unary_stream("/Bare/Get")
+        self._finish = channel.unary_unary("/Bare/Finish")
+        self._delta, self._copy = delta, copy
 
-    def put(self, path: Path) -> None:
-        with open(path, "rb") as file:
+    def put(self) -> None:
+        with open(self._delta, "rb") as file:
             self._put(iter(lambda: file.read(CHUNK), b""))
 
-    def get(self, path: Path) -> None:
-        """The model on this disk; a silo that cannot lose it needs it synced."""
-        with open(path, "wb") as file:
+    def get(self) -> None:
+        """The model on this silo's disk, synced."""
+        with open(self._copy, "wb") as file:
             for chunk in self._get(b""):
                 file.write(chunk)
             file.flush()
@@ -114,9 +120,10 @@ class Client:
     def finish(self) -> None:
         self._finish(b"")
 
-    def close(self) -> None:
-        self._channel.close()
-
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "durable")
+    what, where, *more = sys.argv[1:]
+    if what == "serve":
+        serve(Path(where), int(more[0]), more[1] == "durable")
+    else:
+        obey(Silo(Path(where), int(more[0]), Path(more[1]), Path(more[2])))

@@ -1,53 +1,58 @@
 """One silo of a measurement: the agent's own client, outbox and cycle, told what to do line by line.
 
-    python -m benchmarks.silo HOME JOB DELTA SCRATCH [REFERENCE_PORT]
+    python -m benchmarks.silo HOME JOB SIZE SEED
 
-Only training is replaced: the "trainer" of a cycle copies a delta that was made before the clock started.
+Only training is replaced: the "trainer" of a cycle writes numbers that depend on the silo's seed and on the cycle.
 """
 
-import json
+import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from benchmarks import bare
+from anabranch.errors import Conflict, Unavailable
+from benchmarks.federation import layout, numbers
+from benchmarks.gauge import obey, peak_memory
 from silo_agent import approval
 from silo_agent.agent import Connection, connect
 from silo_agent.config import Home
 from silo_agent.cycle import Cycle, Site
 from silo_agent.messages import Lease
 from silo_agent.outbox import Outbox, Pending
-from silo_agent.session import Progress
+from silo_agent.session import Listener, Progress, Session
 from silo_agent.trainer import Watch
 from silo_agent.training.channel import Train, Trained
 
-POLL = 0.02  # seconds
+POLL = 0.01  # seconds
 
 
 @dataclass
 class Numbers:
-    """A trainer whose result lies ready."""
+    """A trainer without a model."""
 
-    delta: Path
+    size: int
+    seed: int
 
     def train(self, request: Train, _watch: Watch) -> Trained:
         out = Path(request["out"])
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.delta, out)
+        numbers(out, layout(self.size), self.seed + 1000 * request["version"])
         return {"is": "trained", "cycle": request["cycle"], "num_examples": 1, "steps": 1, "metrics": {}}
 
 
 class Silo:
-    """Each method is one command; its seconds are the answer."""
+    """Each public method is one command. Its answer is when it began and ended, and what it returns."""
 
-    def __init__(self, connection: Connection, job: str, delta: Path, scratch: Path, port: int | None) -> None:
-        self._c, self._job, self._delta, self._scratch = connection, job, delta, scratch
+    def __init__(self, connection: Connection, job: str, size: int, seed: int) -> None:
+        self._c, self._job = connection, job
+        self._trainer: Any = Numbers(size, seed)
+        self._stop = threading.Event()
         self._site = Site(
             home=connection.home,
             who=connection.who,
@@ -56,18 +61,12 @@ class Silo:
             outbox=Outbox(connection.home.outbox),
             progress=Progress(),
             keep_models=1,
-            pause=self._pause,
+            pause=self._stop.wait,
         )
-        self._proposal = next(
-            approval.examine(offered, connection.log)
-            for offered in connection.client.jobs()
-            if offered.id == job
-        )
+        offered = next(one for one in connection.client.jobs() if one.id == job)
+        self._proposal = approval.examine(offered, connection.log)
         self._cycle: Cycle | None = None
-        self._base = self._pending = None  # type: Any
-        self._bare = (
-            bare.Client(port, connection.who.ca, connection.who.key, connection.who.chain) if port else None
-        )
+        self._base, self._pending = Path(), None  # type: Path, Pending | None
 
     def lease(self) -> None:
         """Ask until there is a task; the lease's proof is checked."""
@@ -77,55 +76,76 @@ class Silo:
         self._cycle._prove_lease()
 
     def fetch(self) -> None:
-        """The leased version, hashed, proven in the log and synced to this silo's disk."""
+        """The leased version: hashed, proven in the log, synced to this silo's disk."""
         shutil.rmtree(self._c.home.job(self._job) / "models", ignore_errors=True)
-        self._base = self._now._fetch()
+        assert self._cycle is not None
+        self._base = self._cycle._fetch()
 
     def make(self) -> None:
         """The local half of a cycle: check, copy, hash and sign the delta, all durable."""
-        self._pending = self._now._train(Numbers(self._delta), self._base)  # type: ignore[arg-type]
+        assert self._cycle is not None
+        self._pending = self._cycle._train(self._trainer, self._base)
 
     def send(self) -> None:
         """Upload; return with the server's receipt proven."""
-        pending: Pending = self._pending
-        reason = self._site.sender.deliver(pending)
+        assert self._pending is not None
+        reason = self._site.sender.deliver(self._pending)
         assert not reason, reason
 
-    def get(self) -> None:
-        assert self._bare is not None
-        self._bare.get(self._scratch)
+    def small(self) -> dict[str, float]:
+        """Two hundred whole cycles; how long each upload took, from its first byte to its proven receipt."""
+        took = []
+        for _ in range(200):
+            self.lease()
+            self.fetch()
+            self.make()
+            began = time.monotonic()
+            self.send()
+            took.append(time.monotonic() - began)
+        took.sort()
+        return {"p50": took[100], "p99": took[197]}
 
-    def put(self) -> None:
-        assert self._bare is not None
-        self._bare.put(self._delta)
+    def flood(self) -> None:
+        """Uploads, one after the other, until this process is killed."""
+        while True:
+            for step in (self.lease, self.fetch, self.make, self.send):
+                step()
 
-    def finish(self) -> None:
-        assert self._bare is not None
-        self._bare.finish()
+    def outlast(self) -> dict[str, float]:
+        """Cycles until one is accepted although the server died meanwhile; when, on the monotonic clock."""
+        broken = False
+        while True:
+            try:
+                self.lease()
+                self.fetch()
+                self.make()
+                self.send()
+                if broken:
+                    return {"accepted": time.monotonic()}
+            except (Unavailable, Conflict):
+                broken = True
+                time.sleep(POLL)
 
-    @property
-    def _now(self) -> Cycle:
-        assert self._cycle is not None
-        return self._cycle
+    def attend(self) -> None:
+        """Open the session, as a running agent does, and take a lease."""
+        listener = Listener(
+            lambda: None, lambda job, status: None, lambda lease, why: None, lambda why: None, lambda e: None
+        )
+        session = Session(self._c.client, self._site.progress, listener, self._stop)
+        threading.Thread(target=session.run, daemon=True).start()
+        self.lease()
+        time.sleep(1.0)  # the server has heard of us
 
-    @staticmethod
-    def _pause(seconds: float) -> bool:
-        time.sleep(seconds)
-        return False
+    def peak(self) -> dict[str, float]:
+        """Of this process: the agent's client, outbox and cycle, without training."""
+        return {"bytes": peak_memory(os.getpid())}
 
 
 def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    home, job, delta, scratch = (Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
-    port = int(sys.argv[5]) if len(sys.argv) > 5 else None
-    with connect(Home(home)) as connection:
-        silo = Silo(connection, job, delta, scratch, port)
-        print("ready", flush=True)
-        for line in sys.stdin:
-            command: Callable[[], None] = getattr(silo, line.strip())
-            began = time.monotonic()
-            command()
-            print(json.dumps({"began": began, "ended": time.monotonic()}), flush=True)
+    home, job, size, seed = sys.argv[1:]
+    with connect(Home(Path(home))) as connection:
+        obey(Silo(connection, job, int(size), int(seed)))
 
 
 if __name__ == "__main__":

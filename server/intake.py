@@ -20,6 +20,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
+from server import metrics
 from server.audit.log import Log, entry_signature
 from server.audit.sealing import keep_sealed
 from server.blobs.local import BlobStore
@@ -129,9 +130,10 @@ class Intake:
 
     def decide(self, claim: Claim, norm: float) -> Decided:
         """The blob is safe; admit it or not, in one transaction."""
-        self.blobs.put(claim.envelope.payload)
-        self.reached(Gap.STORED)
-        committed = self.writer.run(lambda tx: _decide(tx, self.federation, claim, norm), "intake")
+        with metrics.INTAKE_SECONDS.time():
+            self.blobs.put(claim.envelope.payload)
+            self.reached(Gap.STORED)
+            committed = self.writer.run(lambda tx: _decide(tx, self.federation, claim, norm), "intake")
         if not committed.value:
             self.wake()
         return Decided(committed.receipts[0], committed.value)

@@ -103,7 +103,8 @@ def _federate(
     silos = [part.silo for part in parts]
     ports = site.free_ports()
     with step(console, "a certificate authority, an empty log, a server"):
-        site.start_server(children, place, ports)
+        site.make_server(children, place, ports)
+        site.serve(children, place, ports)
     with step(console, f"{len(silos)} silos enrol with one-time tokens"):
         site.enrol(children, place, silos)
         for silo, slow in zip(silos, slowness(len(silos)), strict=True):

@@ -70,8 +70,8 @@ def free_ports() -> Ports:
         return Ports(*(int(listener.getsockname()[1]) for listener in (a, b, c)))
 
 
-def start_server(children: Children, place: Place, ports: Ports) -> None:
-    """Make a federation (CA, log, first admin) and serve it."""
+def make_server(children: Children, place: Place, ports: Ports) -> None:
+    """A federation: CA, log, first admin."""
     options = {"--port": ports.server, "--enrolment-port": ports.enrolment, "--health-port": ports.health}
     flags = [part for name, port in options.items() for part in (name, str(port))]
     children.run(
@@ -86,7 +86,6 @@ def start_server(children: Children, place: Place, ports: Ports) -> None:
             ]
         }
     )
-    serve(children, place, ports)
 
 
 def serve(children: Children, place: Place, ports: Ports) -> float:
@@ -104,7 +103,7 @@ def serve(children: Children, place: Place, ports: Ports) -> float:
 def enrol(children: Children, place: Place, silos: list[str]) -> None:
     """Invite every silo and let each enrol itself with its one-time token."""
     with connect(place.admin) as admin:
-        bundles = {silo: _invite(admin, place, silo) for silo in silos}
+        bundles = {silo: invite(admin, place, silo) for silo in silos}
     children.run(
         {
             f"{silo}-enrol": [program("anabranch-silo"), "enrol", str(bundle), "--dir", str(place.silo(silo))]
@@ -150,7 +149,8 @@ def wait_connected(children: Children, admin: Admin, silos: list[str]) -> None:
     )
 
 
-def _invite(admin: Admin, place: Place, silo: str) -> Path:
+def invite(admin: Admin, place: Place, silo: str) -> Path:
+    """The join bundle of one silo, in a file only we can read."""
     reply = admin.stub.InviteSilo(
         admin_pb2.InviteSiloRequest(silo=silo, ttl_seconds=TOKEN_SECONDS), timeout=UNARY_SECONDS
     )
