@@ -32,7 +32,7 @@ from silo_agent.config import Home
 from silo_agent.enrol import enrol
 from silo_agent.training.archive import pack
 
-TENSOR = 1 << 22  # elements: 16 MiB, a large layer of a real model
+TENSOR = 1 << 20  # elements: layers of 4 MiB
 VERSIONS = 100_000  # more than any measurement makes
 POLICY = '[run]\nmax_update_bytes = "64GiB"\n[data.none]\npath = "/"\n'
 
@@ -106,7 +106,7 @@ def _enrol(home: Home, bundle: bytes) -> None:
 
 
 def layout(size: int) -> Manifest:
-    """A model of `size` bytes: layers of 16 MiB and a rest."""
+    """A model of `size` bytes: layers of 4 MiB and a rest."""
     elements = size // 4
     shapes = [TENSOR] * (elements // TENSOR) + ([elements % TENSOR] if elements % TENSOR else [])
     return Manifest(tuple(TensorSpec(f"layer.{i:05}", (n,), "trainable") for i, n in enumerate(shapes)))
@@ -127,7 +127,9 @@ def submit_job(federation: Federation, size: int, aggregation: str) -> str:
     manifest = layout(size)
     folder = federation.place.root / "jobs" / str(len(federation.sizes))
     (folder / "code").mkdir(parents=True)
-    (folder / "code" / "task.py").write_text("# the trainer of a measurement makes its numbers without a model\n")
+    (folder / "code" / "task.py").write_text(
+        "# the trainer of a measurement makes its numbers without a model\n"
+    )
     text = (
         f'[job]\nname = "bench"\ntask = "task.py:Numbers"\ndata = "none"\n[silos]\nmin = {len(federation.silos)}\n'
         f"[aggregation]\n{aggregation}\n[evaluation]\nevery = {VERSIONS}\n[stop]\nversions = {VERSIONS}\n"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MEMORY_V1, MEMORY_V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
@@ -48,7 +49,9 @@ def wire_bytes() -> int | None:
     """Bytes on the loopback since it came up, TCP and IP included; None where it is shared with other programs."""
     if ALONE not in os.environ:
         return None
-    line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
+    line = next(
+        line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:")
+    )
     return int(line.split(":")[1].split()[8])
 
 
@@ -119,11 +122,11 @@ class Worker:
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
 
-    def answer(self) -> dict[str, float]:
-        found: dict[str, float] = json.loads(self._line())
+    def answer(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._line())
         return found
 
-    def __call__(self, command: str) -> dict[str, float]:
+    def __call__(self, command: str) -> dict[str, Any]:
         self.begin(command)
         return self.answer()
 

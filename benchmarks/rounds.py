@@ -65,7 +65,9 @@ class Rounds:
             "round_of_durable_reference": self.ratio(lambda side: side.round),
             "round_of_memory_reference": self.ratio(lambda side: side.round, "memory"),
             "server_cpu_seconds_per_gb": median(1e9 * pair.ours.server_cpu / payload for pair in self.pairs),
-            "reference_cpu_seconds_per_gb": median(1e9 * pair.durable.server_cpu / payload for pair in self.pairs),
+            "reference_cpu_seconds_per_gb": median(
+                1e9 * pair.durable.server_cpu / payload for pair in self.pairs
+            ),
             "wire_of_payload": median(wires) if wires else None,
             "server_peak_bytes": self.server_peak,
             "agent_peak_bytes": self.agent_peak,
@@ -93,7 +95,9 @@ def measure(root: Path, size: int, silos: int, pairs: int, say: Callable[[str], 
             if number:
                 counted.append(pair)
                 rate, time = pair.durable.upload / pair.ours.upload, pair.ours.round / pair.durable.round
-                say(f"pair {number} of {pairs}: {rate:.2f} of the reference's rate, a round in {time:.2f} × its time")
+                say(
+                    f"pair {number} of {pairs}: {rate:.2f} of the reference's rate, a round in {time:.2f} × its time"
+                )
         agent = int(max(worker("peak")["bytes"] for worker in workers))
         return Rounds(size, silos, counted, peak_memory(federation.server), agent)
 
@@ -114,7 +118,14 @@ def _bare(open_: ExitStack, federation: Federation, root: Path, size: int, kind:
         delta = root / f"{name}.delta"  # both references send the same
         if not delta.exists():
             numbers(delta, manifest, number)
-        argv = [*python, "silo", str(federation.place.silo(name)), server.greeting, str(delta), f"{delta}.copy"]
+        argv = [
+            *python,
+            "silo",
+            str(federation.place.silo(name)),
+            server.greeting,
+            str(delta),
+            f"{delta}.copy",
+        ]
         silos.append(_ended(open_, Worker(argv)))
     return Bare(server, silos)
 
