@@ -162,9 +162,12 @@ def parse_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
             Reason.SIZE_LIMIT, f"{len(pem)} bytes of certificates; at most {limits.CERTIFICATE_CHAIN}"
         )
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
-        raise _bad("not PEM certificates") from error
+        chain = tuple(x509.load_pem_x509_certificates(pem))
+        for cert in chain:
+            cert.public_key()  # parsed only when asked for
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _bad("not PEM certificates, or with a key of no known kind") from error
+    return chain
 
 
 def verify_leaf(

@@ -1,0 +1,25 @@
+"""A folder of this process for parsers that read files; in memory where the machine has such a place."""
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+_MEMORY = Path("/dev/shm")  # noqa: S108
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@cache
+def folder(name: str) -> Path:
+    """One folder for each name, removed when the process ends."""
+    kept = tempfile.TemporaryDirectory(prefix="anabranch-fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None)
+    _kept.append(kept)
+    made = Path(kept.name) / name
+    made.mkdir()
+    return made
+
+
+def file(name: str, data: bytes) -> Path:
+    """`data` in a file of that name."""
+    path = folder("files") / name
+    path.write_bytes(data)
+    return path
