@@ -69,7 +69,10 @@ def _documents(path: Path, text: str) -> list[Any]:
     except (ValueError, RecursionError):
         pass
     try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
+        whole_lines = text[: text.rfind("\n") + 1]  # the last may be torn, the only one may not
+        if text and not whole_lines:
+            raise ValueError("not one whole line")
+        return [json.loads(line) for line in whole_lines.splitlines() if line]
     except (ValueError, RecursionError) as error:
         raise Refused(Reason.MALFORMED, f"{path} is neither JSON nor a journal of receipts") from error
 

@@ -105,7 +105,9 @@ def parse_bytes(text: str) -> int:
     try:
         return int(float(match[1]) * _UNITS[match[2]])
     except OverflowError as error:
-        raise ValueError(f"{text[:40]!r} is more than anybody has; write for example 500MB or 1GiB") from error
+        raise ValueError(
+            f"{text[:40]!r} is more than anybody has; write for example 500MB or 1GiB"
+        ) from error
 
 
 def parse_window(text: str) -> tuple[time, time]:
@@ -113,7 +115,9 @@ def parse_window(text: str) -> tuple[time, time]:
     start, dash, end = text.partition("-")
     try:
         times = time.fromisoformat(start.strip()), time.fromisoformat(end.strip())
-        if dash and times[0] != times[1] and not any(one.tzinfo for one in times):  # local time, as the clock here
+        if (
+            dash and times[0] != times[1] and not any(one.tzinfo for one in times)
+        ):  # local time, as the clock here
             return times
     except ValueError:
         pass

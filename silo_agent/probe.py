@@ -188,7 +188,12 @@ def readable(der: bytes) -> x509.Certificate | None:
     try:
         leaf = x509.load_der_x509_certificate(der)
         # Parts are parsed only when asked for.
-        _ = (leaf.issuer.rfc4514_string(), leaf.extensions, leaf.not_valid_before_utc, leaf.not_valid_after_utc)
+        _ = (
+            leaf.issuer.rfc4514_string(),
+            leaf.extensions,
+            leaf.not_valid_before_utc,
+            leaf.not_valid_after_utc,
+        )
     except Exception:  # a parser fed by strangers: whatever it raises, the certificate is at fault
         return None
     return leaf

@@ -101,7 +101,8 @@ def check_pins(ca_pem: bytes, pins: Sequence[str]) -> None:
     chain = identity.parse_chain(ca_pem)
     if b"".join(cert.public_bytes(Encoding.PEM) for cert in chain) != ca_pem:
         raise Refused(
-            Reason.BAD_CERTIFICATE, "ca_pem holds more than its certificates; ask the administrator for a new bundle"
+            Reason.BAD_CERTIFICATE,
+            "ca_pem holds more than its certificates; ask the administrator for a new bundle",
         )
     for cert in chain:
         pin = identity.spki_pin(cert)

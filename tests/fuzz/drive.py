@@ -18,7 +18,17 @@ KEPT = Path("build/fuzz")
 TIMEOUT = 20  # seconds for one input
 MEMORY = 2048  # MiB of the whole process, torch and the server's rooms included
 LONGEST = 256 * 1024  # bytes of one input
-OURS = ["anabranch", "server", "silo_agent", "auditor", "console", "packaging", "rfc8785", "tomllib", "tarfile"]
+OURS = [
+    "anabranch",
+    "server",
+    "silo_agent",
+    "auditor",
+    "console",
+    "packaging",
+    "rfc8785",
+    "tomllib",
+    "tarfile",
+]
 
 
 def slug(name: str) -> str:

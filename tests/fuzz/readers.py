@@ -7,6 +7,7 @@ from functools import cache
 from random import Random
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from rich.console import Console
 
 from anabranch.errors import Refused
@@ -14,7 +15,7 @@ from anabranch.tlog import tiles
 from anabranch.tlog.entry import parse_entry
 from anabranch.v1 import admin_pb2
 from anabranch.wire import statements
-from auditor import dossier, gaps, lineage, objects, page, parsing, review, tables, view
+from auditor import dossier, gaps, lineage, objects, page, parsing, reading, review, tables, view
 from auditor.chronicle import Chronicle
 from auditor.export import Export
 from auditor.pin import Pin, authority_pins, pin
@@ -31,7 +32,6 @@ from tests.auditor.story import Story
 from tests.fuzz import scratch, shapes
 from tests.fuzz.target import Target
 from tests.fuzz.wire import entries, parsed, signed
-from cryptography.hazmat.primitives.serialization import Encoding
 
 
 def alike(ours: Callable[[bytes], Any], contract: Callable[[bytes], Any]) -> Callable[[bytes], None]:
@@ -157,7 +157,9 @@ def export_file(name: str) -> Callable[[bytes], None]:
 
 
 def file_of(name: str) -> Target:
-    return Target(f"export: {name}", export_file(name), lambda: [(story("honest").book.directory / name).read_bytes()])
+    return Target(
+        f"export: {name}", export_file(name), lambda: [(story("honest").book.directory / name).read_bytes()]
+    )
 
 
 def ca_file(data: bytes) -> None:
@@ -236,7 +238,10 @@ def statuses() -> list[bytes]:
         silo="north", decision="approved", connected=True, last_seen=1_795_132_800, training=True, step=3, steps=20,
         received=4, merged=2, refused=1, mean_staleness=0.5, bytes=4096, last_reason="nonfinite",
     )  # fmt: skip
-    scores = [admin_pb2.Evaluation(version=3, silo=name, split="validation", metrics={"accuracy": 0.5}) for name in ("", "north")]
+    scores = [
+        admin_pb2.Evaluation(version=3, silo=name, split="validation", metrics={"accuracy": 0.5})
+        for name in ("", "north")
+    ]
     status = admin_pb2.JobStatus(
         job="digits-1", name="digits", status="running", head=3, versions=80, best=2, buffered=1, buffer=2,
         buffer_age_seconds=3.0, silos=[silo], evaluations=scores, server_time=1_795_132_802,
@@ -246,7 +251,12 @@ def statuses() -> list[bytes]:
 
 def silo_rows() -> list[bytes]:
     row = admin_pb2.Silo(
-        name="north", status="active", certificate_not_after=1_795_132_800, connected=True, last_seen=1_795_132_800, release="0.1.0"
+        name="north",
+        status="active",
+        certificate_not_after=1_795_132_800,
+        connected=True,
+        last_seen=1_795_132_800,
+        release="0.1.0",
     )
     return [row.SerializeToString()]
 
@@ -261,13 +271,17 @@ def exported_model(data: bytes) -> None:
 
 def exported() -> Sequence[bytes]:
     header = admin_pb2.ExportModelHeader(version=3, digest="a" * 64, bytes=6)
-    replies = [admin_pb2.ExportModelReply(header=header), *(admin_pb2.ExportModelReply(chunk=b"abc") for _ in "12")]
+    replies = [
+        admin_pb2.ExportModelReply(header=header),
+        *(admin_pb2.ExportModelReply(chunk=b"abc") for _ in "12"),
+    ]
     return [tiles.encode_bundle([one.SerializeToString() for one in replies])]
 
 
 READERS = (
     Target("audit entry, read fast", alike(parsing.parse, parse_entry), lambda: [*entries(), *story("honest").book.entries], shapes.json_document),
     Target("update statement, read fast", alike(parsing.parse_update, statements.parse_update), lambda: [signed()["update"]], shapes.json_document),
+    Target("keys of an entry", lambda data: (reading._keys(data), None)[1], entries, shapes.json_document),
     Target("log of a lying server", lying_server, lies, one_lie),
     *map(file_of, ("checkpoint", "keys/log.vkey", "keys/ca.pem")),
     Target("CA of an export", ca_file, lambda: [ROOT.public_bytes(Encoding.PEM)]),

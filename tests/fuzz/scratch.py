@@ -4,7 +4,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-_MEMORY = Path("/dev/shm")  # noqa: S108
+_MEMORY = Path("/dev/shm")
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 

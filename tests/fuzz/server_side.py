@@ -48,6 +48,7 @@ from tests.wire import pki
 
 T = TypeVar("T")
 Request = TypeVar("Request", bound=Message)
+SIGNED = 40_000  # bytes of a statement that fit an envelope
 ANSWERS = (Refused, Conflict, Unavailable)  # what a caller may be told; anything else is a bug of the server
 
 
@@ -72,7 +73,13 @@ class Scene:
         core, membership = self.server.core, make_membership(self.server, self.sessions)
         self.membership = membership
         self.rooms = Rooms(
-            core.intake, core.scheduling, core.jobs, membership, core.log, self.sessions, membership.allow_list
+            core.intake,
+            core.scheduling,
+            core.jobs,
+            membership,
+            core.log,
+            self.sessions,
+            membership.allow_list,
         )
         self.north = self.server.enrol("north")
         self.job, self.terms = self.server.submit()
@@ -102,7 +109,10 @@ def asked(kind: type[Request], ask: Callable[[Scene, Request], Awaitable[object]
 
 
 def unary(
-    name: str, kind: type[Request], ask: Callable[[Scene, Request], Awaitable[object]], *examples: dict[str, Any]
+    name: str,
+    kind: type[Request],
+    ask: Callable[[Scene, Request], Awaitable[object]],
+    *examples: dict[str, Any],
 ) -> Target:
     def seeds() -> list[bytes]:
         return [kind(**{**example, **_known(kind)}).SerializeToString() for example in examples]
@@ -147,9 +157,11 @@ async def given_one_by_one(messages: Sequence[T]) -> AsyncIterator[T]:
 def signed_update(data: bytes) -> None:
     """An enrolled silo signs any statement at all and sends four bytes after it."""
     found = scene()
-    envelope = found.north.sign(data)
+    envelope = found.north.sign(data[:SIGNED])
     name = re.search(rb'"subject":\[{"digest":{"sha256":"[^"]*"},"name":"([^"]*)"', data)
-    header = update_pb2.SubmitHeader(update=name[1].decode("utf-8", "replace") if name else "u-1", envelope=envelope)
+    header = update_pb2.SubmitHeader(
+        update=name[1].decode("utf-8", "replace") if name else "u-1", envelope=envelope
+    )
     body = [update_pb2.SubmitRequest(header=header), update_pb2.SubmitRequest(chunk=b"\x10\0\0\0" * 20)]
 
     async def send() -> None:
@@ -168,7 +180,9 @@ def update_statements() -> list[bytes]:
 def header(data: bytes) -> None:
     request = parsed(update_pb2.SubmitHeader, data)
     found = scene()
-    wait(Updates(found.rooms).Submit(given_one_by_one([update_pb2.SubmitRequest(header=request)]), found.peer))
+    wait(
+        Updates(found.rooms).Submit(given_one_by_one([update_pb2.SubmitRequest(header=request)]), found.peer)
+    )
 
 
 def headers() -> list[bytes]:
@@ -179,7 +193,7 @@ def headers() -> list[bytes]:
 
 def signed_decision(data: bytes) -> None:
     found = scene()
-    envelope = dsse.sign(statements.PAYLOAD_TYPE, data, found.north.approver).encode()
+    envelope = dsse.sign(statements.PAYLOAD_TYPE, data[:SIGNED], found.north.approver).encode()
     request = federation_pb2.DecideRequest(job=found.job, envelope=envelope)
     wait(Federation(found.rooms).Decide(request, found.peer))
 
@@ -196,7 +210,9 @@ def decisions() -> list[bytes]:
 
 def signed_evaluation(data: bytes) -> None:
     found = scene()
-    request = update_pb2.SubmitEvaluationRequest(lease=found.evaluation.id, envelope=found.north.sign(data))
+    request = update_pb2.SubmitEvaluationRequest(
+        lease=found.evaluation.id, envelope=found.north.sign(data[:SIGNED])
+    )
     wait(Updates(found.rooms).SubmitEvaluation(request, found.peer))
 
 
@@ -287,8 +303,12 @@ def claim(data: bytes) -> None:
 @cache
 def claims() -> list[bytes]:
     one = candidate()
-    keys = [enrolment_pb2.Key(purpose=k.purpose, public=k.public, proof=k.proof) for k in one.keys("t1", NONCE)]
-    return [enrolment_pb2.EnrolRequest(token_id="t1", token=bytes(32), csr=one.csr, keys=keys).SerializeToString()]
+    keys = [
+        enrolment_pb2.Key(purpose=k.purpose, public=k.public, proof=k.proof) for k in one.keys("t1", NONCE)
+    ]
+    return [
+        enrolment_pb2.EnrolRequest(token_id="t1", token=bytes(32), csr=one.csr, keys=keys).SerializeToString()
+    ]
 
 
 # --- the server's own files ------------------------------------------------------------------------------------------

@@ -83,11 +83,15 @@ def _change(random: Random, root: Any) -> None:
         case 2:
             container[key] = json.loads(json.dumps(random.choice(places)[0]))
         case 3 if isinstance(container[key], str):
-            container[key] = octets(container[key].encode("utf-8", "replace"), random).decode("utf-8", "replace")
+            container[key] = octets(container[key].encode("utf-8", "replace"), random).decode(
+                "utf-8", "replace"
+            )
         case 3 | 4:
             container[key] = random.choice(NUMBERS)
         case 5:
-            container[key] = random.choice((None, True, False, 1.5, 1e308, [], {}, [[]], {"a": {}}, [None] * 70))
+            container[key] = random.choice(
+                (None, True, False, 1.5, 1e308, [], {}, [[]], {"a": {}}, [None] * 70)
+            )
         case 6:
             container[key] = random.choice(list(RAW))
         case _:
@@ -134,7 +138,10 @@ def toml_text(data: bytes, random: Random) -> bytes:
                 del lines[at]
                 lines = lines or [""]
             case 1:
-                lines.insert(at, random.choice(("[a]", "[job]", "[[job]]", "a.b.c = 1", "x = " + random.choice(LITERALS))))
+                lines.insert(
+                    at,
+                    random.choice(("[a]", "[job]", "[[job]]", "a.b.c = 1", "x = " + random.choice(LITERALS))),
+                )
             case 2 if equals:
                 lines[at] = random.choice(("x", '"\\u001B"', "a.b", "é")) + "=" + value
             case _ if equals:
@@ -215,7 +222,9 @@ def tensor_file(data: bytes, random: Random) -> bytes:
     header, body = data[8 : 8 + length], data[8 + length :]
     header = json_document(header, random)
     if random.randint(0, 3) == 0:
-        header = header.decode("utf-8", "replace").encode(random.choice(("utf-16-le", "utf-8-sig", "utf-32-be")))
+        header = header.decode("utf-8", "replace").encode(
+            random.choice(("utf-16-le", "utf-8-sig", "utf-32-be"))
+        )
     if random.randint(0, 3) == 0:
         body = octets(body, random)
     return len(header).to_bytes(8, "little") + header + body

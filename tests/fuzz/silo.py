@@ -24,7 +24,7 @@ from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import EvaluationStatement
 from silo_agent import approval, config, identity, messages, outbox, policy, probe
 from silo_agent.receipts import LogView, journal
-from silo_agent.training import archive, channel, saved
+from silo_agent.training import archive, channel
 from tests.fuzz import scratch, shapes
 from tests.fuzz.target import Target
 from tests.fuzz.wire import (
@@ -90,11 +90,21 @@ def honest() -> tuple[MemoryLog, pb.Job, pb.Lease]:
         for i, leaf in enumerate(leaves)
     ]
     job = pb.Job(
-        id="digits-1", terms=agreed.encode(), status="running", manifest=MANIFEST.encode(), submitted=proofs[0]
+        id="digits-1",
+        terms=agreed.encode(),
+        status="running",
+        manifest=MANIFEST.encode(),
+        submitted=proofs[0],
     )
     view = pb.View(version=3, density=1.0, encoding="safetensors", digest="a" * 64, bytes=4096)
     lease = pb.Lease(
-        id="l-1", job="digits-1", kind=pb.EVALUATE, view=view, nonce="0" * 32, split="validation", issued=proofs[1]
+        id="l-1",
+        job="digits-1",
+        kind=pb.EVALUATE,
+        view=view,
+        nonce="0" * 32,
+        split="validation",
+        issued=proofs[1],
     )
     return log, job, lease
 
@@ -253,6 +263,8 @@ PROCESS_LINES = [
 
 
 def saved_state(data: bytes) -> None:
+    from silo_agent.training import saved  # imports torch
+
     path = scratch.file("state", data)
     saved.read(path)
 
@@ -260,6 +272,8 @@ def saved_state(data: bytes) -> None:
 @cache
 def saved_states() -> list[bytes]:
     import torch
+
+    from silo_agent.training import saved
 
     path = scratch.folder("saved") / "state"
     saved.write(path, {"step": 3, "tensor": torch.ones(2, 2), "order": (1, [2.5, None, "a"])})
@@ -321,7 +335,11 @@ def log_view(data: bytes) -> None:
 
 
 def log_views() -> list[bytes]:
-    return [json.dumps({"checkpoint": checkpoint.sign(checkpoint.Checkpoint(ORIGIN, 2, honest()[0].roots[2]), SIGNER)}).encode()]
+    return [
+        json.dumps(
+            {"checkpoint": checkpoint.sign(checkpoint.Checkpoint(ORIGIN, 2, honest()[0].roots[2]), SIGNER)}
+        ).encode()
+    ]
 
 
 def outbox_entry(data: bytes) -> None:
@@ -389,7 +407,9 @@ def headers() -> list[bytes]:
 
 
 def own(which: str) -> Target:
-    return Target(f"own {which}", own_identity(which), lambda: [own_files()[which]], errors=(Refused, Corrupt))
+    return Target(
+        f"own {which}", own_identity(which), lambda: [own_files()[which]], errors=(Refused, Corrupt)
+    )
 
 
 SILO = (

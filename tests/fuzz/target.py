@@ -12,7 +12,6 @@ from anabranch.errors import MESSAGE, Refused
 from tests.fuzz.shapes import Shape, octets
 
 
-
 class ContractBroken(AssertionError):
     """A parser did something its contract does not allow."""
 

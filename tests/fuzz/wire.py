@@ -13,7 +13,6 @@ import numpy as np
 import safetensors.numpy
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
-
 from google.protobuf.message import DecodeError, Message
 
 from anabranch.errors import AnabranchError, Reason, Refused
@@ -273,7 +272,9 @@ def foreign_tensor_file(data: bytes) -> None:
     path = scratch.file("initial.safetensors", data)
     tensors.read_manifest(path)
     manifest, _ = tensors.canonicalise(path, path.with_name("canonical.safetensors"))
-    same(tensors.read_tensors(path.with_name("canonical.safetensors"), manifest), safetensors.numpy.load(data))
+    same(
+        tensors.read_tensors(path.with_name("canonical.safetensors"), manifest), safetensors.numpy.load(data)
+    )
 
 
 def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -286,7 +287,9 @@ def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 def tensor_files() -> list[bytes]:
     path = scratch.file("good.safetensors", b"")
     tensors.write_tensors(path, MANIFEST, ARRAYS)
-    other = safetensors.numpy.save({"b": np.ones((2, 3), np.float32), "a": np.zeros(0, np.float32)}, {"format": "np"})
+    other = safetensors.numpy.save(
+        {"b": np.ones((2, 3), np.float32), "a": np.zeros(0, np.float32)}, {"format": "np"}
+    )
     return [path.read_bytes(), other]
 
 
@@ -379,7 +382,8 @@ def terms() -> list[bytes]:
     file = parse_job_file(JOB_TOML.decode())
     bare = JobFile.model_validate({"job": {"name": "a", "task": "train.py"}})
     return [
-        JobTerms(file=one, archive_sha256=A, initial_sha256=B, manifest_sha256=C).encode() for one in (file, bare)
+        JobTerms(file=one, archive_sha256=A, initial_sha256=B, manifest_sha256=C).encode()
+        for one in (file, bare)
     ]
 
 
@@ -391,7 +395,10 @@ class Failure(grpc.RpcError):
         self._code = list(grpc.StatusCode)[len(code) % len(grpc.StatusCode)]
         lines = rest.decode("utf-8", "replace").split("\n")
         self._details = lines.pop(0) if lines else None
-        self._pairs = [(key, value if key != "b" else value.encode()) for key, _, value in (x.partition("=") for x in lines)]
+        self._pairs = [
+            (key, value if key != "b" else value.encode())
+            for key, _, value in (x.partition("=") for x in lines)
+        ]
 
     def code(self) -> grpc.StatusCode:
         return self._code
