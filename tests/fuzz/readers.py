@@ -266,7 +266,8 @@ def exported_model(data: bytes) -> None:
     replies = [parsed(admin_pb2.ExportModelReply, one) for one in tiles.parse_bundle(data)]
     spool = io.BytesIO()
     header, digest = receive(iter(replies), spool)
-    assert len(spool.getvalue()) == header.bytes and len(digest) == 64
+    assert len(spool.getvalue()) == header.bytes
+    assert len(digest) == 64
 
 
 def exported() -> Sequence[bytes]:

@@ -252,7 +252,8 @@ def test_a_lease_to_evaluate_on_no_split(split: str) -> None:
 def test_words_of_a_server_command_no_terminal() -> None:
     heard = messages.from_proto(pb.ServerMessage(revoked=pb.Revoked(reason="\x1b[2Jgone\n" + "x" * 5000)))
     assert isinstance(heard, messages.Revoked)
-    assert heard.reason.isprintable() and len(heard.reason) <= messages.WORDS
+    assert heard.reason.isprintable()
+    assert len(heard.reason) <= messages.WORDS
 
 
 def test_errors_quote_strangers_in_bounds() -> None:
@@ -265,7 +266,8 @@ def test_errors_quote_strangers_in_bounds() -> None:
     ):
         with pytest.raises(Refused) as caught:
             call(data)  # type: ignore[operator]
-        assert len(str(caught.value)) <= MESSAGE and str(caught.value).isprintable()
+        assert len(str(caught.value)) <= MESSAGE
+        assert str(caught.value).isprintable()
     assert str(Unavailable("a\x1b\ud800\nb")) == "a\ufffd\ufffd\nb"
     assert plain("a\nb" * 10, 5) == "a\ufffdba…"
 
