@@ -219,7 +219,7 @@ def _issuing(
 def _load_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, x509.InvalidVersion) as error:
         raise Corrupt(f"{path} cannot be read as a PEM certificate ({type(error).__name__})") from error
 
 

@@ -16,6 +16,8 @@ from random import Random
 
 import atheris
 
+from tests.fuzz.target import Target, check
+
 OURS = [
     "anabranch",
     "server",
@@ -30,7 +32,6 @@ OURS = [
 
 with atheris.instrument_imports(include=OURS, enable_loader_override=False):
     from tests.fuzz.table import TARGETS
-from tests.fuzz.target import Target, check
 
 KEPT = Path("build/fuzz")
 TIMEOUT = 20  # seconds for one input

@@ -31,7 +31,7 @@ from auditor.report import Report
 from console import silos, watch
 from console.client import presentable
 from server.audit.register import CheckpointRegister
-from server.ca.authority import ISSUING_KEY, create_authority, open_authority
+from server.ca.authority import ISSUING_KEY, ROOT, create_authority, open_authority
 from server.config import FILE, new_config, read_config, write_config
 from server.transport.admin import FASTEST, SLOWEST, between_looks
 from silo_agent import approval, messages, outbox, policy, probe
@@ -199,6 +199,18 @@ def test_a_certificate_whose_key_cannot_be_read(oid: bytes) -> None:
     pem = ssl.DER_cert_to_PEM_cert(bytes(der))
     assert refused(identity.parse_chain, pem.encode()) is Reason.BAD_CERTIFICATE
     assert refused(parse_bundle, bundle_with(pem)) is Reason.BAD_CERTIFICATE
+
+
+def test_a_certificate_of_no_known_version(tmp_path: Path) -> None:
+    """`cryptography` raises InvalidVersion, which is no ValueError."""
+    der = wire.ca().root.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x27", 1)
+    pem = ssl.DER_cert_to_PEM_cert(der)
+    assert refused(identity.parse_chain, pem.encode()) is Reason.BAD_CERTIFICATE
+    assert probe.readable(der) is None
+    create_authority(tmp_path, "fed.example", pki.NOW.timestamp())
+    (tmp_path / ROOT).write_text(pem)
+    with pytest.raises(Corrupt):
+        open_authority(tmp_path, "fed.example", pki.NOW.timestamp())
 
 
 def test_a_certificate_of_a_stranger_without_names_or_with_odd_ones() -> None:
