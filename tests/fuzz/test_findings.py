@@ -203,7 +203,9 @@ def test_a_certificate_whose_key_cannot_be_read(oid: bytes) -> None:
 
 def test_a_certificate_of_no_known_version(tmp_path: Path) -> None:
     """`cryptography` raises InvalidVersion, which is no ValueError."""
-    der = wire.ca().root.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x27", 1)
+    der = (
+        wire.ca().root.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x27", 1)
+    )
     pem = ssl.DER_cert_to_PEM_cert(der)
     assert refused(identity.parse_chain, pem.encode()) is Reason.BAD_CERTIFICATE
     assert probe.readable(der) is None

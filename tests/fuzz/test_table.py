@@ -4,6 +4,7 @@ That it is reached is seen, not claimed: the seeds of every target run under a p
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +85,16 @@ def test_every_decoder_of_the_product_is_reached() -> None:
     missing = {f"{file}:{name}" for file, name, _ in decoding() if (file, name) not in reached}
     assert not missing - OURS.keys(), "\n".join(sorted(missing - OURS.keys()))
     assert not OURS.keys() - missing, "these are reached after all"
+
+
+def test_the_public_table_is_this_one() -> None:
+    page = Path("docs/fuzzing.md").read_text("utf-8")
+    targets, found = page.split("## Found")
+    assert (
+        set(re.findall(r"^\| (?!target|command|`|---)([^|]+?) \|", targets, re.MULTILINE)) == TARGETS.keys()
+    )
+    named = set(re.findall(r"`(test_\w+)`", found))
+    defined = set(
+        re.findall(r"^def (test_\w+)", Path("tests/fuzz/test_findings.py").read_text("utf-8"), re.MULTILINE)
+    )
+    assert named == defined
