@@ -1,12 +1,9 @@
-"""What a silo parses: a server's words, a job, its training process, and files at its site."""
+"""What a silo parses: a server's words, a stranger's at its address, and files at its site."""
 
-import io
 import json
-import os
 import shutil
 import socket
 import ssl
-import tarfile
 from collections.abc import Callable
 from datetime import datetime
 from functools import cache
@@ -24,24 +21,11 @@ from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import EvaluationStatement
 from silo_agent import approval, config, identity, messages, outbox, policy, probe
 from silo_agent.receipts import LogView, journal
-from silo_agent.training import archive, channel
 from tests.fuzz import scratch, shapes
+from tests.fuzz.documents import JOB_TOML, bundles, ca, certificates, terms
 from tests.fuzz.target import Target
-from tests.fuzz.wire import (
-    JOB_TOML,
-    KEY,
-    ORIGIN,
-    SIGNER,
-    VERIFIER,
-    bundles,
-    ca,
-    certificates,
-    envelopes,
-    parsed,
-    terms,
-)
+from tests.fuzz.wire import KEY, ORIGIN, SIGNER, VERIFIER, envelopes, parsed
 from tests.tlog.conftest import MemoryLog
-from tests.training.test_archive import HOSTILE, build, plain
 from tests.wire import pki
 from tests.wire.samples import MANIFEST
 
@@ -206,80 +190,6 @@ def proxy_answer(data: bytes) -> None:
         probe._tunnel(ours, "localhost:7443", probe.Proxy("proxy", 3128, None))
 
 
-# --- a job's code and its process ------------------------------------------------------------------------------------
-
-
-def packed(data: bytes) -> bytes:
-    """What we unpack, any tar unpacks to the same; packed again it is the same archive."""
-    folder = scratch.folder("archive") / "unpacked"
-    shutil.rmtree(folder, ignore_errors=True)
-    archive.unpack(data, folder)
-    ours = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as standard:
-        theirs = {member.name: standard.extractfile(member).read() for member in standard}  # type: ignore[union-attr]
-    assert ours == theirs
-    names = set(ours)
-    if not any(name.endswith(".pyc") or "__pycache__" in name.split("/") for name in names):
-        assert archive.pack(folder) == data
-    return data
-
-
-def archives() -> list[bytes]:
-    good = build(plain("job.toml", b"[job]"), plain("lib/net.py", b""), plain("task.py", b"x" * 600))
-    return [good, build(), *HOSTILE.values()]
-
-
-def process_line(data: bytes) -> None:
-    channel.parse(data)
-
-
-def process_output(data: bytes) -> None:
-    """However it comes in pieces, nothing beyond two lines' worth is kept."""
-    reader, writer = os.pipe()
-    incoming = channel.Incoming(reader)
-    try:
-        for start in range(0, len(data), 4096):
-            os.write(writer, data[start : start + 4096])
-            for _ in incoming.messages(0):
-                pass
-            assert len(incoming._bytes) <= 2 * channel.LINE
-        os.close(writer)
-        writer = -1
-        for _ in incoming.messages(0):
-            pass
-    finally:
-        if writer >= 0:
-            os.close(writer)
-        incoming.close()
-
-
-PROCESS_LINES = [
-    b'{"is":"ready","kind":"managed"}',
-    b'{"is":"progress","cycle":"l-1","step":1,"steps":20,"loss":2.5}',
-    b'{"is":"trained","cycle":"l-1","num_examples":7,"steps":20,"metrics":{"loss":1.5}}',
-    b'{"is":"evaluated","cycle":"l-1","metrics":{"accuracy":0.5},"num_examples":3}',
-    b'{"is":"failed","cycle":"l-1","reason":"task_failed","exception":"KeyError","code_line":"task.py:41"}',
-]
-
-
-def saved_state(data: bytes) -> None:
-    from silo_agent.training import saved  # imports torch
-
-    path = scratch.file("state", data)
-    saved.read(path)
-
-
-@cache
-def saved_states() -> list[bytes]:
-    import torch
-
-    from silo_agent.training import saved
-
-    path = scratch.folder("saved") / "state"
-    saved.write(path, {"step": 3, "tensor": torch.ones(2, 2), "order": (1, [2.5, None, "a"])})
-    return [path.read_bytes()]
-
-
 # --- files at the site -----------------------------------------------------------------------------------------------
 
 POLICY = b"""[data.default]
@@ -422,10 +332,6 @@ SILO = (
     Target("decision about an update", decided, lambda: [update_pb2.SubmitReply(receipt=honest()[2].issued, reason="nonfinite").SerializeToString()], shapes.message(update_pb2.SubmitReply)),
     Target("certificate of a stranger", foreign, strange_certificates),
     Target("answer of a proxy", proxy_answer, lambda: [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 407 Login\r\nA: b\r\n\r\n"], errors=(probe.HopFailed,)),
-    Target("job archive", packed, archives),
-    Target("message of a training process", process_line, lambda: PROCESS_LINES, shapes.json_document),
-    Target("output of a training process", process_output, lambda: [b"\n".join(PROCESS_LINES) + b"\n"]),
-    Target("saved training", saved_state, saved_states, shapes.tensor_file, errors=()),
     Target("policy.toml", site_policy, lambda: [POLICY], shapes.toml_text),
     Target("agent.toml", settings, lambda: [SETTINGS], shapes.toml_text),
     Target("decision file", decision_file, lambda: [b'{"decision":"approve","job":"digits-1","time":"2026"}'], shapes.json_document, errors=(Corrupt,)),

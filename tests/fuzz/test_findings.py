@@ -37,7 +37,7 @@ from server.transport.admin import FASTEST, SLOWEST, between_looks
 from silo_agent import approval, messages, outbox, policy, probe
 from silo_agent.config import Home, load_settings
 from silo_agent.training import archive
-from tests.fuzz import silo, wire
+from tests.fuzz import documents, silo
 from tests.fuzz.readers import shown
 from tests.wire import pki
 
@@ -168,7 +168,7 @@ def bundle_with(ca_pem: str) -> bytes:
 
 
 def _bundle() -> dict[str, Any]:
-    found: dict[str, Any] = canonical.decode(wire.bundles()[0])
+    found: dict[str, Any] = canonical.decode(documents.bundles()[0])
     return found
 
 
@@ -182,9 +182,9 @@ def test_a_second_authority_under_a_label_that_only_tls_reads() -> None:
 
 def test_a_bundle_with_half_a_character() -> None:
     """A lone surrogate is text to JSON and to pydantic, and cannot be encoded."""
-    data = wire.bundles()[0].replace(b'"ca_pem":"', b'"ca_pem":"\\ud800')
+    data = documents.bundles()[0].replace(b'"ca_pem":"', b'"ca_pem":"\\ud800')
     assert refused(parse_bundle, data) is Reason.MALFORMED
-    data = wire.bundles()[1].replace(b'"ca_pem":"', b'"ca_pem":"\\u00e9')
+    data = documents.bundles()[1].replace(b'"ca_pem":"', b'"ca_pem":"\\u00e9')
     assert refused(parse_federation, data) is Reason.MALFORMED
 
 
@@ -193,7 +193,7 @@ def test_a_bundle_with_half_a_character() -> None:
 )
 def test_a_certificate_whose_key_cannot_be_read(oid: bytes) -> None:
     """It parses, and its key raised ValueError or UnsupportedAlgorithm when it was first asked for."""
-    der = bytearray(wire.ca().root.public_bytes(Encoding.DER))
+    der = bytearray(documents.ca().root.public_bytes(Encoding.DER))
     at = der.find(oid)
     der[at + len(oid) - 1] ^= 0x40
     pem = ssl.DER_cert_to_PEM_cert(bytes(der))
@@ -204,7 +204,9 @@ def test_a_certificate_whose_key_cannot_be_read(oid: bytes) -> None:
 def test_a_certificate_of_no_known_version(tmp_path: Path) -> None:
     """`cryptography` raises InvalidVersion, which is no ValueError."""
     der = (
-        wire.ca().root.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x27", 1)
+        documents.ca()
+        .root.public_bytes(Encoding.DER)
+        .replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x27", 1)
     )
     pem = ssl.DER_cert_to_PEM_cert(der)
     assert refused(identity.parse_chain, pem.encode()) is Reason.BAD_CERTIFICATE
@@ -219,7 +221,7 @@ def test_a_certificate_of_a_stranger_without_names_or_with_odd_ones() -> None:
     """Told to a person by `check`, which raised ExtensionNotFound and UnsupportedGeneralNameType."""
     error = ssl.SSLCertVerificationError("self-signed")
     error.verify_message = "self-signed"  # type: ignore[misc]
-    nameless = pki.leaf(wire.ca(), drop=(x509.SubjectAlternativeName,))
+    nameless = pki.leaf(documents.ca(), drop=(x509.SubjectAlternativeName,))
     assert "no host" in str(probe._wrong_host(nameless, "localhost:7443"))
     for der in silo.strange_certificates():
         assert probe._other_ca(probe.readable(der), "localhost:7443", "fed.example", error)
