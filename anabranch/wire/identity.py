@@ -133,7 +133,7 @@ def load_private(pem: bytes) -> PrivateKey:
     """Read what `private_pem` wrote. Raises Refused(MALFORMED), never showing the content."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except Exception:  # not all of what it raises for a bad key has a type of its own
         raise Refused(Reason.MALFORMED, "not an unencrypted PEM private key") from None
     if isinstance(key, Ed25519PrivateKey) or (
         isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)

@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -226,7 +225,7 @@ def _load_certificate(path: Path) -> x509.Certificate:
 def _load_key(path: Path, certificate: x509.Certificate) -> ec.EllipticCurvePrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except Exception as error:  # not all of what it raises for a bad key has a type of its own
         raise Corrupt(
             f"{path} cannot be read as an unencrypted private key ({type(error).__name__})"
         ) from error

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from random import Random
 
 import atheris
 
+from tests.fuzz import scratch
 from tests.fuzz.target import Target, check
 
 OURS = [
@@ -71,19 +73,23 @@ def run(name: str, seconds: int, seed: int) -> dict[str, object]:
         f"-max_total_time={seconds}", f"-timeout={TIMEOUT}", f"-rss_limit_mb={MEMORY}", f"-max_len={LONGEST}",
         f"-artifact_prefix={crashes}/", f"-seed={seed}", "-print_final_stats=1",
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as corpus:
-        for number, kept in enumerate(crashes.iterdir()):
-            (Path(corpus) / f"kept-{number}").write_bytes(kept.read_bytes())
-        child = os.fork()
-        if child == 0:
-            into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(into, 1)
-            os.dup2(into, 2)
-            try:
-                fuzz(TARGETS[name], Path(corpus), options)
-            finally:
-                os._exit(70)
-        _, status = os.waitpid(child, 0)
+    work = Path(
+        tempfile.mkdtemp(prefix="fuzz-", dir=scratch.place)
+    )  # of the child, which has no time to clean up
+    corpus = work / "corpus"
+    corpus.mkdir()
+    for number, kept in enumerate(crashes.iterdir()):
+        (corpus / f"kept-{number}").write_bytes(kept.read_bytes())
+    child = os.fork()
+    if child == 0:
+        scratch.place = work
+        into = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(into, 1)
+        os.dup2(into, 2)
+        fuzz(TARGETS[name], corpus, options)
+        sys.exit(70)
+    _, status = os.waitpid(child, 0)
+    shutil.rmtree(work, ignore_errors=True)
     told = log.read_text("utf-8", "replace")
     counted = re.search(r"stat::number_of_executed_units:\s*(\d+)", told)
     grown = re.findall(r"cov: (\d+)", told)

@@ -4,14 +4,17 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-_MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")
+place: Path | None = (
+    MEMORY if MEMORY.is_dir() else None
+)  # whoever kills this process names one, and removes it
 _kept: list[tempfile.TemporaryDirectory[str]] = []
 
 
 @cache
 def folder(name: str) -> Path:
     """One folder for each name, removed when the process ends."""
-    kept = tempfile.TemporaryDirectory(prefix="anabranch-fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None)
+    kept = tempfile.TemporaryDirectory(prefix="anabranch-fuzz-", dir=place)
     _kept.append(kept)
     made = Path(kept.name) / name
     made.mkdir()

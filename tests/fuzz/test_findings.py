@@ -217,6 +217,13 @@ def test_a_certificate_of_no_known_version(tmp_path: Path) -> None:
         open_authority(tmp_path, "fed.example", pki.NOW.timestamp())
 
 
+def test_a_private_key_of_a_wrong_length() -> None:
+    """An X448 key of 32 bytes: `cryptography` raises InternalError, which is neither ValueError nor UnsupportedAlgorithm."""
+    pem = b"MC4CAQAwBQYDK2VvBCIEIAICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIC"
+    data = b"-----BEGIN PRIVATE KEY-----\n" + pem + b"\n-----END PRIVATE KEY-----\n"
+    assert refused(identity.load_private, data) is Reason.MALFORMED
+
+
 def test_a_certificate_of_a_stranger_without_names_or_with_odd_ones() -> None:
     """Told to a person by `check`, which raised ExtensionNotFound and UnsupportedGeneralNameType."""
     error = ssl.SSLCertVerificationError("self-signed")
