@@ -20,18 +20,22 @@ DECODERS = {
     "loads", "_decode", "FromString", "model_validate", "model_validate_json", "validate_json", "safe_open",
     "load_pem_x509_certificates", "load_pem_x509_certificate", "load_der_x509_certificate", "load_der_x509_csr",
     "load_pem_private_key", "from_public_bytes", "b64decode", "fromisoformat", "fromhex", "from_bytes", "urlsplit",
-    "Requirement", "readline",
+    "Requirement", "readline", "read_text",
 }  # fmt: skip
 # Not what another party sends: why each is left out.
 OWN_ROWS = "rows the server wrote into its own database"
 OWN_CHILD = "an answer of a process of ours that runs no job's code after it was given"
 OWN_HASH = "a number made of a hash"
 BELIEVED = "what the agent tells its training process, which believes it"
+SHOWN = "a log, shown as it is to who started the process"
 OURS = {
     "anabranch/tlog/entry.py:uuid7": "a number made of our own random bytes",
+    "console/demo/history.py:read_entries": "the demo's own export, which the auditor has verified",
     "console/demo/local.py:main": OWN_CHILD,
     "console/demo/measure.py:_measure": OWN_CHILD,
     "console/demo/measure.py:audit": OWN_CHILD,
+    "console/demo/page.py:render": "a style sheet of the package",
+    "console/demo/processes.py:tail": SHOWN,
     "server/aggregation.py:_load": OWN_ROWS,
     "server/aggregation.py:_step": OWN_ROWS,
     "server/audit/export.py:_write_sealed": OWN_ROWS,
@@ -45,7 +49,9 @@ OURS = {
     "silo_agent/training/isolation.py:_probe": OWN_CHILD,
     "silo_agent/training/isolation.py:_ways": OWN_HASH,
     "silo_agent/training/runner.py:_set_up": BELIEVED,
+    "silo_agent/training/script.py:__init__": "the job file beside a script that its author starts by hand",
     "silo_agent/training/task.py:split": OWN_HASH,
+    "silo_agent/trial.py:_tail": SHOWN,
 }
 
 

@@ -6,10 +6,22 @@ import shutil
 import tarfile
 from functools import cache
 
+from console import submit
+from silo_agent import trial
 from silo_agent.training import archive, channel
 from tests.fuzz import scratch, shapes
+from tests.fuzz.documents import JOB_TOML
 from tests.fuzz.target import Target
 from tests.training.test_archive import HOSTILE, build, plain
+
+
+def job_folder(data: bytes) -> None:
+    """Who submits a job and who tries it read the same."""
+    folder = scratch.folder("job")
+    (folder / "task.py").touch()
+    (folder / "job.toml").write_bytes(data)
+    tried = trial.read_job(folder)
+    assert submit.read(folder) == tried
 
 
 def packed(data: bytes) -> bytes:
@@ -84,6 +96,7 @@ def saved_states() -> list[bytes]:
 
 
 TRAINING = (
+    Target("job folder", job_folder, lambda: [JOB_TOML], shapes.toml_text),
     Target("job archive", packed, archives),
     Target("message of a training process", process_line, lambda: PROCESS_LINES, shapes.json_document),
     Target("output of a training process", process_output, lambda: [b"\n".join(PROCESS_LINES) + b"\n"]),
