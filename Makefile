@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check protos docs clean
+.PHONY: help demo test soak fuzz check protos docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,10 @@ test: $(BIN)/.ready  ## the tests
 soak: $(BIN)/.ready  ## a long deterministic simulation: UPDATES=1000000 make soak
 	$(BIN)/python -m pytest -m soak tests/simulation
 	$(BIN)/python -m tests.simulation.soak --updates $(or $(UPDATES),100000) --seed $(or $(SEED),0)
+
+fuzz: $(BIN)/.ready  ## every parser, coverage-guided: SECONDS=60 of each, TARGETS='"job.toml" "manifest"' or all
+	$(BIN)/pip install -q -e ".[fuzz]"
+	$(BIN)/python -m tests.fuzz.drive --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1) $(TARGETS)
 
 check: $(BIN)/.ready  ## ruff, mypy, floors, generated code and pages
 	$(BIN)/ruff check .

@@ -39,8 +39,20 @@ class Reason(StrEnum):
     TASK_GARBAGE = "task_garbage"  # the job's code returned something that is not an update
 
 
+MESSAGE = 8192  # characters of an error
+
+
+def plain(text: str, most: int) -> str:
+    """What somebody else wrote, fit for a message of ours: at most `most` characters, none that a terminal obeys."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cut)
+
+
 class AnabranchError(Exception):
-    """Root of the five sides of blame; never raised itself."""
+    """Root of the five sides of blame; never raised itself. A message may quote a stranger, and still fits a log."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(plain(line, MESSAGE) for line in message[:MESSAGE].split("\n")))
 
 
 class Refused(AnabranchError):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import rfc8785
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, plain
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
 DIGEST = r"^[0-9a-f]{64}$"
@@ -23,6 +23,10 @@ Digest = Annotated[str, Field(pattern=DIGEST)]
 
 LONGEST = 3653 * 86400.0  # seconds: deadlines are dates in the log
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+NOT_TOML = (ValueError, RecursionError)  # what `tomllib` raises; not all of it is TOMLDecodeError
+FAULTS = 20  # of one document are explained
+FAULT = 300  # characters of each
 
 
 def seconds(text: str | int | float) -> float:
@@ -36,7 +40,7 @@ def seconds(text: str | int | float) -> float:
 
 
 class Job(BaseModel, extra="forbid", frozen=True):
-    name: Name
+    name: Annotated[Name, Field(max_length=48)]  # a job's id is longer by nine
     task: str  # "task.py:Class" (managed training) or "train.py" (a script with its own loop)
     data: Name = "default"  # the binding a silo's policy resolves to a path
     requires: tuple[str, ...] = ()  # distributions that must be importable at the silo; never installed
@@ -72,8 +76,8 @@ class Optimizer(BaseModel, extra="forbid", frozen=True):
 
 
 class Training(BaseModel, extra="forbid", frozen=True):
-    local_steps: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    local_steps: int = Field(default=20, ge=1, le=2**31 - 1)
+    batch_size: int = Field(default=32, ge=1, le=2**31 - 1)
     optimizer: Optimizer = Optimizer()
     buffers: Literal["average", "local", "none"] = "average"  # BatchNorm running statistics and the like
     precision: Literal["fp32"] = "fp32"
@@ -170,10 +174,10 @@ def parse_job_file(text: str, where: str = "job file") -> JobFile:
     """Read the TOML a person wrote. Raises Refused(MALFORMED) naming the key and what it should be."""
     try:
         return JobFile.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise Refused(Reason.MALFORMED, f"{where} is not TOML: {error}") from error
     except ValidationError as error:
         raise Refused(Reason.MALFORMED, f"{where}: {explain(error)}") from error
+    except NOT_TOML as error:
+        raise Refused(Reason.MALFORMED, f"{where} is not TOML: {error}") from error
 
 
 def parse_terms(data: bytes) -> JobTerms:
@@ -188,7 +192,7 @@ def parse_terms(data: bytes) -> JobTerms:
 
 
 def explain(error: ValidationError) -> str:
-    """One line per fault, each naming its key, for a person who wrote the file."""
+    """The first faults, each naming its key, for a person who wrote the file. Its keys may be a stranger's."""
 
     def line(fault: Any) -> str:
         key = ".".join(str(part) for part in fault["loc"])
@@ -196,4 +200,6 @@ def explain(error: ValidationError) -> str:
             return f"unknown key {key}"
         return f"{key}: {fault['msg']}" if key else str(fault["msg"])
 
-    return "; ".join(line(fault) for fault in error.errors())
+    faults = error.errors(include_url=False)
+    more = [f"and {len(faults) - FAULTS} more"] if len(faults) > FAULTS else []
+    return "; ".join([plain(line(fault), FAULT) for fault in faults[:FAULTS]] + more)

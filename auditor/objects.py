@@ -91,5 +91,5 @@ def _check_sealed(export: Export, commitment: str, named: Named, report: Report)
             report.find(6, where, "its facts do not fit the commitment in the log")
         else:
             report.opened += 1
-    except (AnabranchError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (AnabranchError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         report.find(6, where, f"cannot be read: {error}")

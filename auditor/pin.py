@@ -58,7 +58,7 @@ def _given(given: str) -> str:
             f"--vkey {given[:80]} {what} (name+key ID+base64); a silo has the log's key in"
             " identity/federation.json of its agent's directory",
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise Refused(Reason.MALFORMED, f"--vkey {given[:80]}: neither a vkey nor a file with one") from error
 
 

@@ -66,18 +66,23 @@ def _documents(path: Path, text: str) -> list[Any]:
     try:
         whole = json.loads(text)
         return whole if isinstance(whole, list) else [whole]
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line]
-    except ValueError as error:
+        whole_lines = text[: text.rfind("\n") + 1]  # the last may be torn, the only one may not
+        if text and not whole_lines:
+            raise ValueError("not one whole line")
+        return [json.loads(line) for line in whole_lines.splitlines() if line]
+    except (ValueError, RecursionError) as error:
         raise Refused(Reason.MALFORMED, f"{path} is neither JSON nor a journal of receipts") from error
 
 
 def _receipt(document: Any) -> Receipt:
+    if type(document["index"]) is not int:
+        raise TypeError("an index is an integer")
     return Receipt(
         entry=base64.b64decode(document["entry"], validate=True),
-        index=int(document["index"]),
+        index=document["index"],
         proof=tuple(base64.b64decode(step, validate=True) for step in document["proof"]),
         checkpoint=str(document["checkpoint"]),
     )

@@ -4,15 +4,16 @@ Every receipt the server returns is checked against the log key the admin direct
 "logged" when the entry is proven.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
-from anabranch.errors import Reason, Refused, Unavailable
+from anabranch.errors import Reason, Refused, Unavailable, plain
 from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.receipt import verify_receipt
 from anabranch.v1 import admin_pb2_grpc, audit_pb2
@@ -20,6 +21,8 @@ from anabranch.wire import codec, status, tls
 from anabranch.wire.bundle import FederationInfo, parse_federation
 
 UNARY_SECONDS = 30.0
+TEXT = 200  # characters of one thing the server says
+M = TypeVar("M", bound=Message)
 FILES = ("cert.pem", "key.pem", "ca.pem", "federation.json")
 
 
@@ -71,6 +74,23 @@ def answering(federation: FederationInfo) -> Iterator[None]:
         if isinstance(meant, Unavailable):
             raise Unavailable(f"{federation.server}: {meant}") from error
         raise meant from error
+
+
+def presentable(message: M) -> M:
+    """A server's message, every text in it as a terminal may be shown it."""
+    for field, value in message.ListFields():
+        if isinstance(value, str):
+            setattr(message, field.name, plain(value, TEXT))
+        elif isinstance(value, Message):
+            presentable(value)
+        elif isinstance(value, MutableMapping):  # metrics, by name
+            numbers = {plain(name, TEXT): number for name, number in value.items()}
+            value.clear()
+            value.update(numbers)
+        elif field.message_type is not None:
+            for one in value:
+                presentable(one)
+    return message
 
 
 def logged(admin: Admin, receipt: audit_pb2.Receipt) -> Logged:

@@ -55,7 +55,8 @@ def export(admin: Admin, job: str, selector: str, path: Path) -> Exported:
         )
     request = admin_pb2.ExportModelRequest(job=job, version=selector)
     with output.writing(path), tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as spool:
-        header, found = _receive(admin.stub.ExportModel(request, timeout=EXPORT_SECONDS), spool)
+        header, found = receive(admin.stub.ExportModel(request, timeout=EXPORT_SECONDS), spool)
+        os.fsync(spool.fileno())
         entry = logged(admin, header.receipt)
         if (found, entry.detail.get("sha256")) != (header.digest, header.digest):
             raise Refused(
@@ -70,7 +71,8 @@ def export(admin: Admin, job: str, selector: str, path: Path) -> Exported:
     return Exported(path, card, header.version, found, path.stat().st_size, entry)
 
 
-def _receive(replies: Any, spool: Any) -> tuple[admin_pb2.ExportModelHeader, str]:
+def receive(replies: Any, spool: Any) -> tuple[admin_pb2.ExportModelHeader, str]:
+    """The header, and the digest of what was written to `spool`. Raises Refused(MALFORMED)."""
     header: admin_pb2.ExportModelHeader | None = None
     digest, taken = hashlib.sha256(), 0
     for reply in replies:
@@ -85,5 +87,4 @@ def _receive(replies: Any, spool: Any) -> tuple[admin_pb2.ExportModelHeader, str
     if header is None or taken != header.bytes:
         raise Refused(Reason.MALFORMED, f"the server sent {taken} bytes of a model and stopped")
     spool.flush()
-    os.fsync(spool.fileno())
     return header, digest.hexdigest()

@@ -15,7 +15,7 @@ from anabranch.errors import Reason, Refused
 from anabranch.terms import seconds
 from anabranch.v1 import admin_pb2
 from console import output, silos, watch
-from console.client import UNARY_SECONDS, Logged, connect, logged
+from console.client import UNARY_SECONDS, Logged, connect, logged, presentable
 from console.export import export as export_model
 from console.submit import prepared, read
 from console.submit import submit as submit_job
@@ -93,7 +93,7 @@ def job_list(admin: AdminDir, as_json: Json = False) -> None:
     """All jobs and how far they are."""
     with connect(admin) as connection:
         reply = connection.stub.ListJobStatus(admin_pb2.ListJobStatusRequest(), timeout=UNARY_SECONDS)
-    jobs = list(reply.jobs)
+    jobs = [presentable(job) for job in reply.jobs]
     output.show({"jobs": [watch.document(job) for job in jobs]}, watch.jobs_table(jobs), as_json)
 
 
@@ -186,7 +186,8 @@ def silo_invite(
 def silo_list(admin: AdminDir, as_json: Json = False) -> None:
     """All silos, whether they are connected, and until when their certificates are good."""
     with connect(admin) as connection:
-        found = list(connection.stub.ListSilos(admin_pb2.ListSilosRequest(), timeout=UNARY_SECONDS).silos)
+        reply = connection.stub.ListSilos(admin_pb2.ListSilosRequest(), timeout=UNARY_SECONDS)
+    found = [presentable(silo) for silo in reply.silos]
     output.show({"silos": [silos.document(silo) for silo in found]}, silos.table(found), as_json)
 
 

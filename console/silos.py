@@ -41,7 +41,7 @@ def table(silos: list[admin_pb2.Silo]) -> RenderableType:
             Text("yes", style="green") if silo.connected else Text("no", style="dim"),
             ago(silo.last_seen),
             _expiry(silo.certificate_not_after),
-            silo.release or "–",
+            Text(silo.release or "–"),
         )
     return rows
 
@@ -51,4 +51,7 @@ def _expiry(not_after: int) -> Text:
         return Text("–", style="dim")
     left = not_after - time.time()
     style = "red" if left < 0 else "yellow" if left < EXPIRES_SOON else ""
-    return Text(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(not_after)), style=style)
+    try:
+        return Text(time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(not_after)), style=style)
+    except (OverflowError, ValueError, OSError):
+        return Text("no date", style="red")

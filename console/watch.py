@@ -17,7 +17,7 @@ from rich.text import Text
 from anabranch.errors import Unavailable
 from anabranch.v1 import admin_pb2
 from anabranch.wire.status import from_rpc_error
-from console.client import Admin
+from console.client import Admin, presentable
 
 ENDED = ("completed", "aborted")
 AWAY = "the server does not answer; what it said last stands, and it is asked again every second (Ctrl-C to leave)"
@@ -37,7 +37,7 @@ def statuses(admin: Admin, job: str, interval: float) -> Iterator[admin_pb2.JobS
         try:
             for status in admin.stub.WatchJob(request, wait_for_ready=seen):
                 seen = True
-                yield status
+                yield presentable(status)
                 if status.status in ENDED:
                     return
         except grpc.RpcError as error:
@@ -148,8 +148,8 @@ def jobs_table(statuses: list[admin_pb2.JobStatus]) -> RenderableType:
     for status in statuses:
         connected = sum(silo.connected for silo in status.silos)
         table.add_row(
-            status.job,
-            status.name,
+            Text(status.job),
+            Text(status.name),
             _status(status),
             f"{status.head}/{status.versions}",
             str(status.best),

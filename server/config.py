@@ -11,8 +11,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anabranch.errors import Reason, Refused
-from anabranch.terms import explain, seconds
-from anabranch.tlog.details import FEDERATION
+from anabranch.terms import LONGEST, NOT_TOML, explain, seconds
+from anabranch.tlog.details import FEDERATION, ORIGIN
 from anabranch.wire.bundle import Address, Trust
 
 FILE = "server.toml"
@@ -22,13 +22,20 @@ _CLOSED = ConfigDict(frozen=True, extra="forbid")
 
 
 def _duration(text: str) -> str:
-    seconds(text)
+    if not 0 <= seconds(text) <= LONGEST:
+        raise ValueError(f"{text!r} is not a duration between 0 s and ten years")
     return text
 
 
 def _lifetime(text: str) -> str:
     if not HOUR <= seconds(text) <= 30 * 24 * HOUR:
         raise ValueError("a certificate lives between 1h and 30d")
+    return text
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(ORIGIN, text):
+        raise ValueError("a log is named like a domain, with a path if need be: log.example.org/demo")
     return text
 
 
@@ -79,7 +86,7 @@ class ServerConfig(BaseModel):
     model_config = _CLOSED
 
     federation: Trust
-    log_origin: Annotated[str, Field(pattern=r"^[!-~]{1,256}$")]
+    log_origin: Annotated[str, Field(pattern=r"^[!-~]{1,256}$"), AfterValidator(_origin)]
     listen: Listen = Listen()
     advertise: Advertise
     certificates: Certificates = Certificates()
@@ -98,15 +105,15 @@ def read_config(directory: Path) -> ServerConfig:
     """`directory/server.toml`. Raises Refused(MALFORMED) naming the key, NOT_FOUND when there is none."""
     path = directory / FILE
     try:
-        return ServerConfig.model_validate(tomllib.loads(path.read_text()))
+        return ServerConfig.model_validate(tomllib.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         raise Refused(
             Reason.NOT_FOUND, f"{path} does not exist; make a federation with anabranch-server init"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(Reason.MALFORMED, f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         raise Refused(Reason.MALFORMED, f"{path}: {explain(error)}") from error
+    except NOT_TOML as error:
+        raise Refused(Reason.MALFORMED, f"{path} is not TOML: {error}") from error
 
 
 def new_config(federation: str, host: str, server: int, enrolment: int, health: int) -> ServerConfig:

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from anabranch import durable
-from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.errors import Corrupt, Reason, Refused, plain
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
@@ -36,6 +37,7 @@ STATUS: dict[Decision, str] = {"approve": "approved", "deny": "denied", "withdra
 
 _VERSION = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
 _VERSION_SECONDS = 60.0
+SHOWN = 2000  # characters of one line a person approves
 
 
 class Server(Protocol):
@@ -69,6 +71,9 @@ def examine(job: OfferedJob, log: LogView) -> Proposal:
     return Proposal(job, terms, terms.digest(), manifest)
 
 
+NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)  # JSON that we have not written
+
+
 class Decisions:
     """What people at this silo decided: one file per terms digest, written by any process, read by the agent."""
 
@@ -88,18 +93,19 @@ class Decisions:
             decision = json.loads(path.read_bytes())["decision"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, *NOT_OURS) as error:
             raise Corrupt(f"{path} is damaged: {error}; decide again") from error
-        if decision not in LOGGED:
-            raise Corrupt(f"{path} says {decision!r}; decide again")
-        return decision  # type: ignore[no-any-return]
+        for known in LOGGED:
+            if decision == known:
+                return known
+        raise Corrupt(f"{path} says {str(decision)[:80]!r}; decide again")
 
     def known(self, reference: str) -> tuple[str, str] | None:
         """Terms digest and id of a job decided on before, by its id or the beginning of its digest."""
         for path in sorted(self._directory.glob("*.json")):
             try:
                 job = str(json.loads(path.read_bytes())["job"])
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, *NOT_OURS):
                 continue  # damaged: `of` says so to whoever needs it
             if reference == job or (len(reference) >= 8 and path.stem.startswith(reference)):
                 return path.stem, job
@@ -155,18 +161,30 @@ def missing_requires(interpreter: Path, requires: Sequence[str]) -> list[str]:
     missing = []
     for text in requires:
         try:
-            wanted = Requirement(text)
-        except InvalidRequirement:
-            missing.append(f"{text!r}, which is no requirement such as 'monai>=1.4'")
+            needed = wanted(text)
+        except Refused as error:
+            missing.append(str(error))
             continue
-        if wanted.marker is not None and not wanted.marker.evaluate():
+        if needed is None:
             continue
-        found = _installed(interpreter, wanted.name)
+        found = _installed(interpreter, needed.name)
         if found is None:
             missing.append(f"{text}, which is not installed")
-        elif not wanted.specifier.contains(found, prereleases=True):
+        elif not needed.specifier.contains(found, prereleases=True):
             missing.append(f"{text}, but {found} is installed")
     return missing
+
+
+def wanted(text: str) -> Requirement | None:
+    """What a job asks for; None when its marker says that it is not for this machine. Raises Refused(MALFORMED)."""
+    try:
+        requirement = Requirement(text)
+        here = requirement.marker is None or requirement.marker.evaluate()
+    except (InvalidRequirement, UndefinedComparison, UndefinedEnvironmentName) as error:
+        raise Refused(
+            Reason.MALFORMED, f"{text[:200]!r}, which is no requirement such as 'monai>=1.4'"
+        ) from error
+    return requirement if here else None
 
 
 def _installed(interpreter: Path, name: str) -> Version | None:
@@ -208,12 +226,12 @@ def announce(
 
 
 def describe(proposal: Proposal) -> list[tuple[str, str]]:
-    """What a person approves, as label and text."""
+    """What a person approves, as label and text. None of it can hide the rest: a job's owner wrote most of it."""
     file, terms = proposal.terms.file, proposal.terms
     t, a = file.training, file.aggregation
     size = _size(proposal.manifest.file_bytes) if proposal.manifest else "not known before the first task"
     counts = "sent to the server and logged" if file.silos.weighting == "examples" else "never sent"
-    return [
+    told = [
         ("job", f"{file.job.name} ({proposal.job.id}), {proposal.job.status}"),
         ("terms", proposal.digest),
         ("code", f"{file.job.task} of archive {terms.archive_sha256}"),
@@ -231,6 +249,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ("ends", f"after {file.stop.versions} versions"),
         ("updates kept", f"{file.retention.updates} after the end, at the server"),
     ]
+    return [(label, plain(text, SHOWN)) for label, text in told]
 
 
 def _size(count: int) -> str:

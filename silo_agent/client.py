@@ -96,9 +96,7 @@ class Client:
         with self._answering():
             request = federation_pb2.NextTaskRequest(jobs=[job])
             reply = self._federation.NextTask(request, timeout=UNARY_SECONDS)
-        if reply.WhichOneof("task") == "lease":
-            return messages.leased(reply.lease)
-        return Wait(reply.wait.seconds, reply.wait.reason)
+        return messages.task(reply)
 
     def release(self, lease: str, reason: Reason, exception: str, code_line: str) -> Receipt:
         with self._answering():

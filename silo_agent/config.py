@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from anabranch.errors import Reason, Refused
-from anabranch.terms import explain
+from anabranch.terms import NOT_TOML, explain
 
 TEMPLATE = """\
 # Settings of the Anabranch silo agent. What jobs may do at this site stands in policy.toml.
@@ -113,10 +113,10 @@ def load_settings(home: Home) -> Settings:
         raise Refused(Reason.MALFORMED, f"{home.settings} cannot be read: {error}") from error
     try:
         return Settings.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise Refused(Reason.MALFORMED, f"{home.settings} is not TOML: {error}") from error
     except ValidationError as error:
         raise Refused(Reason.MALFORMED, f"{home.settings}: {explain(error)}") from error
+    except NOT_TOML as error:
+        raise Refused(Reason.MALFORMED, f"{home.settings} is not TOML: {error}") from error
 
 
 def settings_template(proxy: str | None) -> str:

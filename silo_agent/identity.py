@@ -66,7 +66,14 @@ def load(directory: Path) -> SiloIdentity:
             update_key=signing_key(directory / UPDATE_KEY),
             approver_key=signing_key(directory / APPROVER_KEY),
         )
-    except (OSError, Refused, x509.ExtensionNotFound, ValueError, IndexError) as error:
+    except (
+        OSError,
+        Refused,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        ValueError,
+        IndexError,
+    ) as error:
         raise Corrupt(
             f"the identity in {directory} cannot be read: {error}; restore it, or enrol with a new bundle and --again"
         ) from error

@@ -1,15 +1,19 @@
 """What the server says to an agent, and the agent to the server, as plain values; bounds are checked on the way in."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, plain
+from anabranch.terms import SPLIT
 from anabranch.tlog.details import ID
 from anabranch.tlog.receipt import Receipt
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.v1 import update_pb2
 from anabranch.wire import codec, limits
+
+WORDS = 200  # characters of a reason the server gives
 
 
 @dataclass(frozen=True)
@@ -130,13 +134,13 @@ def from_proto(message: pb.ServerMessage) -> ServerMessage | None:
     match message.WhichOneof("body"):
         case "welcome":
             w = message.welcome
-            return Welcome(w.protocol, w.release, float(w.heartbeat_seconds), w.server_time)
+            return Welcome(w.protocol, _said(w.release), float(w.heartbeat_seconds), w.server_time)
         case "job_changed":
-            return JobChanged(message.job_changed.job, message.job_changed.status)
+            return JobChanged(message.job_changed.job, _said(message.job_changed.status))
         case "abort":
-            return AbortLease(message.abort.lease, message.abort.reason)
+            return AbortLease(message.abort.lease, _said(message.abort.reason))
         case "revoked":
-            return Revoked(message.revoked.reason)
+            return Revoked(_said(message.revoked.reason))
         case "drain":
             return Drain()
         case _:
@@ -156,10 +160,14 @@ def offered_job(job: pb.Job) -> OfferedJob:
 
 
 def leased(lease: pb.Lease) -> Lease:
+    """What the log proves of it is compared later; the split of an evaluation is not in the log's entry."""
+    kind = codec.task_kind_from_proto(lease.kind)
+    if kind == "evaluate" and not re.fullmatch(SPLIT, lease.split):
+        raise Refused(Reason.MALFORMED, f"{lease.split[:80]!r} names no part of the records to evaluate on")
     return Lease(
         id=_id(lease.id),
         job=_id(lease.job),
-        kind=codec.task_kind_from_proto(lease.kind),
+        kind=kind,
         view=viewed(lease.view),
         nonce=lease.nonce,
         deadline=lease.deadline,
@@ -167,6 +175,14 @@ def leased(lease: pb.Lease) -> Lease:
         local_steps=lease.local_steps,
         issued=codec.receipt_from_proto(lease.issued),
     )
+
+
+def task(reply: pb.NextTaskReply) -> Lease | Wait:
+    if reply.WhichOneof("task") == "lease":
+        return leased(reply.lease)
+    if not 0 <= reply.wait.seconds < math.inf:
+        raise Refused(Reason.MALFORMED, f"the server asks to wait {reply.wait.seconds} seconds for a task")
+    return Wait(reply.wait.seconds, _said(reply.wait.reason))
 
 
 def viewed(view: pb.View) -> View:
@@ -183,6 +199,11 @@ def viewed(view: pb.View) -> View:
 
 def decided(reply: update_pb2.SubmitReply) -> Decided:
     return Decided(codec.receipt_from_proto(reply.receipt), reply.reason)
+
+
+def _said(text: str) -> str:
+    """Words for a log and a person's terminal."""
+    return plain(text, WORDS)
 
 
 def _id(text: str) -> str:

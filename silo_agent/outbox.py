@@ -8,6 +8,7 @@ process or by the next one, is the same update to the server.
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -171,7 +172,10 @@ def next_sequence(job_directory: Path) -> int:
     """The next number of this silo's updates in one job. Killed after this: a number is skipped, none is reused."""
     path = job_directory / "sequence"
     try:
-        number = int(path.read_text()) + 1
+        text = path.read_text("ascii")
+        if not re.fullmatch(r"[0-9]{1,15}\n?", text):
+            raise ValueError(text)
+        number = int(text) + 1
     except FileNotFoundError:
         number = 0
     except ValueError as error:

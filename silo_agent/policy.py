@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
 from anabranch.errors import Reason, Refused
-from anabranch.terms import Digest, JobTerms, Name, explain
+from anabranch.terms import NOT_TOML, Digest, JobTerms, Name, explain
 
 _UNITS = {
     "B": 1,
@@ -102,17 +102,22 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?i?B)", text)
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write for example 500MB or 1GiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    try:
+        return int(float(match[1]) * _UNITS[match[2]])
+    except OverflowError as error:
+        raise ValueError(
+            f"{text[:40]!r} is more than anybody has; write for example 500MB or 1GiB"
+        ) from error
 
 
 def parse_window(text: str) -> tuple[time, time]:
     """`"20:00-06:00"` → the two times of day; the window may span midnight. Raises ValueError."""
     start, dash, end = text.partition("-")
     try:
+        times = time.fromisoformat(start.strip()), time.fromisoformat(end.strip())
         if (
-            dash
-            and (times := (time.fromisoformat(start.strip()), time.fromisoformat(end.strip())))[0] != times[1]
-        ):
+            dash and times[0] != times[1] and not any(one.tzinfo for one in times)
+        ):  # local time, as the clock here
             return times
     except ValueError:
         pass
@@ -123,13 +128,13 @@ def parse_policy(text: str, where: str) -> Policy:
     """Raises Refused(POLICY) naming the file and every wrong key."""
     try:
         return Policy.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise Refused(
-            Reason.POLICY, f"{where} is not TOML: {error}; until it is corrected nothing runs"
-        ) from error
     except ValidationError as error:
         raise Refused(
             Reason.POLICY, f"{where}: {explain(error)}; until it is corrected nothing runs"
+        ) from error
+    except NOT_TOML as error:
+        raise Refused(
+            Reason.POLICY, f"{where} is not TOML: {error}; until it is corrected nothing runs"
         ) from error
 
 

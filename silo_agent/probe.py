@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from cryptography import x509
 
-from anabranch.errors import Reason, Refused, Unavailable
+from anabranch.errors import Reason, Refused, Unavailable, plain
 from anabranch.wire.identity import parse_identity
 from silo_agent.config import split_address
 
@@ -21,6 +21,7 @@ SECONDS = 5.0  # for each hop
 
 # OpenSSL X509_V_ERR_*
 _NOT_YET_VALID, _EXPIRED, _OTHER_HOST, _OTHER_ADDRESS = 9, 10, 62, 64
+MEANING = 1000  # characters
 _REPLY = 8192  # bytes of a proxy's answer
 
 
@@ -28,6 +29,7 @@ class HopFailed(Unavailable):
     """One hop of the way does not work."""
 
     def __init__(self, hop: str, meaning: str, remedy: str) -> None:
+        meaning = plain(meaning, MEANING)  # it may quote whoever answered
         super().__init__(f"{hop}: {meaning}. {remedy}")
         self.hop, self.meaning, self.remedy = hop, meaning, remedy
 
@@ -176,9 +178,33 @@ def presented(address: str, proxy: Proxy | None) -> x509.Certificate | None:
     context.verify_mode = ssl.CERT_NONE
     try:
         with context.wrap_socket(connect(address, proxy), server_hostname=split_address(address)[0]) as shown:
-            return x509.load_der_x509_certificate(shown.getpeercert(binary_form=True) or b"")
-    except (OSError, ValueError, HopFailed):
+            return readable(shown.getpeercert(binary_form=True) or b"")
+    except (OSError, HopFailed):
         return None
+
+
+def readable(der: bytes) -> x509.Certificate | None:
+    """A certificate of anybody's making, None unless everything we may tell of it can be read."""
+    try:
+        leaf = x509.load_der_x509_certificate(der)
+        # Parts are parsed only when asked for.
+        _ = (
+            leaf.issuer.rfc4514_string(),
+            leaf.extensions,
+            leaf.not_valid_before_utc,
+            leaf.not_valid_after_utc,
+        )
+    except Exception:  # a parser fed by strangers: whatever it raises, the certificate is at fault
+        return None
+    return leaf
+
+
+def _names(leaf: x509.Certificate) -> x509.SubjectAlternativeName:
+    """Of a certificate that is `readable`; empty when it has none."""
+    try:
+        return leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return x509.SubjectAlternativeName([])
 
 
 def _dates(leaf: x509.Certificate | None, address: str) -> HopFailed:
@@ -197,7 +223,7 @@ def _dates(leaf: x509.Certificate | None, address: str) -> HopFailed:
 def _wrong_host(leaf: x509.Certificate | None, address: str) -> HopFailed:
     names: list[str] = []
     if leaf is not None:
-        alternatives = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        alternatives = _names(leaf)
         names = [
             *alternatives.get_values_for_type(x509.DNSName),
             *map(str, alternatives.get_values_for_type(x509.IPAddress)),
@@ -236,9 +262,8 @@ def _federation_of(leaf: x509.Certificate | None) -> str | None:
     if leaf is None:
         return None
     try:
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        who = parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
-    except (x509.ExtensionNotFound, IndexError, Refused):
+        who = parse_identity(_names(leaf).get_values_for_type(x509.UniformResourceIdentifier)[0])
+    except (IndexError, Refused):
         return None
     return who.federation if who.role == "aggregator" else None
 

@@ -120,7 +120,7 @@ class LogView:
             return str(json.loads(self.path.read_bytes())["checkpoint"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Corrupt(
                 f"{self.path} is damaged: {error}; restore it from a backup or enrol again"
             ) from error

@@ -26,7 +26,9 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         if not is_name(self.origin) or not 0 <= self.size <= MAX_INT or len(self.root) != HASH_SIZE:
-            raise Misuse(f"no log {self.origin!r} of size {self.size} has a root of {len(self.root)} bytes")
+            raise Misuse(
+                f"no log {self.origin[:200]!r} of size {self.size} has a root of {len(self.root)} bytes"
+            )
         if self.size == 0 and self.root != EMPTY_ROOT:
             raise Misuse(f"an empty log has the root {EMPTY_ROOT.hex()}, not {self.root.hex()}")
 
@@ -63,5 +65,7 @@ def open_checkpoint(note: str, verifier: NoteVerifier, origin: str) -> Checkpoin
     """
     checkpoint = parse(open_note(note, verifier))
     if checkpoint.origin != origin:
-        raise Refused(Reason.MALFORMED, f"checkpoint of the log {checkpoint.origin!r}, not of {origin!r}")
+        raise Refused(
+            Reason.MALFORMED, f"checkpoint of the log {checkpoint.origin[:200]!r}, not of {origin!r}"
+        )
     return checkpoint

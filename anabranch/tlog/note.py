@@ -48,7 +48,9 @@ class NoteVerifier:
     def __init__(self, name: str, public: bytes) -> None:
         """`public`: raw Ed25519 key, 32 bytes. Raises Refused(MALFORMED)."""
         if not is_name(name) or len(public) != 32:
-            raise Refused(Reason.MALFORMED, f"{name!r} with {len(public)} bytes is not a named Ed25519 key")
+            raise Refused(
+                Reason.MALFORMED, f"{name[:200]!r} with {len(public)} bytes is not a named Ed25519 key"
+            )
         self.name = name
         self.key_id = key_id(name, public)
         self._public = Ed25519PublicKey.from_public_bytes(public)

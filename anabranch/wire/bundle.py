@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from anabranch.errors import Reason, Refused
@@ -29,6 +30,7 @@ Pin = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Pins = Annotated[tuple[Pin, ...], Field(min_length=1, max_length=8)]
 Trust = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,253}[a-z0-9])?$")]
 Line = Annotated[str, Field(pattern=r"^[!-~]{1,512}$")]
+Pem = Annotated[str, Field(pattern=r"^[\n -~]*$")]
 
 
 class FederationInfo(BaseModel):
@@ -38,7 +40,7 @@ class FederationInfo(BaseModel):
 
     server: Address  # mTLS
     enrolment: Address  # server-authenticated TLS
-    ca_pem: str
+    ca_pem: Pem
     ca_pins: Pins  # SPKI of every certificate in ca_pem
     federation: Trust
     log_origin: Line
@@ -59,7 +61,7 @@ class JoinBundle(BaseModel):
 
     server: Address
     enrolment: Address
-    ca_pem: str
+    ca_pem: Pem
     ca_pins: Pins
     federation: Trust
     log_origin: Line
@@ -93,8 +95,16 @@ def parse_federation(data: bytes) -> FederationInfo:
 
 
 def check_pins(ca_pem: bytes, pins: Sequence[str]) -> None:
-    """Every certificate of `ca_pem` is pinned. Raises Refused(BAD_CERTIFICATE)."""
-    for cert in identity.parse_chain(ca_pem):
+    """Every certificate of `ca_pem` is pinned, and nothing else is in it: TLS also trusts blocks that are labelled
+    otherwise, which our parser would pass over. Raises Refused(BAD_CERTIFICATE).
+    """
+    chain = identity.parse_chain(ca_pem)
+    if b"".join(cert.public_bytes(Encoding.PEM) for cert in chain) != ca_pem:
+        raise Refused(
+            Reason.BAD_CERTIFICATE,
+            "ca_pem holds more than its certificates; ask the administrator for a new bundle",
+        )
+    for cert in chain:
         pin = identity.spki_pin(cert)
         if pin not in pins:
             raise Refused(

@@ -79,11 +79,19 @@ def parse_slots(text: bytes) -> dict[str, Slot]:
     if text.count(b"{") > limits.TENSORS + 2:  # one per tensor, one around them, one of the metadata
         raise Refused(Reason.SIZE_LIMIT, f"the header names more than {limits.TENSORS} tensors")
     try:
-        entries = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_number)
+        entries = json.loads(
+            text.decode("utf-8"),  # `json` itself would take UTF-16 too
+            object_pairs_hook=_without_duplicates,
+            parse_int=_natural,
+            parse_constant=_no_number,
+        )
     except (ValueError, RecursionError) as error:
         raise Refused(Reason.MALFORMED, f"the header is not JSON: {str(error)[:80]}") from error
     if not isinstance(entries, dict):
         raise Refused(Reason.MALFORMED, "the header is not a JSON object")
+    metadata = entries.get(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise Refused(Reason.MALFORMED, f"the header's {METADATA} holds something other than text")
     return {name: _slot(name, entry) for name, entry in entries.items() if name != METADATA}
 
 
@@ -165,6 +173,13 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entries) != len(pairs):
         raise ValueError("a key stands twice in one object")
     return entries
+
+
+def _natural(text: str) -> int:
+    """safetensors reads unsigned numbers, and does not take -0 for one."""
+    if text.startswith("-"):
+        raise ValueError(f"{text[:40]} is not a natural number")
+    return int(text)
 
 
 def _no_number(text: str) -> NoReturn:

@@ -133,7 +133,7 @@ def load_private(pem: bytes) -> PrivateKey:
     """Read what `private_pem` wrote. Raises Refused(MALFORMED), never showing the content."""
     try:
         key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except Exception:  # not all of what it raises for a bad key has a type of its own
         raise Refused(Reason.MALFORMED, "not an unencrypted PEM private key") from None
     if isinstance(key, Ed25519PrivateKey) or (
         isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
@@ -162,9 +162,12 @@ def parse_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
             Reason.SIZE_LIMIT, f"{len(pem)} bytes of certificates; at most {limits.CERTIFICATE_CHAIN}"
         )
     try:
-        return tuple(x509.load_pem_x509_certificates(pem))
-    except ValueError as error:
-        raise _bad("not PEM certificates") from error
+        chain = tuple(x509.load_pem_x509_certificates(pem))
+        for cert in chain:
+            cert.public_key()  # parsed only when asked for
+    except Exception as error:  # a parser fed by strangers: whatever it raises, the certificates are at fault
+        raise _bad("not PEM certificates, or with a key of no known kind") from error
+    return chain
 
 
 def verify_leaf(

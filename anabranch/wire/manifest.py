@@ -168,3 +168,6 @@ def check_shape(name: str, shape: tuple[Any, ...]) -> None:
             raise Refused(Reason.MALFORMED, f"tensor {name!r}: a dimension is not a natural number")
         if length > limits.TENSOR_FILE:
             raise Refused(Reason.SIZE_LIMIT, f"tensor {name!r}: a dimension of {length}")
+    # An empty tensor too: neither numpy nor safetensors takes one whose other dimensions overflow.
+    if math.prod(length for length in shape if length) > limits.TENSOR_FILE:
+        raise Refused(Reason.SIZE_LIMIT, f"tensor {name!r}: the dimensions {list(shape)}")

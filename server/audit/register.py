@@ -19,8 +19,11 @@ class CheckpointRegister:
     path: Path
 
     def read(self) -> str:
-        """The registered note, or "" before the first one."""
-        return self.path.read_text() if self.path.exists() else ""
+        """The registered note, or "" before the first one. Raises Corrupt when the file was damaged."""
+        try:
+            return self.path.read_text("utf-8") if self.path.exists() else ""
+        except UnicodeDecodeError as error:
+            raise Corrupt(f"{self.path} holds no note: {error}; restore it from a backup") from error
 
     def advance(self, expected: str, note: str) -> None:
         """Replace `expected` by `note`; durable on return. Raises Corrupt when somebody else moved it."""

@@ -218,14 +218,14 @@ def _issuing(
 def _load_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, x509.InvalidVersion) as error:
         raise Corrupt(f"{path} cannot be read as a PEM certificate ({type(error).__name__})") from error
 
 
 def _load_key(path: Path, certificate: x509.Certificate) -> ec.EllipticCurvePrivateKey:
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # not all of what it raises for a bad key has a type of its own
         raise Corrupt(
             f"{path} cannot be read as an unencrypted private key ({type(error).__name__})"
         ) from error

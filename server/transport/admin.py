@@ -48,7 +48,7 @@ class Admin:
 
     async def WatchJob(self, request: pb.WatchJobRequest, _peer: Peer) -> AsyncGenerator[pb.JobStatus, None]:
         """The job's state now and again, and a last time when it has ended."""
-        pause = min(max(request.interval_seconds, FASTEST), SLOWEST)
+        pause = between_looks(request.interval_seconds)
         while True:
             (status,) = await asyncio.to_thread(self._rooms.jobs.status, request.job)
             yield _status(status)
@@ -97,6 +97,11 @@ class Admin:
         revoking = in_thread(self._rooms.membership.revoke, peer.actor(), request.silo, request.reason)
         receipt, retired = await settled(revoking)
         return pb.RevokeSiloReply(receipt=codec.receipt_to_proto(receipt), retired_updates=retired)
+
+
+def between_looks(seconds: float) -> float:
+    """Seconds from one look at a job to the next; as fast as we allow for what is no number."""
+    return min(max(FASTEST, seconds), SLOWEST)  # in this order: whatever is compared with NaN comes first
 
 
 def _silo(row: SiloRow) -> pb.Silo:

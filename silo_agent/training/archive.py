@@ -126,6 +126,8 @@ def _parse_header(block: bytes) -> tuple[str, int]:
     except ValueError:
         raise Refused(Reason.MALFORMED, "archive: a header is not a ustar header of a plain file") from None
     _check_name(name)
+    if size < 0:
+        raise Refused(Reason.MALFORMED, f"archive: {name!r} declares {size} bytes")
     if size > limits.ARCHIVE:
         raise Refused(Reason.SIZE_LIMIT, f"archive: {name!r} declares {size} bytes; at most {limits.ARCHIVE}")
     if _header(name, size) != block:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from anabranch import durable
 
+_NOT_OURS = (ValueError, KeyError, TypeError, RecursionError)
 Tree = Any  # tensors, arrays, numbers, text, None in dicts, lists and tuples
 
 
@@ -37,7 +38,7 @@ def write(path: Path, state: Tree) -> None:
 
 def read(path: Path) -> Tree | None:
     """What `write` wrote; None when there is no such file or it is not one of ours."""
-    with contextlib.suppress(FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(FileNotFoundError, SafetensorError, *_NOT_OURS):
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return _from_json(json.loads(file.metadata()["state"]), tensors)

@@ -67,7 +67,7 @@ def test_packs_what_belongs_to_the_job_in_one_form(code: Path, tmp_path: Path) -
     assert refused.value.code == Reason.NOT_FOUND
 
 
-@settings(max_examples=15)  # each file is synced to the disk
+@settings(max_examples=15, deadline=None)  # each file is synced to the disk
 @given(files=st.dictionaries(names, st.binary(max_size=1500), max_size=6))
 def test_what_is_packed_unpacks_to_the_same(
     files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
