@@ -53,7 +53,7 @@ class Growth:
         self.nodes.keep(grown)
         self.connection.execute(insert(nodes), [{"level": lvl, "index": i, "hash": h} for lvl, i, h in grown])
         note = sign(Checkpoint(self.origin, self.size, self.frontier.root()), self.signer)
-        self.connection.execute(insert(checkpoints).values(size=self.size, note=note))
+        self.connection.execute(insert(checkpoints), {"size": self.size, "note": note})
         return note
 
 

@@ -8,6 +8,7 @@ moment into the directory of the server's next life (database and WAL as they ar
 one is taken apart under its old name, where nobody looks any more.
 """
 
+import errno
 import os
 import shutil
 import threading
@@ -23,6 +24,7 @@ from anabranch.tlog.note import NoteSigner
 from anabranch.wire.bundle import FederationInfo
 from server import setup, startup
 from server.allow_list import AllowList
+from server.blobs import local
 from server.ca.authority import Authority
 from server.config import ServerConfig
 from server.enrolment import Nonces
@@ -57,7 +59,9 @@ class Machine:
         self.dead = True
         self.up = False
         self.armed: Kill | None = None
+        self.full = 0  # calls for which the disk is full
         self.died: Callable[[str], None] = lambda how: None
+        self.met_full: Callable[[], None] = lambda: None
         self._hub: greenlet | None = None  # while calls that arrive together are run up to their decisions
         self._before: tuple[bytes, tuple[int, int]] | None = None
         self._backup: Path | None = None
@@ -90,6 +94,11 @@ class Machine:
         writer._commit = lambda jobs: self._commit(commit, jobs)
         writer._thread = threading.Thread()  # which has nothing to do, and ends
         writer._thread.start()
+        store: Any = vars(core.blobs)
+        store["adopt"], store["reserve"] = (
+            self._unless_full(core.blobs.adopt),
+            self._unless_full(core.blobs.reserve),
+        )
         core.writer.run(lambda tx: startup._log_start(tx, core.observer, core.epoch))
 
     def _membership(self, core: Core) -> Membership:
@@ -141,6 +150,18 @@ class Machine:
         for name in ("state.db", "state.db-wal", "checkpoint"):
             if (old / name).exists():
                 shutil.copyfile(old / name, new / name)
+
+    def _unless_full(self, work: Callable[..., None]) -> Callable[..., None]:
+        """`work` of the blob store, which meets a full disk as the store meets one."""
+
+        def call(*given: Any) -> None:
+            with local._room():
+                if self.full:
+                    self.met_full()
+                    raise OSError(errno.ENOSPC, "No space left on device")
+            work(*given)
+
+        return call
 
     # --- kills ---------------------------------------------------------------------------------------------------
 

@@ -5,31 +5,25 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-import server.spool
-from anabranch import terms
 from anabranch.errors import AnabranchError, Conflict, Misuse, Reason, Refused, Unavailable
 from anabranch.terms import JobTerms, parse_job_file
 from anabranch.tlog.entry import Actor
 from anabranch.wire import canonical, dsse, identity, statements
 from anabranch.wire.bundle import parse_bundle
 from anabranch.wire.tensors import write_tensors
-from server import aggregation, intake, jobs, lifecycle, scheduling, setup
+from server import setup
 from server.ca.authority import open_authority
 from server.config import new_config
 from server.enrolment import SigningKey
 from server.startup import World as ServerWorld
-from server.state import records
-from silo_agent import approval
 from silo_agent.receipts import Untrusted
 from silo_agent.trainer import Aborted, Stopped
 from tests.server.harness import MANIFEST, Clock
@@ -41,7 +35,6 @@ from tests.simulation.silos import Network, Silo, Wire
 CONFIG = new_config("fed.test", "localhost", 7443, 7444, 7445)
 OWNER = Actor(id="spiffe://fed.test/admin/owner", auth="mtls", cert_sha256="0" * 64)
 OPEN_JOBS = 3
-QUIET = structlog.make_filtering_bound_logger(50)
 TERMS = [
     "[silos]\nmin = 2\n[aggregation]\nbuffer = 2\nmax_staleness = 3\nstaleness_exponent = 0.5\n"
     "[evaluation]\nevery = 9\n",
@@ -76,6 +69,7 @@ class Federation:
         authority = open_authority(root / "life-0" / "keys", CONFIG.federation, self.clock())
         self.machine = Machine(root, CONFIG, authority, self.clock, self.random)
         self.machine.died = self._died
+        self.machine.met_full = lambda: self._fault("disk full")
         self.network = Network(self.machine, self._fault)
         self.silos: dict[int, Silo] = {}
         self.lives: Counter[int] = Counter()
@@ -110,8 +104,7 @@ class Federation:
             case op.Kill():
                 self.machine.armed = operation
             case op.FullDisk(calls):
-                self.network.full = calls
-                self._fault("disk full")
+                self.machine.full = calls
             case op.StopAgent(number, torn):
                 if number in self.silos:
                     self.silos[number].restart(torn)
@@ -145,6 +138,11 @@ class Federation:
                 self._silo(number, None, lambda silo, _: silo.deliver())
             case op.Duplicate(number, which, claimed_by):
                 self._duplicate(number, which, claimed_by)
+            case op.Reevaluate(number, which, claimed_by):
+                self._reevaluate(number, which, claimed_by)
+            case op.Export(job, selector):
+                if (name := self._job(job)) is not None:
+                    self._attempt(lambda: self.machine.core.jobs.export(OWNER, name, selector))
             case op.Forge(number, job, lie):
                 self._silo(number, job, lambda silo, name: self._forge(silo, name, lie))
             case op.Crash(power):
@@ -278,8 +276,18 @@ class Federation:
         else:
             for silo in self.silos.values():
                 self._expect(silo.deliver)
-        for _ in range(3):
-            self._attempt(lambda: self.machine.core.aggregation.advance(name))
+        self._attempt(lambda: any(not self.machine.core.aggregation.advance(name) for _ in range(3)))
+
+    def _reevaluate(self, number: int, which: int, claimed_by: int) -> None:
+        if number not in self.silos or claimed_by not in self.silos:
+            return
+        sent = [one for one in self.network.judged if one[0] == self.silos[number].name]
+        if sent:
+            _, lease, envelope = sent[which % len(sent)]
+            self._fault(
+                "evaluation sent again" if claimed_by == number else "evaluation under another identity"
+            )
+            self._expect(lambda: self.silos[claimed_by].wire.submit_evaluation(lease, envelope))
 
     def _duplicate(self, number: int, which: int, claimed_by: int) -> None:
         if number not in self.silos or claimed_by not in self.silos:
@@ -385,7 +393,7 @@ class Federation:
     def heal(self) -> None:
         """No faults any more; the server is up, nobody is missing, nothing is paused."""
         self.network.lose.clear()
-        self.network.breaking, self.network.full = None, 0
+        self.network.breaking, self.machine.full = None, 0
         self.machine.armed, self.outage, self.down = None, 0, 0
         self._tidy()
         for number in range(3):
@@ -463,15 +471,4 @@ def simulate(
         shutil.rmtree(root, ignore_errors=True)
 
 
-def quiet() -> None:
-    """What the simulation needs of its process: nothing logs, a few bytes are a sync's worth, terms are parsed once."""
-    structlog.configure(wrapper_class=QUIET)
-    server.spool.SYNC_EVERY = 128
-    parse: Any = lru_cache(256)(
-        terms.parse_terms
-    )  # pure; half of a decision's time when a model has 15 numbers
-    for module in (aggregation, intake, jobs, lifecycle, records, scheduling, approval):
-        module.parse_terms = parse  # type: ignore[attr-defined]
-
-
-__all__ = ["Broken", "Federation", "Reason", "Stuck", "Wire", "quiet", "simulate", "template"]
+__all__ = ["Broken", "Federation", "Reason", "Stuck", "Wire", "simulate", "template"]
