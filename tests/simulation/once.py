@@ -17,7 +17,7 @@ from anabranch.wire import dsse, statements
 from server import aggregation, intake, jobs, lifecycle, scheduling, startup
 from server.state import database, records
 from silo_agent import approval
-from tests.simulation import invariants
+from tests.simulation import history, invariants
 
 KEPT = 1 << 12
 QUIET = structlog.make_filtering_bound_logger(50)
@@ -31,7 +31,7 @@ def prepare() -> None:
     for module in (aggregation, intake, jobs, lifecycle, records, scheduling, approval):
         _put(module, "parse_terms", parse)
     entry = lru_cache(KEPT)(receipt.parse_entry)
-    for module in (receipt, intake, invariants):
+    for module in (receipt, intake, history, invariants):
         _put(module, "parse_entry", entry)
     _put(aggregation, "parse_manifest", lru_cache(64)(aggregation.parse_manifest))
     for name in ("verify_signature", "parse_envelope"):
