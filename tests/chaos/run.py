@@ -6,6 +6,7 @@ job must complete, and the history is held against what the silos were told and 
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -52,12 +53,16 @@ def main() -> int:
     given = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="anabranch-chaos-", dir=MEMORY if MEMORY.is_dir() else None))
     root.chmod(0o755)  # a training process is another user
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no process stays behind
     run = Run(root, given.seed, given.silos, given.versions, given.every)
     try:
         run.go(given.updates, given.seconds)
     except Broken as broken:
         print(f"broken: {broken}\n\nwhat is left of it: {root}", flush=True)
         return 1
+    except KeyboardInterrupt:
+        print(f"stopped; what is left of it: {root}", flush=True)
+        return 130
     finally:
         run.federation.close()
         run.report()
