@@ -1,6 +1,7 @@
 """A few dozen seeds of the simulation, and that it notices when something is wrong."""
 
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 
@@ -57,6 +58,11 @@ def test_every_gap_is_reached_and_survived(simulator: Simulator, gap: Gap) -> No
 def test_one_seed_is_one_history(simulator: Simulator) -> None:
     one, two = (simulator.run(7, draw(7, OPERATIONS, 5), audit=False) for _ in range(2))
     assert (one.faults, one.updates, one.receipts) == (two.faults, two.updates, two.receipts)
+
+
+def test_every_operation_is_drawn() -> None:
+    drawn = {type(operation) for seed in range(40) for operation in draw(seed, 400, 5)}
+    assert drawn == set(get_args(Operation))
 
 
 def test_a_failing_sequence_is_made_small() -> None:
