@@ -91,7 +91,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Round:
-    """Every silo trains; then all send, `at_once` into one transaction or one after another; then aggregation looks."""
+    """Every silo trains, then all send, each `at_once` in one transaction or one after another; then aggregation looks."""
 
     job: int
     at_once: bool

@@ -47,7 +47,7 @@ class Network:
     count: Callable[[str], None]  # a fault was injected
     lose: list[tuple[str, int]] = field(default_factory=list)  # "request" or "reply", calls until then
     breaking: BreakUpload | None = None
-    withhold: bool = False  # updates do not get through at all
+    withheld: set[str] = field(default_factory=set)  # silos whose updates do not get through at all
     answered: dict[str, tuple[int, str]] = field(
         default_factory=dict
     )  # update → entry and reason, told or lost
@@ -177,7 +177,7 @@ class Wire:
                 return status.synced, None
             return status.synced, _told(self.network.note(update, status.decided))
 
-        if self.network.withhold:
+        if self.silo in self.network.withheld:
             raise Unavailable("the network is gone")
         synced, decided = self._call(ask)
         return synced, self._heard(update, decided)
@@ -351,11 +351,11 @@ class Silo:
 
     def train_only(self, job: str) -> None:
         """A turn that ends before the update is sent."""
-        self.network.withhold = True
+        self.network.withheld.add(self.name)
         try:
             self.turn(job)
         finally:
-            self.network.withhold = False
+            self.network.withheld.discard(self.name)
 
     def deliver(self, first: bool = False) -> None:
         """Send what stands in the outbox, jobs in order. `first`: one update only."""

@@ -269,11 +269,12 @@ class Federation:
     def _round(self, job: int, at_once: bool) -> None:
         if (name := self._job(job)) is None:
             return
-        for silo in self.silos.values():
-            self._expect(lambda silo=silo: silo.train_only(name))
         if at_once:
+            self._together([op.Train(number, job) for number in self.silos])
             self._together([op.Deliver(number) for number in self.silos])
         else:
+            for silo in self.silos.values():
+                self._expect(lambda silo=silo: silo.train_only(name))
             for silo in self.silos.values():
                 self._expect(silo.deliver)
         self._attempt(lambda: any(not self.machine.core.aggregation.advance(name) for _ in range(3)))
