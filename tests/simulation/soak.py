@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -59,37 +60,35 @@ def soak(updates: int, first: int, operations: int, audit_every: int, processes:
 def _run(
     updates: int, first: int, operations: int, audit_every: int, processes: int, total: Tally, started: float
 ) -> int:
-    said = started
+    said, enough = started, threading.Event()
     tasks = ((seed, operations, seed % audit_every == 0) for seed in count(first))
     with multiprocessing.get_context("fork").Pool(processes, _begin, maxtasksperchild=None) as pool:
-        for result in pool.imap_unordered(_one, _ahead(tasks, total, updates)):
-            if isinstance(result, Found):
-                print(result, flush=True)
-                pool.terminate()
-                return 1
-            total.add(result)
-            if time.monotonic() - said > REPORT:
-                said = time.monotonic()
-                rate = total.updates / (said - started)
-                faults, seed = sum(total.faults.values()), first + total.runs
-                print(
-                    f"{total.updates} updates, {faults} faults, {rate:.0f} updates/s, next seed {seed}",
-                    flush=True,
-                )
-            if total.updates >= updates:
-                pool.terminate()
-                break
-    return 0
+        try:
+            for result in pool.imap_unordered(_one, _ahead(tasks, total, enough)):
+                if isinstance(result, Found):
+                    print(result, flush=True)
+                    return 1
+                total.add(result)
+                if total.updates >= updates:
+                    return 0
+                if time.monotonic() - said > REPORT:
+                    said = time.monotonic()
+                    rate, faults = total.updates / (said - started), sum(total.faults.values())
+                    far = f"{total.updates} updates, {faults} faults, {rate:.0f} updates/s"
+                    print(f"{far}, next seed {first + total.runs}", flush=True)
+        finally:
+            enough.set()
+    raise AssertionError("seeds do not end")
 
 
 def _ahead(
-    tasks: Iterator[tuple[int, int, bool]], total: Tally, updates: int
+    tasks: Iterator[tuple[int, int, bool]], total: Tally, enough: threading.Event
 ) -> Iterator[tuple[int, int, bool]]:
-    """The pool reads its tasks ahead; this keeps it from reading them for ever."""
+    """The pool reads its tasks ahead, in a thread of its own; this keeps it from reading them for ever."""
     for given, task in enumerate(tasks):
-        while given > total.runs + 64:
+        while given > total.runs + 64 and not enough.is_set():
             time.sleep(0.05)
-        if total.updates >= updates:
+        if enough.is_set():
             return
         yield task
 
