@@ -15,9 +15,11 @@ from tests.simulation.operations import (
     Advance,
     Aggregate,
     Approve,
+    FullDisk,
     Join,
     Kill,
     Operation,
+    Reevaluate,
     Round,
     SubmitJob,
     Turn,
@@ -53,6 +55,19 @@ def test_every_gap_is_reached_and_survived(simulator: Simulator, gap: Gap) -> No
         sequence: list[Operation] = [*STAGE, Kill(gap, tear=tear), Round(0, True), Turn(0, 0), Aggregate(0)]
         tally = simulator.run(1, sequence, audit=False)
         assert tally.faults[f"killed at {gap}"] == 1, tally.faults
+
+
+def test_a_full_disk_is_met_and_survived(simulator: Simulator) -> None:
+    full: list[Operation] = [FullDisk(3), Round(0, False), FullDisk(1), Aggregate(0)]
+    tally = simulator.run(1, [*STAGE, *full, Round(0, True)], audit=False)
+    assert tally.faults["disk full"] > 1, tally.faults
+
+
+def test_an_evaluation_sent_again_is_the_same_evaluation(simulator: Simulator) -> None:
+    evaluated: list[Operation] = [Round(0, True), Turn(0, 0), Turn(1, 0)]
+    again: list[Operation] = [Reevaluate(0, 0, 0), Reevaluate(0, 0, 1)]
+    tally = simulator.run(1, [*STAGE, *evaluated, *again], audit=False)
+    assert tally.faults["evaluation sent again"] == tally.faults["evaluation under another identity"] == 1
 
 
 def test_one_seed_is_one_history(simulator: Simulator) -> None:
