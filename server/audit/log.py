@@ -48,9 +48,10 @@ def node_reader(connection: Connection) -> merkle.Node:
 
 
 class Nodes:
-    """Complete nodes read before: once committed they never change, and the proofs of a log share most of them.
+    """Complete nodes seen before: once committed they never change, and the proofs of a log share most of them.
 
-    A transaction that is rolled back may have left nodes that never came to be: whoever writes then starts afresh.
+    A transaction that is rolled back leaves nodes that never came to be, all of them behind the end of the log. Nobody
+    asks for those, and whoever makes the log longer keeps its own in their place.
     """
 
     def __init__(self) -> None:

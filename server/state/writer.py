@@ -198,7 +198,6 @@ class Writer:
 
     def _fail(self, jobs: list[_Pending], error: AnabranchError) -> None:
         """Nothing of this batch was acknowledged. Corrupt and Conflict end the writer: another process owns the state."""
-        self._nodes = Nodes()
         if isinstance(error, Corrupt | Conflict):
             self._failure = error
         for job in jobs:
