@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fuzz check protos docs clean
+.PHONY: help demo test bench soak chaos fuzz check protos docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,13 +22,20 @@ demo: $(BIN)/.ready  ## a federation of five silos on this machine, trained and 
 test: $(BIN)/.ready  ## the tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
-soak: $(BIN)/.ready  ## a long deterministic simulation: UPDATES=1000000 make soak
+soak: $(BIN)/.ready  ## a long deterministic simulation: UPDATES=1000000 SEED=1 make soak
 	$(BIN)/python -m pytest -m soak tests/simulation
+	$(BIN)/python -m pytest -m soak tests/chaos
 	$(BIN)/python -m tests.simulation.soak --updates $(or $(UPDATES),100000) --seed $(or $(SEED),0)
+
+bench: $(BIN)/.ready  ## the path of an update against a bare gRPC server: a table, JSON, a picture in build/bench
+	$(BIN)/python -m benchmarks.path
 
 fuzz: $(BIN)/.ready  ## every parser, coverage-guided: SECONDS=60 of each, TARGETS='"job.toml" "manifest"' or all
 	$(BIN)/pip install -q -e ".[fuzz]"
 	$(BIN)/python -m tests.fuzz.drive --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1) $(TARGETS)
+
+chaos: $(BIN)/.ready  ## real processes, real kills, a network that breaks: UPDATES=10000 SEED=1 make chaos
+	$(BIN)/python -m tests.chaos.run --updates $(or $(UPDATES),10000) --seed $(or $(SEED),1)
 
 check: $(BIN)/.ready  ## ruff, mypy, floors, generated code and pages
 	$(BIN)/ruff check .

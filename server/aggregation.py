@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from anabranch.errors import AnabranchError, Refused
 from anabranch.rules import step as rules
@@ -36,6 +36,18 @@ from server.state.writer import Transaction, Writer
 
 logger = structlog.get_logger("aggregation")
 IDLE = 1.0  # seconds between looks at the clock when nothing arrives
+
+_FROZEN = select(steps).where(steps.c.job == bindparam("job"), steps.c.status == "frozen")
+_WAITING = (
+    select(updates)
+    .where(updates.c.job == bindparam("job"), updates.c.status == "received")
+    .order_by(updates.c.entry)
+)
+_MERGE = (
+    update(updates)
+    .where(updates.c.id == bindparam("which"))
+    .values(status="merged", version=bindparam("number"), staleness=bindparam("late"))
+)
 
 
 @dataclass(frozen=True)
@@ -142,9 +154,7 @@ class Aggregation:
     def _open_step(self, job: str) -> Step | None:
         """A step that a crash interrupted between its two transactions."""
         with self._reader.connect() as connection:
-            row = connection.execute(
-                select(steps).where(steps.c.job == job, steps.c.status == "frozen")
-            ).first()
+            row = connection.execute(_FROZEN, {"job": job}).first()
             return _load(row) if row else None
 
     def _freeze(self, tx: Transaction, job_id: str) -> Step | None:
@@ -254,9 +264,8 @@ class Aggregation:
                 entry=entry,
             )
         )
-        for one in frozen.inputs:
-            merged: dict[str, Any] = {"status": "merged", "version": number, "staleness": one.staleness}
-            tx.connection.execute(update(updates).where(updates.c.id == one.update).values(merged))
+        merged = [{"which": i.update, "number": number, "late": i.staleness} for i in frozen.inputs]
+        tx.connection.execute(_MERGE, merged)
         tx.connection.execute(update(steps).where(steps.c.id == frozen.id).values(status="published"))
         tx.connection.execute(update(jobs).where(jobs.c.id == frozen.job).values(head=number))
         lifecycle.conclude(tx, self._observer, frozen.job)
@@ -335,12 +344,8 @@ def _log_version(
 
 
 def _closing(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:
-    query = (
-        select(updates)
-        .where(updates.c.job == job.id, updates.c.status == "received")
-        .order_by(updates.c.entry)
-    )
-    waiting = [Waiting(row.id, row.silo, row.base, row.received_at) for row in connection.execute(query)]
+    received = connection.execute(_WAITING, {"job": job.id})
+    waiting = [Waiting(row.id, row.silo, row.base, row.received_at) for row in received]
     head = records.version_row(connection, job.id, job.head)
     since = max(head.published_at, job.resumed_at or 0.0)  # a round does not run out while the job is paused
     return close(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from anabranch.errors import Conflict, Reason, Refused
 from anabranch.terms import JobTerms, parse_terms
@@ -30,6 +30,9 @@ from server.spool import SpoolFile, synced_bytes
 from server.state import records, tables
 from server.state.database import Reader
 from server.state.writer import Transaction, Writer
+
+_UPDATE = select(tables.updates).where(tables.updates.c.id == bindparam("update"))
+_FULFIL = update(tables.leases).where(tables.leases.c.id == bindparam("lease")).values(status="fulfilled")
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,8 @@ class Intake:
         return self.blobs.spool(hashlib.sha256(f"{silo}\n{update_id}".encode()).hexdigest())
 
     def _known(self, silo: str, update_id: str) -> Decided | None:
-        query = select(tables.updates).where(tables.updates.c.id == update_id)
         with self.reader.connect() as connection:
-            row = connection.execute(query).first()
+            row = connection.execute(_UPDATE, {"update": update_id}).first()
         if row is None:
             return None
         if row.silo != silo:
@@ -258,9 +260,7 @@ def _decide(tx: Transaction, federation: str, claim: Claim, norm: float) -> str:
         sigs=[entry_signature(claim.envelope)],
     )
     _insert(tx, claim, status="received", entry=entry, staleness=staleness)
-    tx.connection.execute(
-        update(tables.leases).where(tables.leases.c.id == s.lease).values(status="fulfilled")
-    )
+    tx.connection.execute(_FULFIL, {"lease": s.lease})
     return ""
 
 
@@ -297,9 +297,7 @@ def _must_be_new(tx: Transaction, claim: Claim) -> None:
     By this silo: raises Conflict, so that it asks again and gets the decision it got first. By another: Refused.
     """
     update_id = claim.statement.update
-    known = tx.connection.execute(
-        select(tables.updates.c.silo).where(tables.updates.c.id == update_id)
-    ).first()
+    known = tx.connection.execute(_UPDATE, {"update": update_id}).first()
     if known is None:
         return
     if known.silo == claim.silo:
@@ -309,21 +307,20 @@ def _must_be_new(tx: Transaction, claim: Claim) -> None:
 
 def _insert(tx: Transaction, claim: Claim, **columns: Any) -> None:
     s = claim.statement
-    tx.connection.execute(
-        insert(tables.updates).values(
-            id=s.update,
-            job=s.job,
-            silo=claim.silo,
-            lease=s.lease,
-            base=s.base_version,
-            delta=s.delta_sha256,
-            statement=canonical.sha256(claim.envelope.payload),
-            bytes=s.bytes,
-            examples=s.num_examples,
-            received_at=tx.now,
-            **columns,
-        )
-    )
+    row = {
+        "id": s.update,
+        "job": s.job,
+        "silo": claim.silo,
+        "lease": s.lease,
+        "base": s.base_version,
+        "delta": s.delta_sha256,
+        "statement": canonical.sha256(claim.envelope.payload),
+        "bytes": s.bytes,
+        "examples": s.num_examples,
+        "received_at": tx.now,
+        **columns,
+    }
+    tx.connection.execute(insert(tables.updates), row)
 
 
 def _record_evaluation(

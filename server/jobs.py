@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from anabranch.errors import Reason, Refused
 from anabranch.rules.step import optimizer_manifest
@@ -29,6 +29,12 @@ from server.status import JobStatus, Presence, job_statuses
 
 SILOS = 150  # that take part in one job: the log entry of a version names each, and its length is limited
 DECIDED = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
+
+_VIEW = (
+    select(versions)
+    .where(versions.c.job == bindparam("job"), versions.c.parameters == bindparam("digest"))
+    .order_by(versions.c.number)
+)
 
 
 @dataclass(frozen=True)
@@ -215,8 +221,7 @@ class Jobs:
         with self.reader.connect() as connection:
             if records.decision_of(connection, job, silo) != "approved":
                 raise Refused(Reason.JOB_NOT_APPROVED, f"silo {silo} has not approved job {job}")
-            query = select(versions).where(versions.c.job == job, versions.c.parameters == digest)
-            row = connection.execute(query.order_by(versions.c.number)).first()
+            row = connection.execute(_VIEW, {"job": job, "digest": digest}).first()
         if row is None:
             raise Refused(Reason.NOT_FOUND, f"job {job} has published no version with digest {digest}")
         view = View(row.number, 1.0, "safetensors", "", row.parameters, row.bytes)

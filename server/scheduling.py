@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import parse_terms, seconds
@@ -24,6 +24,31 @@ from server.state import records
 from server.state.database import Reader
 from server.state.tables import jobs, leases, updates
 from server.state.writer import Transaction, Writer
+
+_OPEN = select(leases).where(
+    leases.c.silo == bindparam("silo"), leases.c.job == bindparam("job"), leases.c.status == "open"
+)
+_LAST = (
+    select(func.max(leases.c.issued_at))
+    .where(leases.c.job == jobs.c.id, leases.c.silo == bindparam("silo"))
+    .scalar_subquery()
+)
+_RUNNING = (
+    select(jobs)
+    .where(jobs.c.id.in_(bindparam("ready", expanding=True)), jobs.c.status == "running")
+    .order_by(func.coalesce(_LAST, 0))
+)
+_TRIED = select(func.max(leases.c.version)).where(
+    leases.c.job == bindparam("job"),
+    leases.c.silo == bindparam("silo"),
+    leases.c.kind == "evaluate",
+    leases.c.status != "open",
+)
+_SUBMITTED = select(func.max(updates.c.base)).where(
+    updates.c.job == bindparam("job"),
+    updates.c.silo == bindparam("silo"),
+    updates.c.status.in_(("received", "frozen", "merged")),
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +109,7 @@ class Scheduling:
                     wait = Wait(turn.seconds, turn.reason)
                     continue
                 if isinstance(turn, Train):
-                    self.blobs.reserve(records.job_manifest(connection, job.id).file_bytes)
+                    self.blobs.reserve(records.manifest_of(job.manifest).file_bytes)
                 return self._issue(silo, job.id)
             return wait
 
@@ -135,22 +160,21 @@ class Scheduling:
                 "local_steps": local_steps,
             },
         )
-        tx.connection.execute(
-            insert(leases).values(
-                id=lease,
-                job=job.id,
-                silo=silo,
-                kind=kind,
-                version=version,
-                nonce=nonce,
-                issued_at=tx.now,
-                deadline=deadline,
-                split=split,
-                local_steps=local_steps,
-                status="open",
-                entry=entry,
-            )
-        )
+        row = {
+            "id": lease,
+            "job": job.id,
+            "silo": silo,
+            "kind": kind,
+            "version": version,
+            "nonce": nonce,
+            "issued_at": tx.now,
+            "deadline": deadline,
+            "split": split,
+            "local_steps": local_steps,
+            "status": "open",
+            "entry": entry,
+        }
+        tx.connection.execute(insert(leases), row)
 
     def _describe(self, connection: Connection, lease: Any, receipt: Receipt) -> Lease:
         version = records.version_row(connection, lease.job, lease.version)
@@ -212,30 +236,15 @@ class Scheduling:
 
 def _running(connection: Connection, silo: str, ready: Sequence[str]) -> list[Any]:
     """Running jobs among `ready` that the silo takes part in; the one it worked on longest ago first, so jobs share it."""
-    last = (
-        select(func.max(leases.c.issued_at))
-        .where(leases.c.job == jobs.c.id, leases.c.silo == silo)
-        .scalar_subquery()
-    )
-    query = (
-        select(jobs).where(jobs.c.id.in_(ready), jobs.c.status == "running").order_by(func.coalesce(last, 0))
-    )
-    return [row for row in connection.execute(query) if silo in records.participants(connection, row.id)]
+    running = connection.execute(_RUNNING, {"silo": silo, "ready": list(ready)}).all()
+    return [row for row in running if silo in records.participants(connection, row.id)]
 
 
 def _open_lease(connection: Connection, silo: str, job: str) -> Any:
-    query = select(leases).where(leases.c.silo == silo, leases.c.job == job, leases.c.status == "open")
-    return connection.execute(query).first()
+    return connection.execute(_OPEN, {"silo": silo, "job": job}).first()
 
 
 def _progress(connection: Connection, silo: str, job: Any) -> Progress:
-    tried = select(func.max(leases.c.version)).where(
-        leases.c.job == job.id, leases.c.silo == silo, leases.c.kind == "evaluate", leases.c.status != "open"
-    )
-    submitted = select(updates.c.base).where(
-        updates.c.job == job.id,
-        updates.c.silo == silo,
-        updates.c.status.in_(("received", "frozen", "merged")),
-    )
-    newest = submitted.order_by(updates.c.base.desc()).limit(1)
-    return Progress(job.head, connection.execute(tried).scalar(), connection.execute(newest).scalar())
+    mine = {"job": job.id, "silo": silo}
+    tried, submitted = (connection.execute(query, mine).scalar() for query in (_TRIED, _SUBMITTED))
+    return Progress(job.head, tried, submitted)

@@ -1,7 +1,7 @@
 """Assigning log indices: the only place where the tree grows.
 
-It runs inside the writer's transaction and keeps nothing in memory between transactions, so a rolled back batch leaves
-no trace and an index is never used twice for different committed entries.
+It runs inside the writer's transaction and keeps nothing in memory between transactions but what was committed, so a
+rolled back batch leaves no trace and an index is never used twice for different committed entries.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,10 @@ from anabranch.tlog.entry import Actor, Target, encode_entry, new_entry, uuid7
 from anabranch.tlog.merkle import Frontier, leaf_hash
 from anabranch.tlog.note import NoteSigner
 from anabranch.wire import canonical
-from server.audit.log import node_reader
+from server.audit.log import Nodes
 from server.state.tables import checkpoints, entries, nodes
+
+_SIZE = select(func.max(entries.c.index))
 
 
 class EntryWriter(Protocol):
@@ -32,6 +34,7 @@ class Growth:
     """The tree inside one transaction."""
 
     connection: Connection
+    nodes: Nodes  # what this transaction knows of the tree
     frontier: Frontier
     origin: str
     signer: NoteSigner
@@ -47,9 +50,10 @@ class Growth:
         self.connection.execute(
             insert(entries), [{"index": first + i, "data": entry} for i, entry in enumerate(data)]
         )
+        self.nodes.keep(grown)
         self.connection.execute(insert(nodes), [{"level": lvl, "index": i, "hash": h} for lvl, i, h in grown])
         note = sign(Checkpoint(self.origin, self.size, self.frontier.root()), self.signer)
-        self.connection.execute(insert(checkpoints).values(size=self.size, note=note))
+        self.connection.execute(insert(checkpoints), {"size": self.size, "note": note})
         return note
 
 
@@ -61,10 +65,11 @@ class Sequencer:
     signer: NoteSigner
     entropy: Callable[[int], bytes]
 
-    def begin(self, connection: Connection) -> Growth:
-        newest = connection.execute(select(func.max(entries.c.index))).scalar()
+    def begin(self, connection: Connection, known: Nodes) -> Growth:
+        newest = connection.execute(_SIZE).scalar()
         size = 0 if newest is None else newest + 1
-        return Growth(connection, Frontier.restore(size, node_reader(connection)), self.origin, self.signer)
+        frontier = Frontier.restore(size, known.reader(connection))
+        return Growth(connection, known, frontier, self.origin, self.signer)
 
     def encode(
         self, type: str, now: float, /, *, actor: Actor, target: Target, detail: dict[str, Any], **more: Any

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_terms
@@ -12,6 +12,27 @@ from anabranch.wire.tensors import Manifest, parse_manifest
 from server.core.admission import JobFacts, LeaseFacts
 from server.state.tables import decisions, jobs, keys, leases, silos, versions
 
+# Every decision asks these: building a statement takes longer than running it, so each is built once.
+_KEYS = select(keys.c.keyid, keys.c.public).where(
+    keys.c.silo == bindparam("silo"), keys.c.purpose == bindparam("purpose"), keys.c.retired_at.is_(None)
+)
+_LEASE = select(leases).where(leases.c.id == bindparam("lease"))
+_JOB = select(jobs).where(jobs.c.id == bindparam("job"))
+_VERSION = select(versions).where(
+    versions.c.job == bindparam("job"), versions.c.number == bindparam("number")
+)
+_DECISION = select(decisions.c.decision).where(
+    decisions.c.job == bindparam("job"), decisions.c.silo == bindparam("silo")
+)
+_PARTICIPANTS = (
+    select(decisions.c.silo)
+    .join(silos, silos.c.name == decisions.c.silo)
+    .where(
+        decisions.c.job == bindparam("job"), decisions.c.decision == "approved", silos.c.status == "active"
+    )
+    .order_by(decisions.c.silo)
+)
+
 
 def verify_silo_signature(connection: Connection, silo: str, purpose: str, envelope: dsse.Envelope) -> bytes:
     """The payload, signed with a key this silo registered for `purpose` and with no other. Raises Refused(BAD_SIGNATURE)."""
@@ -19,10 +40,8 @@ def verify_silo_signature(connection: Connection, silo: str, purpose: str, envel
         raise Refused(
             Reason.BAD_SIGNATURE, f"{len(envelope.signatures)} signatures; the log keeps one, so send one"
         )
-    known = select(keys.c.keyid, keys.c.public).where(
-        keys.c.silo == silo, keys.c.purpose == purpose, keys.c.retired_at.is_(None)
-    )
-    public = {row.keyid: bytes(row.public) for row in connection.execute(known)}
+    found = connection.execute(_KEYS, {"silo": silo, "purpose": purpose})
+    public = {row.keyid: bytes(row.public) for row in found}
     if envelope.signatures[0].keyid in public:
         return dsse.verify(envelope, public[envelope.signatures[0].keyid], statements.PAYLOAD_TYPE)
     raise Refused(
@@ -31,13 +50,13 @@ def verify_silo_signature(connection: Connection, silo: str, purpose: str, envel
 
 
 def lease_facts(connection: Connection, lease: str) -> LeaseFacts | None:
-    row = connection.execute(select(leases).where(leases.c.id == lease)).first()
+    row = connection.execute(_LEASE, {"lease": lease}).first()
     return LeaseFacts(row.silo, row.job, row.kind, row.version, row.nonce, row.status) if row else None
 
 
 def job_row(connection: Connection, job: str) -> Any:
     """Raises Refused(NOT_FOUND)."""
-    row = connection.execute(select(jobs).where(jobs.c.id == job)).first()
+    row = connection.execute(_JOB, {"job": job}).first()
     if row is None:
         raise Refused(Reason.NOT_FOUND, f"there is no job {job}; list the jobs to see their ids")
     return row
@@ -45,7 +64,7 @@ def job_row(connection: Connection, job: str) -> Any:
 
 def job_facts(connection: Connection, job: str, silo: str, base: int) -> JobFacts | None:
     """What admission needs to know of a job; None when it does not exist."""
-    row = connection.execute(select(jobs).where(jobs.c.id == job)).first()
+    row = connection.execute(_JOB, {"job": job}).first()
     if row is None:
         return None
     version = version_row(connection, job, base)
@@ -77,25 +96,17 @@ def manifest_of(encoded: bytes) -> Manifest:
 
 def version_row(connection: Connection, job: str, number: int) -> Any:
     """The row of a version, or None."""
-    query = select(versions).where(versions.c.job == job, versions.c.number == number)
-    return connection.execute(query).first()
+    return connection.execute(_VERSION, {"job": job, "number": number}).first()
 
 
 def decision_of(connection: Connection, job: str, silo: str) -> str:
     """approved | denied | withdrawn, or "" while the silo has not decided."""
-    query = select(decisions.c.decision).where(decisions.c.job == job, decisions.c.silo == silo)
-    return connection.execute(query).scalar() or ""
+    return connection.execute(_DECISION, {"job": job, "silo": silo}).scalar() or ""
 
 
 def participants(connection: Connection, job: str) -> list[str]:
     """Silos that approved the job and are not revoked, sorted."""
-    query = (
-        select(decisions.c.silo)
-        .join(silos, silos.c.name == decisions.c.silo)
-        .where(decisions.c.job == job, decisions.c.decision == "approved", silos.c.status == "active")
-        .order_by(decisions.c.silo)
-    )
-    return list(connection.execute(query).scalars())
+    return list(connection.execute(_PARTICIPANTS, {"job": job}).scalars())
 
 
 def count(connection: Connection, table: Any, *conditions: Any) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Generic, Literal, TypeVar
 
 import structlog
@@ -23,9 +22,10 @@ from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Unavailable
+from anabranch.tlog import merkle
 from anabranch.tlog.entry import Actor, Outcome, Sealed, Sig, Target
 from anabranch.tlog.receipt import Receipt
-from server.audit.log import node_reader, receipt_for
+from server.audit.log import Nodes
 from server.audit.register import CheckpointRegister
 from server.audit.sequencer import EntryWriter, Sequencer
 from server.gaps import Reached, nothing
@@ -36,6 +36,8 @@ logger = structlog.get_logger("writer")
 
 QUEUE = 1024  # decisions that may wait; beyond it callers wait, memory does not grow
 BATCH = 128  # decisions of one transaction
+
+_EPOCH = select(epoch.c.epoch)
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class Writer:
         self._sequencer = sequencer
         self._register = register
         self._registered = register.read()
+        self._nodes = Nodes()
         self._epoch = my_epoch
         self._clock = clock
         self._reached = reached
@@ -168,27 +171,30 @@ class Writer:
         return self.submit(decide, label).result()
 
     def _run(self) -> None:
-        running = True
-        while running:
-            batch = [self._queue.get()]
-            with suppress(queue.Empty):
-                while len(batch) < BATCH:
-                    batch.append(self._queue.get_nowait())
-            running = None not in batch
-            jobs = [job for job in batch if job is not None]
-            try:
-                self._commit(jobs)
-            except AnabranchError as error:
-                self._fail(jobs, error)
-            except DBAPIError as error:
-                logger.error("state store failed", error=str(error.orig))
-                self._fail(jobs, Unavailable(f"the state store could not commit: {error.orig}"))
-            except OSError as error:
-                logger.error("checkpoint register failed", error=str(error))
-                self._fail(jobs, Unavailable(f"the checkpoint register could not be written: {error}"))
-            except Exception as error:
-                logger.exception("writer failed")
-                self._fail(jobs, Misuse(f"the writer met a bug: {type(error).__name__}"))
+        while self._serve():
+            pass
+
+    def _serve(self) -> bool:
+        """Wait for decisions, and commit all that are queued. False at the end of the queue."""
+        batch = [self._queue.get()]
+        with suppress(queue.Empty):
+            while len(batch) < BATCH:
+                batch.append(self._queue.get_nowait())
+        jobs = [job for job in batch if job is not None]
+        try:
+            self._commit(jobs)
+        except AnabranchError as error:
+            self._fail(jobs, error)
+        except DBAPIError as error:
+            logger.error("state store failed", error=str(error.orig))
+            self._fail(jobs, Unavailable(f"the state store could not commit: {error.orig}"))
+        except OSError as error:
+            logger.error("checkpoint register failed", error=str(error))
+            self._fail(jobs, Unavailable(f"the checkpoint register could not be written: {error}"))
+        except Exception as error:
+            logger.exception("writer failed")
+            self._fail(jobs, Misuse(f"the writer met a bug: {type(error).__name__}"))
+        return None not in batch
 
     def _fail(self, jobs: list[_Pending], error: AnabranchError) -> None:
         """Nothing of this batch was acknowledged. Corrupt and Conflict end the writer: another process owns the state."""
@@ -204,17 +210,16 @@ class Writer:
             raise self._failure
         with self._engine.begin() as connection:
             self._check_epoch(connection)
-            growth = self._sequencer.begin(connection)
+            growth = self._sequencer.begin(connection, self._nodes)
             fresh: list[Logged] = []
             for job in jobs:
                 self._decide(job, connection, growth.size, fresh)
             note = growth.append([entry.data for entry in fresh]) if fresh else ""
-            node = cache(node_reader(connection))  # the proofs of a batch share most of their nodes
-            receipts = {
-                index: receipt_for(connection, index, note, growth.size, node)
-                for job in jobs
-                for index in job.indices
-            }
+            node, first = self._nodes.reader(connection), growth.size - len(fresh)
+            receipts = [
+                Receipt(entry.data, index, tuple(merkle.inclusion_proof(index, growth.size, node)), note)
+                for index, entry in enumerate(fresh, first)
+            ]
         decided = [job for job in jobs if job.error is None]
         for job in decided:
             self._reached(f"{job.label}.committed")
@@ -230,7 +235,7 @@ class Writer:
             if job.error is not None:
                 job.future.set_exception(job.error)
             else:
-                job.future.set_result(Committed(job.value, tuple(receipts[i] for i in job.indices)))
+                job.future.set_result(Committed(job.value, tuple(receipts[i - first] for i in job.indices)))
 
     def _tell(self, entry: Logged) -> None:
         try:
@@ -260,7 +265,7 @@ class Writer:
             job.indices = range(first + mark, first + len(fresh))
 
     def _check_epoch(self, connection: Connection) -> None:
-        found = connection.execute(select(epoch.c.epoch)).scalar()
+        found = connection.execute(_EPOCH).scalar()
         if found != self._epoch:
             raise Conflict(
                 f"another server took over (epoch {found}, ours {self._epoch}); this one writes nothing"

@@ -5,30 +5,29 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from anabranch.tlog import merkle
-from anabranch.tlog.checkpoint import open_checkpoint
 from anabranch.tlog.entry import parse_entry
-from anabranch.tlog.note import NoteVerifier
-from auditor.export import Export
-from auditor.pin import pin
-from auditor.receipts import read_receipts
-from auditor.replay import replay
-from auditor.verify import verify
-from server.audit.export import export
 from server.audit.register import CheckpointRegister
 from server.state import tables
+from tests.simulation.history import (
+    OPEN,
+    TERMINAL,
+    Broken,
+    History,
+    check_ends,
+    check_export,
+    check_log,
+    check_receipts,
+    check_story,
+    read_history,
+    whole_lines,
+)
 from tests.simulation.silos import Network
 
 if TYPE_CHECKING:
     from tests.simulation.world import Federation
-
-OPEN, TERMINAL = ("received", "frozen"), ("merged", "retired", "refused")
-
-
-class Broken(Exception):
-    """An invariant does not hold."""
 
 
 class Books:
@@ -116,136 +115,46 @@ class Books:
     # --- at the end ----------------------------------------------------------------------------------------------
 
     def close(self, world: "Federation") -> None:
-        with world.machine.core.reader.connect() as connection:
-            rows = {row.id: row for row in connection.execute(select(tables.updates))}
-            data = [
-                bytes(d)
-                for d in connection.execute(select(tables.entries.c.data).order_by(text('"index"'))).scalars()
-            ]
-            notes = {row.size: row.note for row in connection.execute(select(tables.checkpoints))}
-            versions = connection.execute(select(tables.versions)).all()
-            leases = connection.execute(select(tables.leases).where(tables.leases.c.status == "open")).all()
-            steps = connection.execute(select(tables.steps).where(tables.steps.c.status == "frozen")).all()
-        self.updates = len(rows)
+        history = read_history(world.machine.core.reader, world.machine.info)
+        self.updates = len(history.updates)
         for name, ended in self._ended.items():
-            row = rows.get(name)
+            row = history.updates.get(name)
             if row is None or (row.id, row.status, row.version, row.reason, row.entry) != ended:
                 raise Broken(f"update {name} had ended as {ended} and is now {row}")
-        for row in rows.values():
-            if row.status not in TERMINAL:
-                raise Broken(f"update {row.id} has no end: {row.status}")
-        if leases or steps:
-            raise Broken(f"every job has ended, and open are {leases} {steps}")
-        roots = self._log(world, data, notes)
-        self._story(data, rows, versions)
-        self._receipts(world, data, roots)
+        check_ends(history)
+        roots = check_log(history)
+        check_story(history)
+        self.receipts = sum(map(len, check_receipts(history, roots, self._journals(world)).values()))
+        self._answers(world, history, roots)
         for aside in (world.root / "silos").glob("*/refused/*"):
-            row = rows.get(aside.name)
+            row = history.updates.get(aside.name)
             if row is not None and row.status != "refused" and aside.parts[-3].startswith(f"{row.silo}-"):
                 raise Broken(
                     f"{row.silo} was told that {row.id} is refused; it was admitted, and {row.status}"
                 )
 
-    def _log(self, world: "Federation", data: list[bytes], notes: dict[int, str]) -> dict[int, bytes]:
-        """Every checkpoint ever signed is one of this log."""
-        verifier = NoteVerifier.from_vkey(world.machine.info.log_vkey)
-        frontier, roots = merkle.Frontier(), {}
-        for entry in data:
-            frontier.append(merkle.leaf_hash(entry))
-            roots[frontier.size] = frontier.root()
-        for size, note in notes.items():
-            if open_checkpoint(note, verifier, world.machine.info.log_origin).root != roots.get(size):
-                raise Broken(f"the checkpoint of {size} entries is not of this log")
-        return roots
-
-    def _story(self, data: list[bytes], rows: dict[str, Any], versions: Any) -> None:
-        """The log tells of every update exactly one end, and of every version its parent."""
-        fates: dict[str, list[str]] = {}
-        published: dict[str, list[int]] = {}
-        for raw in data:
-            entry = parse_entry(raw)
-            detail: Any = entry.detail
-            match entry.type:
-                case "update.received":
-                    fates.setdefault(detail.update, []).append("received")
-                case "update.refused" if detail.update is not None:
-                    fates.setdefault(detail.update, []).append("refused")
-                case "update.retired":
-                    fates[detail.update].append("retired")
-                case "aggregation.performed":
-                    for one in detail.inputs:
-                        fates[one.update].append("merged")
-                case "model.published":
-                    chain = published.setdefault(str(entry.job), [])
-                    if detail.version != len(chain) or (
-                        detail.parent is not None and detail.parent != len(chain) - 1
-                    ):
-                        raise Broken(
-                            f"job {entry.job}: version {detail.version} of parent {detail.parent} after {len(chain)}"
-                        )
-                    chain.append(detail.version)
-        for name, fate in fates.items():
-            known = rows.get(name)
-            wanted = ["refused"] if known is None or known.status == "refused" else ["received", known.status]
-            if fate != wanted:
-                raise Broken(f"update {name}: the log says {fate}, the table {wanted}")
-        if missing := rows.keys() - fates.keys():
-            raise Broken(f"updates the log does not know: {missing}")
-        numbers: dict[str, list[int]] = {}
-        for version in versions:
-            numbers.setdefault(version.job, []).append(version.number)
-        if {job: sorted(found) for job, found in numbers.items()} != published:
-            raise Broken("the versions in the table are not those in the log")
-
-    def _receipts(self, world: "Federation", data: list[bytes], roots: dict[int, bytes]) -> None:
-        """Every receipt a silo kept is of this log, and every update it was told of is there where it was said."""
-        verifier = NoteVerifier.from_vkey(world.machine.info.log_vkey)
-        journals = self._journals(world)
-        for where, receipt in read_receipts(journals):
-            checkpoint = open_checkpoint(receipt.checkpoint, verifier, world.machine.info.log_origin)
-            if data[receipt.index] != receipt.entry or roots[checkpoint.size] != checkpoint.root:
-                raise Broken(f"receipt {where} is not of this log")
-            self.receipts += 1
+    def _answers(self, world: "Federation", history: History, roots: dict[int, bytes]) -> None:
+        """Every update a silo was told of is there where it was said."""
         for name, (index, reason) in self._network.answered.items():
-            entry = parse_entry(data[index])
+            entry = parse_entry(history.entries[index])
             detail: Any = entry.detail
             if detail.update != name or entry.type != ("update.refused" if reason else "update.received"):
                 raise Broken(f"update {name} was answered with entry {index}, which is {entry.type}")
-        log = world.machine.core.log
+        size = len(history.entries)
         for name in sorted(self._network.acknowledged)[:20]:
-            receipt = log.receipt(self._network.answered[name][0])
-            merkle.verify_inclusion(
-                receipt.index,
-                len(data),
-                merkle.leaf_hash(receipt.entry),
-                list(receipt.proof),
-                roots[len(data)],
-            )
+            receipt = world.machine.core.log.receipt(self._network.answered[name][0])
+            leaf = merkle.leaf_hash(receipt.entry)
+            merkle.verify_inclusion(receipt.index, size, leaf, list(receipt.proof), roots[size])
 
     @staticmethod
     def _journals(world: "Federation") -> list[Path]:
-        found = sorted((world.root / "silos").glob("*/jobs/*/receipts.jsonl"))
-        for path in found:  # what was torn off would be cut off at the next append
-            data = path.read_bytes()
-            path.write_bytes(data[: data.rfind(b"\n") + 1])
-        return found
+        return whole_lines(sorted((world.root / "silos").glob("*/jobs/*/receipts.jsonl")))
 
     def audit(self, world: "Federation") -> None:
-        """Export, and let the auditor say that the log verifies and that every version follows from its updates."""
-        out = world.root / "export"
-        machine = world.machine
-        info = machine.info
-        done = export(machine.core.reader, machine.core.blobs, info.log_vkey, info.ca_pem.encode(), out, True)
-        if done.missing:
-            raise Broken(f"{done.missing} objects the log names are not there")
-        opened = Export(out)
-        checked = verify(opened, pin(opened, info.log_vkey), self._journals(world))
-        if not checked.report.verified:
-            raise Broken(f"the auditor found {checked.report.findings[:3]}")
-        again = replay(opened, checked.history, world.root)
-        if not again.ok or again.digest_only:
-            raise Broken(f"replay differs: {again.different[:2]} {again.digest_only[:2]}")
-        heads = {name: job.head for name, job in checked.history.jobs.items()}
+        machine, out = world.machine, world.root / "export"
+        heads = check_export(
+            machine.core.reader, machine.core.blobs, machine.info, out, self._journals(world)
+        )
         if heads != dict(self._heads):
             raise Broken(f"replay ends at {heads}, the heads are {dict(self._heads)}")
         shutil.rmtree(out)

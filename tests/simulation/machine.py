@@ -1,25 +1,30 @@
 """The server under test: the real rooms on a real directory, on a virtual clock, killed between any two durable steps.
 
-A kill raises `Killed` from the `reached` hook, in whichever thread came by. What a dead process leaves behind is copied at
-that very moment into the directory of the server's next life (database and WAL as they are, no checkpoint, no clean
-close); the old one is taken apart under its old name, where nobody looks any more.
+There are no threads: whoever asks the writer for a decision has it committed at once, and calls that arrive together are
+coroutines, each run up to the decision it waits for. So one seed is one history, to the last byte.
+
+A kill raises `Killed` from the `reached` hook, wherever that is. What a dead process leaves behind is copied at that very
+moment into the directory of the server's next life (database and WAL as they are, no checkpoint, no clean close); the old
+one is taken apart under its old name, where nobody looks any more.
 """
 
+import errno
 import os
 import shutil
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from greenlet import getcurrent, greenlet
 
 from anabranch.errors import Corrupt
 from anabranch.tlog.note import NoteSigner
 from anabranch.wire.bundle import FederationInfo
 from server import setup, startup
 from server.allow_list import AllowList
+from server.blobs import local
 from server.ca.authority import Authority
 from server.config import ServerConfig
 from server.enrolment import Nonces
@@ -54,9 +59,10 @@ class Machine:
         self.dead = True
         self.up = False
         self.armed: Kill | None = None
+        self.full = 0  # calls for which the disk is full
         self.died: Callable[[str], None] = lambda how: None
-        self._guard = threading.Lock()
-        self._asked: list[Future[Any]] = []
+        self.met_full: Callable[[], None] = lambda: None
+        self._hub: greenlet | None = None  # while calls that arrive together are run up to their decisions
         self._before: tuple[bytes, tuple[int, int]] | None = None
         self._backup: Path | None = None
         self.torn = 0
@@ -77,18 +83,22 @@ class Machine:
         world = World(self.clock, self._random.randbytes, self._reached)
         config = self._config
         core = open_core(self.directory, config.federation, config.log_origin, self.signer, Absent(), world)
-        self.dead, self.up, self._asked = False, True, []
+        self.dead, self.up = False, True
         self.core = core
         self.allow_list = AllowList()
         self.allow_list.load(core.reader, self.clock())
         self.membership = self._membership(core)
         writer: Any = core.writer
-        ask, commit = writer.submit, writer._commit
-        writer.submit = lambda decide, label="": self._ask(ask(decide, label))
+        self._serve, ask, commit = writer._serve, writer.submit, writer._commit
+        writer.submit = lambda decide, label="": self._ask(ask, decide, label)
         writer._commit = lambda jobs: self._commit(commit, jobs)
-        self._writing = threading.Thread(target=self._write, args=(writer._run,), name="writer", daemon=True)
-        writer._thread = self._writing
-        writer.start()
+        writer._thread = threading.Thread()  # which has nothing to do, and ends
+        writer._thread.start()
+        store: Any = vars(core.blobs)
+        store["adopt"], store["reserve"] = (
+            self._unless_full(core.blobs.adopt),
+            self._unless_full(core.blobs.reserve),
+        )
         core.writer.run(lambda tx: startup._log_start(tx, core.observer, core.epoch))
 
     def _membership(self, core: Core) -> Membership:
@@ -115,20 +125,17 @@ class Machine:
 
     def die(self, how: str) -> None:
         """The process is gone from here on: keep what it leaves, and let nobody be answered. Raises Killed."""
-        with self._guard:
-            if not self.dead:
-                self.dead = True
-                self._leave_behind()
-                self.died(how)
+        if not self.dead:
+            self.dead = True
+            self._leave_behind()
+            self.died(how)
         raise Killed(how)
 
     def bury(self) -> None:
-        """After `dead` became true and every thread has noticed: take the old process apart, go to the next life."""
+        """After `dead` became true and every call has noticed: take the old process apart, go to the next life."""
         assert self.dead
         assert self.up
         self.up = False
-        if self._writing.is_alive():
-            self.core.writer.stop()
         self.core.reader.engine.dispose()
         self.core.writer._engine.dispose()
         os.close(self.core._lock)
@@ -143,6 +150,18 @@ class Machine:
         for name in ("state.db", "state.db-wal", "checkpoint"):
             if (old / name).exists():
                 shutil.copyfile(old / name, new / name)
+
+    def _unless_full(self, work: Callable[..., None]) -> Callable[..., None]:
+        """`work` of the blob store, which meets a full disk as the store meets one."""
+
+        def call(*given: Any) -> None:
+            with local._room():
+                if self.full:
+                    self.met_full()
+                    raise OSError(errno.ENOSPC, "No space left on device")
+            work(*given)
+
+        return call
 
     # --- kills ---------------------------------------------------------------------------------------------------
 
@@ -195,48 +214,38 @@ class Machine:
         found = os.stat(self.directory / "state" / "state.db")
         return found.st_size, found.st_mtime_ns
 
-    def _write(self, run: Callable[[], None]) -> None:
-        """The writer's thread. When it dies, so do all who wait for it."""
-        try:
-            run()
-        except Killed as killed:
-            with self._guard:
-                asked, self._asked = self._asked, []
-            for future in asked:
-                _abandon(future, killed)
+    # --- decisions -----------------------------------------------------------------------------------------------
 
-    def _ask(self, future: "Future[Any]") -> "Future[Any]":
-        with self._guard:
-            self._asked = [one for one in self._asked if not one.done()]
-            self._asked.append(future)
-            dead = self.dead
-        if dead:
-            _abandon(future, Killed("not there any more"))
+    def _ask(self, ask: Callable[..., Any], decide: Callable[[Any], Any], label: str) -> Any:
+        """The answer is there when this returns. Raises Killed when the writer died, or is not there any more."""
+        if self.dead:
+            raise Killed("not there any more")
+        future = ask(decide, label)
+        if self._hub is None:
+            self._serve()
+        else:
+            self._hub.switch()
         return future
 
-    # --- several at once -----------------------------------------------------------------------------------------
-
     def together(self, calls: list[Callable[[], None]]) -> None:
-        """Each call in its own thread, up to the decision it waits for; then the writer commits all of them at once."""
-        held, go = threading.Event(), threading.Event()
-
-        def hold(_: Any) -> None:
-            held.set()
-            go.wait()
-
-        self.core.writer.submit(hold, "hold")
-        held.wait()
-        waiting: Any = self.core.writer._queue
-        threads = []
-        for call in calls:
-            thread, queued = threading.Thread(target=call, daemon=True), waiting.qsize()
-            thread.start()
-            threads.append(thread)
-            while thread.is_alive() and waiting.qsize() == queued:
-                thread.join(0.0002)
-        go.set()
-        for thread in threads:
-            thread.join()
+        """Each call up to the decision it waits for; then the writer commits all of them at once; then they go on."""
+        self._hub = getcurrent()
+        running = [greenlet(call) for call in calls]
+        for call in running:
+            call.switch()
+        self._hub = None
+        waiting = [call for call in running if not call.dead]
+        try:
+            if waiting:
+                if self.dead:
+                    raise Killed("not there any more")
+                self._serve()
+        except Killed as killed:
+            for call in waiting:
+                call.throw(killed)
+        else:
+            for call in waiting:
+                call.switch()
 
     # --- an old database -----------------------------------------------------------------------------------------
 
@@ -265,8 +274,3 @@ class Machine:
         except Corrupt:
             return True
         return False
-
-
-def _abandon(future: "Future[Any]", killed: Killed) -> None:
-    with suppress(InvalidStateError):
-        future.set_exception(killed)

@@ -91,7 +91,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Round:
-    """Every silo trains; then all send, `at_once` into one transaction or one after another; then aggregation looks."""
+    """Every silo trains, then all send, each `at_once` in one transaction or one after another; then aggregation looks."""
 
     job: int
     at_once: bool
@@ -111,6 +111,23 @@ class Duplicate:
     silo: int
     which: int
     claimed_by: int
+
+
+@dataclass(frozen=True)
+class Reevaluate:
+    """An evaluation that was answered is sent again (or claimed by another silo): the same answer, or a refusal."""
+
+    silo: int
+    which: int
+    claimed_by: int
+
+
+@dataclass(frozen=True)
+class Export:
+    """The owner takes a model: "head", "best" or "ema"."""
+
+    job: int
+    selector: str
 
 
 @dataclass(frozen=True)
@@ -250,6 +267,8 @@ Operation = (
     | Round
     | Deliver
     | Duplicate
+    | Reevaluate
+    | Export
     | Forge
     | LoseRequest
     | LoseReply
@@ -280,6 +299,7 @@ LABELS = (
     "evaluation",
     "conclude",
     "release",
+    "export",
     "",
 )
 GAPS = tuple(gap.value for gap in Gap)
@@ -307,14 +327,14 @@ def _job(random: Random, terms: int) -> list[Operation]:
 def _one(random: Random, terms: int, calm: bool) -> Operation:
     silo, job = random.randrange(SILOS), random.randrange(3)
     ordinary = [
-        (24, lambda: Round(job, random.random() < 0.7)),
-        (20, lambda: Turn(silo, job)),
+        (44, lambda: Round(job, random.random() < 0.7)),
+        (16, lambda: Turn(silo, job)),
         (5, lambda: Train(silo, job)),
         (5, lambda: Deliver(silo)),
-        (10, lambda: Aggregate(job)),
-        (8, lambda: Approve(silo, job)),
+        (4, lambda: Aggregate(job)),
+        (4, lambda: Approve(silo, job)),
         (4, lambda: Join(silo)),
-        (5, lambda: SubmitJob(random.randrange(terms))),
+        (4, lambda: SubmitJob(random.randrange(terms))),
         (2, lambda: Advance(random.choice([1.0, 30.0, 599.0, 600.0, 601.0]))),
         (5, lambda: _together(random)),
     ]
@@ -327,6 +347,8 @@ def _one(random: Random, terms: int, calm: bool) -> Operation:
                 silo, random.randrange(100), random.choice([silo, silo, random.randrange(SILOS)])
             ),
         ),
+        (1, lambda: Reevaluate(silo, random.randrange(100), random.choice([silo, random.randrange(SILOS)]))),
+        (0.5, lambda: Export(job, random.choice(["head", "best", "ema"]))),
         (1, lambda: Forge(silo, job, random.choice(["nonce", "base", "digest", "size"]))),
         (2, lambda: LoseRequest(random.randrange(8))),
         (2, lambda: LoseReply(random.randrange(8))),
@@ -342,7 +364,7 @@ def _one(random: Random, terms: int, calm: bool) -> Operation:
         (0.2, lambda: Deny(silo, job)),
         (0.3, lambda: Join(silo, again=True)),
         (0.5, lambda: Pause(job)),
-        (5, lambda: Resume(job)),
+        (4, lambda: Resume(job)),
         (0.1, lambda: Abort(job)),
         (0.2, lambda: FullDisk(random.randrange(1, 4))),
     ]

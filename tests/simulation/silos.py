@@ -47,13 +47,14 @@ class Network:
     count: Callable[[str], None]  # a fault was injected
     lose: list[tuple[str, int]] = field(default_factory=list)  # "request" or "reply", calls until then
     breaking: BreakUpload | None = None
-    withhold: bool = False  # updates do not get through at all
-    full: int = 0  # calls for which the server's disk is full
+    withheld: set[str] = field(default_factory=set)  # silos whose updates do not get through at all
     answered: dict[str, tuple[int, str]] = field(
         default_factory=dict
     )  # update → entry and reason, told or lost
     acknowledged: set[str] = field(default_factory=set)  # told, and admitted
     sent: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)  # silo, update, envelope, bytes
+    judged: list[tuple[str, str, bytes]] = field(default_factory=list)  # silo, lease, evaluation
+    recorded: dict[bytes, int] = field(default_factory=dict)  # evaluation → entry
     problems: list[str] = field(default_factory=list)
 
     def call(self, work: Callable[[], T]) -> T:
@@ -63,7 +64,7 @@ class Network:
         losing = self._losing()
         if losing == "request":
             raise Unavailable("the request was lost")
-        self.full = max(self.full - 1, 0)
+        self.machine.full = max(self.machine.full - 1, 0)
         try:
             answer = work()
         except Killed as killed:
@@ -86,6 +87,12 @@ class Network:
         self.lose.pop(0)
         self.count(f"{what} lost")
         return what
+
+    def note_evaluation(self, envelope: bytes, decided: ServerDecided) -> ServerDecided:
+        known = self.recorded.setdefault(envelope, decided.receipt.index)
+        if known != decided.receipt.index:
+            self.problems.append(f"one evaluation is entry {known} and entry {decided.receipt.index}")
+        return decided
 
     def note(self, update: str, decided: ServerDecided) -> ServerDecided:
         """A decision that was committed is the decision for ever, whether anybody heard of it or not."""
@@ -170,7 +177,7 @@ class Wire:
                 return status.synced, None
             return status.synced, _told(self.network.note(update, status.decided))
 
-        if self.network.withhold:
+        if self.silo in self.network.withheld:
             raise Unavailable("the network is gone")
         synced, decided = self._call(ask)
         return synced, self._heard(update, decided)
@@ -188,9 +195,13 @@ class Wire:
         return heard
 
     def submit_evaluation(self, lease: str, envelope: bytes) -> messages.Decided:
-        return self._call(
-            lambda: _told(self._machine.core.intake.evaluation(self.silo, self.actor, lease, envelope))
-        )
+        def send() -> messages.Decided:
+            decided = self._machine.core.intake.evaluation(self.silo, self.actor, lease, envelope)
+            return _told(self.network.note_evaluation(envelope, decided))
+
+        self.network.judged.append((self.silo, lease, envelope))
+        del self.network.judged[:-100]
+        return self._call(send)
 
     def _heard(self, update: str, decided: messages.Decided | None) -> messages.Decided | None:
         if decided is not None and not decided.reason:
@@ -340,11 +351,11 @@ class Silo:
 
     def train_only(self, job: str) -> None:
         """A turn that ends before the update is sent."""
-        self.network.withhold = True
+        self.network.withheld.add(self.name)
         try:
             self.turn(job)
         finally:
-            self.network.withhold = False
+            self.network.withheld.discard(self.name)
 
     def deliver(self, first: bool = False) -> None:
         """Send what stands in the outbox, jobs in order. `first`: one update only."""

@@ -1,21 +1,25 @@
 """The long run: `python -m tests.simulation.soak --updates 1000000 --seed 1`.
 
-Seeds are run by as many processes as there are cores, until enough updates were decided. A failure is shrunk, printed
-with how to replay it, and ends the run with exit code 1.
+Seeds are run by as many processes as there are cores, until enough updates were decided; every minute a line says how
+far that is and which seed comes next, so that a run that was stopped goes on from there with `--seed`. A failure is
+shrunk, printed with how to replay it, and ends the run with exit code 1; a signal ends it with what was done so far.
 """
 
 import argparse
 import gc
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import count
 
+from tests.simulation.once import prepare
 from tests.simulation.operations import draw
 from tests.simulation.search import Found, Simulator, Tally
-from tests.simulation.world import TERMS, quiet
+from tests.simulation.world import TERMS
 
 REPORT = 60.0  # seconds between two lines of progress
 simulator: Simulator
@@ -32,7 +36,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--replay", type=int, help="run this seed alone, and print what it does")
     given = parser.parse_args()
-    quiet()
+    prepare()
     gc.freeze()
     gc.set_threshold(100_000)
     if given.replay is not None:
@@ -41,42 +45,58 @@ def main() -> int:
 
 
 def soak(updates: int, first: int, operations: int, audit_every: int, processes: int) -> int:
-    started = said = time.monotonic()
+    started = time.monotonic()
     total = Tally()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run(updates, first, operations, audit_every, processes, total, started)
+    except KeyboardInterrupt:
+        print(f"stopped; go on with --seed {first + total.runs}")
+        return 130
+    finally:
+        _report(total, time.monotonic() - started)
+
+
+def _run(
+    updates: int, first: int, operations: int, audit_every: int, processes: int, total: Tally, started: float
+) -> int:
+    said, enough = started, threading.Event()
     tasks = ((seed, operations, seed % audit_every == 0) for seed in count(first))
     with multiprocessing.get_context("fork").Pool(processes, _begin, maxtasksperchild=None) as pool:
-        for result in pool.imap_unordered(_one, _ahead(tasks, total, updates)):
-            if isinstance(result, Found):
-                print(result, flush=True)
-                _report(total, time.monotonic() - started)
-                pool.terminate()
-                return 1
-            total.add(result)
-            if time.monotonic() - said > REPORT:
-                said = time.monotonic()
-                rate = total.updates / (said - started)
-                print(f"{total.updates} updates, {total.runs} runs, {rate:.0f} updates/s", flush=True)
-            if total.updates >= updates:
-                pool.terminate()
-                break
-    _report(total, time.monotonic() - started)
-    return 0
+        try:
+            for result in pool.imap_unordered(_one, _ahead(tasks, total, enough)):
+                if isinstance(result, Found):
+                    print(result, flush=True)
+                    return 1
+                total.add(result)
+                if total.updates >= updates:
+                    return 0
+                if time.monotonic() - said > REPORT:
+                    said = time.monotonic()
+                    rate, faults = total.updates / (said - started), sum(total.faults.values())
+                    far = f"{total.updates} updates, {faults} faults, {rate:.0f} updates/s"
+                    print(f"{far}, next seed {first + total.runs}", flush=True)
+        finally:
+            enough.set()
+    raise AssertionError("seeds do not end")
 
 
 def _ahead(
-    tasks: Iterator[tuple[int, int, bool]], total: Tally, updates: int
+    tasks: Iterator[tuple[int, int, bool]], total: Tally, enough: threading.Event
 ) -> Iterator[tuple[int, int, bool]]:
-    """The pool reads its tasks ahead; this keeps it from reading them for ever."""
+    """The pool reads its tasks ahead, in a thread of its own; this keeps it from reading them for ever."""
     for given, task in enumerate(tasks):
-        while given > total.runs + 64:
+        while given > total.runs + 64 and not enough.is_set():
             time.sleep(0.05)
-        if total.updates >= updates:
+        if enough.is_set():
             return
         yield task
 
 
 def _begin() -> None:
     global simulator
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     simulator = Simulator()
 
 

@@ -1,24 +1,25 @@
 """A few dozen seeds of the simulation, and that it notices when something is wrong."""
 
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
-import structlog
 
-import server.spool
 from server import aggregation, intake, lifecycle
 from server.aggregation import Aggregation
 from server.audit.register import CheckpointRegister
 from server.gaps import Gap
-from tests.simulation import world
+from tests.simulation.once import prepare
 from tests.simulation.operations import (
     Abort,
     Advance,
     Aggregate,
     Approve,
+    FullDisk,
     Join,
     Kill,
     Operation,
+    Reevaluate,
     Round,
     SubmitJob,
     Turn,
@@ -35,17 +36,10 @@ STAGE: list[Operation] = [Join(0), Join(1), SubmitJob(1), Approve(0, 0), Approve
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
-    kept, every = structlog.get_config(), server.spool.SYNC_EVERY
-    modules = (aggregation, intake, lifecycle)
-    parsers = [module.parse_terms for module in modules]
-    world.quiet()
+    prepare()
     made = Simulator(versions=2)
     yield made
     made.close()
-    structlog.configure(**kept)
-    server.spool.SYNC_EVERY = every
-    for module, parse in zip(modules, parsers, strict=True):
-        module.parse_terms = parse
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
@@ -63,9 +57,27 @@ def test_every_gap_is_reached_and_survived(simulator: Simulator, gap: Gap) -> No
         assert tally.faults[f"killed at {gap}"] == 1, tally.faults
 
 
+def test_a_full_disk_is_met_and_survived(simulator: Simulator) -> None:
+    full: list[Operation] = [FullDisk(3), Round(0, False), FullDisk(1), Aggregate(0)]
+    tally = simulator.run(1, [*STAGE, *full, Round(0, True)], audit=False)
+    assert tally.faults["disk full"] > 1, tally.faults
+
+
+def test_an_evaluation_sent_again_is_the_same_evaluation(simulator: Simulator) -> None:
+    evaluated: list[Operation] = [Round(0, True), Turn(0, 0), Turn(1, 0)]
+    again: list[Operation] = [Reevaluate(0, 0, 0), Reevaluate(0, 0, 1)]
+    tally = simulator.run(1, [*STAGE, *evaluated, *again], audit=False)
+    assert tally.faults["evaluation sent again"] == tally.faults["evaluation under another identity"] == 1
+
+
 def test_one_seed_is_one_history(simulator: Simulator) -> None:
     one, two = (simulator.run(7, draw(7, OPERATIONS, 5), audit=False) for _ in range(2))
     assert (one.faults, one.updates, one.receipts) == (two.faults, two.updates, two.receipts)
+
+
+def test_every_operation_is_drawn() -> None:
+    drawn = {type(operation) for seed in range(40) for operation in draw(seed, 400, 5)}
+    assert drawn == set(get_args(Operation))
 
 
 def test_a_failing_sequence_is_made_small() -> None:
@@ -119,7 +131,8 @@ def test_an_update_that_is_forgotten_is_noticed(
     simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "retire", lambda tx, actor, update_id, reason: None)
-    assert _found(simulator, [*STAGE, Round(0, True), Abort(0)]) != ""
+    waiting: list[Operation] = [Join(0), Join(1), SubmitJob(0), Approve(0, 0), Approve(1, 0), Turn(0, 0)]
+    assert "has no end" in _found(simulator, [*waiting, Abort(0)])
 
 
 def test_a_job_that_waits_for_ever_is_noticed(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:

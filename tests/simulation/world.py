@@ -5,34 +5,28 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-import server.spool
-from anabranch import terms
 from anabranch.errors import AnabranchError, Conflict, Misuse, Reason, Refused, Unavailable
 from anabranch.terms import JobTerms, parse_job_file
 from anabranch.tlog.entry import Actor
-from anabranch.wire import canonical, dsse, identity, statements
+from anabranch.wire import canonical, identity
 from anabranch.wire.bundle import parse_bundle
 from anabranch.wire.tensors import write_tensors
-from server import aggregation, intake, jobs, lifecycle, scheduling, setup
+from server import setup
 from server.ca.authority import open_authority
 from server.config import new_config
 from server.enrolment import SigningKey
 from server.startup import World as ServerWorld
-from server.state import records
-from silo_agent import approval
 from silo_agent.receipts import Untrusted
 from silo_agent.trainer import Aborted, Stopped
 from tests.server.harness import MANIFEST, Clock
+from tests.simulation import lies
 from tests.simulation import operations as op
 from tests.simulation.invariants import Books, Broken
 from tests.simulation.machine import Killed, Machine
@@ -41,7 +35,6 @@ from tests.simulation.silos import Network, Silo, Wire
 CONFIG = new_config("fed.test", "localhost", 7443, 7444, 7445)
 OWNER = Actor(id="spiffe://fed.test/admin/owner", auth="mtls", cert_sha256="0" * 64)
 OPEN_JOBS = 3
-QUIET = structlog.make_filtering_bound_logger(50)
 TERMS = [
     "[silos]\nmin = 2\n[aggregation]\nbuffer = 2\nmax_staleness = 3\nstaleness_exponent = 0.5\n"
     "[evaluation]\nevery = 9\n",
@@ -76,7 +69,8 @@ class Federation:
         authority = open_authority(root / "life-0" / "keys", CONFIG.federation, self.clock())
         self.machine = Machine(root, CONFIG, authority, self.clock, self.random)
         self.machine.died = self._died
-        self.network = Network(self.machine, self._fault)
+        self.machine.met_full = lambda: self.fault("disk full")
+        self.network = Network(self.machine, self.fault)
         self.silos: dict[int, Silo] = {}
         self.lives: Counter[int] = Counter()
         self.jobs: list[str] = []
@@ -110,12 +104,11 @@ class Federation:
             case op.Kill():
                 self.machine.armed = operation
             case op.FullDisk(calls):
-                self.network.full = calls
-                self._fault("disk full")
+                self.machine.full = calls
             case op.StopAgent(number, torn):
                 if number in self.silos:
                     self.silos[number].restart(torn)
-                    self._fault("agent killed")
+                    self.fault("agent killed")
             case _:
                 self._with_server(operation)
 
@@ -144,9 +137,14 @@ class Federation:
             case op.Deliver(number):
                 self._silo(number, None, lambda silo, _: silo.deliver())
             case op.Duplicate(number, which, claimed_by):
-                self._duplicate(number, which, claimed_by)
+                lies.duplicate(self, number, which, claimed_by)
+            case op.Reevaluate(number, which, claimed_by):
+                lies.reevaluate(self, number, which, claimed_by)
+            case op.Export(job, selector):
+                if (name := self._job(job)) is not None:
+                    self._attempt(lambda: self.machine.core.jobs.export(OWNER, name, selector))
             case op.Forge(number, job, lie):
-                self._silo(number, job, lambda silo, name: self._forge(silo, name, lie))
+                self._silo(number, job, lambda silo, name: lies.forge(self, silo, name, lie))
             case op.Crash(power):
                 self._attempt(lambda: self.machine.die("power cut" if power else "killed while idle"))
             case op.Restart():
@@ -173,9 +171,9 @@ class Federation:
         """An administrator's call, or the server's own work. What it is refused for is its own business."""
         if self.machine.dead:
             return
-        self._expect(work)
+        self.expect(work)
 
-    def _expect(self, work: Callable[[], object]) -> None:
+    def expect(self, work: Callable[[], object]) -> None:
         """Only what a user may meet comes out of a call; a bug of ours does not."""
         try:
             work()
@@ -191,7 +189,7 @@ class Federation:
     def _silo(self, number: int, job: int | None, work: Callable[[Silo, str], None]) -> None:
         silo, name = self.silos.get(number), "" if job is None else self._job(job)
         if silo is not None and name is not None:
-            self._expect(lambda: work(silo, name))
+            self.expect(lambda: work(silo, name))
 
     def _job(self, number: int) -> str | None:
         return self.jobs[number % len(self.jobs)] if self.jobs else None
@@ -254,7 +252,7 @@ class Federation:
         chain = b""
         for _ in range(1 + again):
             if again:
-                self._fault("enrolment repeated")
+                self.fault("enrolment repeated")
             nonce = membership.begin(bundle.token_id)
             message = identity.enrolment_proof_message(bundle.token_id, nonce, csr)
             keys = [
@@ -271,77 +269,25 @@ class Federation:
     def _round(self, job: int, at_once: bool) -> None:
         if (name := self._job(job)) is None:
             return
-        for silo in self.silos.values():
-            self._expect(lambda silo=silo: silo.train_only(name))
         if at_once:
+            self._together([op.Train(number, job) for number in self.silos])
             self._together([op.Deliver(number) for number in self.silos])
         else:
             for silo in self.silos.values():
-                self._expect(silo.deliver)
-        for _ in range(3):
-            self._attempt(lambda: self.machine.core.aggregation.advance(name))
-
-    def _duplicate(self, number: int, which: int, claimed_by: int) -> None:
-        if number not in self.silos or claimed_by not in self.silos:
-            return
-        sender = self.silos[number]
-        sent = [one for one in self.network.sent if one[0] == sender.name]
-        if not sent:
-            return
-        _, update, envelope, data = sent[which % len(sent)]
-        self._fault("duplicate sent" if claimed_by == number else "duplicate under another identity")
-        wire = self.silos[claimed_by].wire
-        self._expect(lambda: wire.submit(update, envelope, 0, iter([data])))
-
-    def _forge(self, silo: Silo, job: str, lie: str) -> None:
-        task = silo.wire.next_task(job)
-        if not hasattr(task, "nonce") or task.kind != "train":
-            return
-        seen = silo.log.current()
-        assert seen is not None
-        path = self.root / "forged"
-        write_tensors(path, MANIFEST, {s.name: np.ones(s.shape, np.float32) for s in MANIFEST.specs})
-        data, agreed = path.read_bytes(), self.terms[job]
-        honest: dict[str, Any] = {
-            "update": f"forged-{self.random.randbytes(8).hex()}",
-            "federation": CONFIG.federation,
-            "job": job,
-            "lease": task.id,
-            "nonce": task.nonce,
-            "sequence": 2**40,
-            "base_version": task.view.version,
-            "base_sha256": task.view.digest,
-            "delta_sha256": canonical.sha256(data),
-            "bytes": len(data),
-            "terms_sha256": agreed.digest(),
-            "manifest_sha256": agreed.manifest_sha256,
-            "num_examples": 1 if agreed.file.silos.weighting == "examples" else None,
-            "steps": 1,
-            "release": "0.1.0",
-            "checkpoint": {"size": seen.size, "root": seen.root.hex()},
-        }
-        lies: dict[str, dict[str, Any]] = {
-            "nonce": {"nonce": "0" * 32},
-            "base": {"base_version": task.view.version + 1},
-            "digest": {"delta_sha256": "1" * 64},
-            "size": {"bytes": len(data) + 4},
-        }
-        statement = statements.UpdateStatement.model_validate(honest | lies[lie])
-        envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), silo.update_key).encode()
-        self._fault(f"forged {lie}")
-        answer = silo.wire.submit(statement.update, envelope, 0, iter([data]))
-        if not answer.reason:
-            raise Broken(f"an update with a false {lie} was admitted")
+                self.expect(lambda silo=silo: silo.train_only(name))
+            for silo in self.silos.values():
+                self.expect(silo.deliver)
+        self._attempt(lambda: any(not self.machine.core.aggregation.advance(name) for _ in range(3)))
 
     def _restart(self) -> None:
         self.machine.stop()
-        self._fault("clean restart")
+        self.fault("clean restart")
         self._start()
 
     def _restore(self) -> None:
         if not self.machine.restored_is_refused():
             raise Broken("a server started on an old database")
-        self._fault("old database restored")
+        self.fault("old database restored")
         self.machine.back_up()
 
     def _change(self, number: int, action: str) -> None:
@@ -369,12 +315,12 @@ class Federation:
             return call
 
         self.machine.together([one(part) for part in parts])
-        self._fault("batches")
+        self.fault("batches")
         self.network.lose, self.network.breaking = lose, breaking
         if broken:
             raise broken[0]
 
-    def _fault(self, kind: str) -> None:
+    def fault(self, kind: str) -> None:
         self.faults[kind] += 1
 
     def _died(self, how: str) -> None:
@@ -385,7 +331,7 @@ class Federation:
     def heal(self) -> None:
         """No faults any more; the server is up, nobody is missing, nothing is paused."""
         self.network.lose.clear()
-        self.network.breaking, self.network.full = None, 0
+        self.network.breaking, self.machine.full = None, 0
         self.machine.armed, self.outage, self.down = None, 0, 0
         self._tidy()
         for number in range(3):
@@ -399,7 +345,7 @@ class Federation:
                 self.machine.core.jobs.change(OWNER, name, "abort", "healed")
                 continue
             for silo in self.silos.values():
-                self._expect(lambda silo=silo, name=name: silo.decide(name, "approve"))
+                self.expect(lambda silo=silo, name=name: silo.decide(name, "approve"))
 
     def settle(self) -> None:
         """Run until every job has ended. Raises Stuck."""
@@ -412,7 +358,7 @@ class Federation:
             before = self.machine.core.log.checkpoint()
             for name in waiting:
                 for number in working:
-                    self._expect(lambda silo=self.silos[number], name=name: silo.turn(name))
+                    self.expect(lambda silo=self.silos[number], name=name: silo.turn(name))
                 self._attempt(lambda name=name: self.machine.core.aggregation.advance(name))
             self._tidy()
             if self.machine.core.log.checkpoint() == before:
@@ -420,7 +366,7 @@ class Federation:
         else:
             raise Stuck(f"faults have stopped, and these jobs do not complete: {self.books.open_jobs(self)}")
         for silo in self.silos.values():
-            self._expect(silo.deliver)
+            self.expect(silo.deliver)
             left = list(silo.outbox.jobs())
             if left and self.books.active(self, silo.name):
                 raise Stuck(f"{silo.name} cannot get rid of updates for {left}")
@@ -463,15 +409,4 @@ def simulate(
         shutil.rmtree(root, ignore_errors=True)
 
 
-def quiet() -> None:
-    """What the simulation needs of its process: nothing logs, a few bytes are a sync's worth, terms are parsed once."""
-    structlog.configure(wrapper_class=QUIET)
-    server.spool.SYNC_EVERY = 128
-    parse: Any = lru_cache(256)(
-        terms.parse_terms
-    )  # pure; half of a decision's time when a model has 15 numbers
-    for module in (aggregation, intake, jobs, lifecycle, records, scheduling, approval):
-        module.parse_terms = parse  # type: ignore[attr-defined]
-
-
-__all__ = ["Broken", "Federation", "Reason", "Stuck", "Wire", "quiet", "simulate", "template"]
+__all__ = ["Broken", "Federation", "Reason", "Stuck", "Wire", "simulate", "template"]
