@@ -10,7 +10,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.wire import dsse, statements
 from anabranch.wire.tensors import Manifest, parse_manifest
 from server.core.admission import JobFacts, LeaseFacts
-from server.state.tables import decisions, jobs, keys, leases, silos, versions
+from server.state.tables import decisions, jobs, keys, leases, named, silos, versions
 
 
 def verify_silo_signature(connection: Connection, silo: str, purpose: str, envelope: dsse.Envelope) -> bytes:
@@ -79,6 +79,12 @@ def version_row(connection: Connection, job: str, number: int) -> Any:
     """The row of a version, or None."""
     query = select(versions).where(versions.c.job == job, versions.c.number == number)
     return connection.execute(query).first()
+
+
+def kept(connection: Connection, digest: str) -> bool:
+    """Whether the log names this content without saying that it was pruned."""
+    query = select(named.c.digest).where(named.c.digest == digest, named.c.pruned.is_(None))
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def decision_of(connection: Connection, job: str, silo: str) -> str:

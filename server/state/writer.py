@@ -26,9 +26,11 @@ from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Unavaila
 from anabranch.tlog.entry import Actor, Outcome, Sealed, Sig, Target
 from anabranch.tlog.receipt import Receipt
 from server.audit.log import node_reader, receipt_for
+from server.audit.objects import named
 from server.audit.register import CheckpointRegister
 from server.audit.sequencer import EntryWriter, Sequencer
 from server.gaps import Reached, nothing
+from server.state import tables
 from server.state.tables import epoch
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class Transaction:
     _entries: list[Logged]
     _first: int  # log index of the first entry of the batch
     _encode: EntryWriter
+    _holds: Callable[[str], bool]  # whether the blob of a digest is stored
 
     def log(
         self,
@@ -82,7 +85,10 @@ class Transaction:
         sealed: Sealed | None = None,
         sigs: Sequence[Sig] = (),
     ) -> int:
-        """Append one entry in this transaction; return its log index. Raises Misuse outside the closed schema."""
+        """Append one entry in this transaction; return its log index.
+
+        Raises Misuse outside the closed schema, Unavailable when content it names was removed since it was stored.
+        """
         outcome = Outcome(status=status, reason=reason)
         data = self._encode(
             type,
@@ -95,8 +101,15 @@ class Transaction:
             sealed=sealed,
             sigs=sigs,
         )
+        index = self._first + len(self._entries)
+        for digest in named(type, detail, sigs):
+            if not self._holds(digest):
+                raise Unavailable(
+                    f"{digest[:12]}… was removed as pruned content while it arrived; send it again"
+                )
+            self.connection.execute(insert(tables.named).values(digest=digest, entry=index))
         self._entries.append(Logged(type, job, detail, data))
-        return self._first + len(self._entries) - 1
+        return index
 
 
 @dataclass
@@ -118,6 +131,7 @@ class Writer:
         sequencer: Sequencer,
         register: CheckpointRegister,
         my_epoch: int,
+        holds: Callable[[str], bool],
         clock: Callable[[], float],
         reached: Reached = nothing,
         watch: Watcher = lambda entry: None,
@@ -127,6 +141,7 @@ class Writer:
         self._register = register
         self._registered = register.read()
         self._epoch = my_epoch
+        self._holds = holds
         self._clock = clock
         self._reached = reached
         self._watch = watch
@@ -242,7 +257,9 @@ class Writer:
         mark = len(fresh)
         savepoint = connection.begin_nested()
         try:
-            transaction = Transaction(connection, self._clock(), fresh, first, self._sequencer.encode)
+            transaction = Transaction(
+                connection, self._clock(), fresh, first, self._sequencer.encode, self._holds
+            )
             job.value = job.decide(transaction)
         except (IntegrityError, DataError) as error:
             logger.exception("a decision broke a constraint", label=job.label)
