@@ -78,12 +78,12 @@ def _seals(report: Document) -> Iterable[str]:
         yield _seal(True, f"{verify['signatures']} signatures of silos", "")
     if replay is None:
         yield '<li class="none">Models not recomputed</li>'
-    elif replay["digest_only"] and not replay["different"]:
+    elif replay["different"] or replay["missing"]:
+        yield _seal(False, "", "Replay failed")
+    elif replay["digest_only"]:
         yield f'<li class="none">{replay["exact"]} versions recomputed, {len(replay["digest_only"])} on digests only</li>'
     else:
-        yield _seal(
-            not replay["different"], f"{replay['exact']} versions recomputed bit for bit", "Replay failed"
-        )
+        yield _seal(True, f"{replay['exact']} versions recomputed bit for bit", "")
     if any("--vkey" in note for note in verify["notes"]):
         yield '<li class="none">Key taken from the export</li>'
 
@@ -263,7 +263,9 @@ def _certificate(report: Document, one: Document) -> str:
         for silo in one["silos"]
     )
     heads = ("silo", "share", "updates", "most versions late", "approved these terms|words")
-    kind = {"exact": "", "differs": ' class="bad"'}.get(replay["verdict"], ' class="none"')
+    kind = {"exact": "", "differs": ' class="bad"', "missing": ' class="bad"'}.get(
+        replay["verdict"], ' class="none"'
+    )
     return f"""<section class="certificate">
 <p class="eyebrow">Certificate of a model</p>
 <h2>{escape(one["job"])}, version {one["version"]}: {escape(one["file"])}</h2>
@@ -286,13 +288,14 @@ def _rule(terms: Document) -> str:
 
 def _footer(report: Document) -> str:
     log, verify = report["log"], report["verify"]
+    pruned = sum(one["pruned"] is not None for one in verify["objects"]["digest_only"])
     facts = {
         "log": log["origin"],
         "key": verify["log"]["vkey"],
         "entries": str(log["size"]),
         "root": log["root"],
-        "objects": f"{verify['objects']['match']} match their digests; not in the export, on their digests only:"
-        f" {len(verify['objects']['digest_only'])}",
+        "objects": f"{verify['objects']['match']} match their digests; on their digests only: {pruned} pruned, as the log"
+        f" says, {len(verify['objects']['digest_only']) - pruned} not in the export",
         "receipts": f"{verify['receipts']} kept by silos are in the log"
         if verify["receipts"]
         else "none given",

@@ -10,6 +10,7 @@ from anabranch.wire import canonical
 from auditor import lineage
 from auditor.dossier import Dossier
 from auditor.gaps import Gap
+from auditor.history import Job
 from auditor.report import Report
 from auditor.view import plain, verified
 from auditor.words import tail, when, who
@@ -32,6 +33,7 @@ def traced(report: Report, found: lineage.Lineage) -> RenderableType:
             "submitted": f"entry {job.index}, {job.time}, by {who(job.owner)}",
             "terms": job.submitted.terms_sha256 + ("" if job.terms else " (not in the export)"),
             "code": job.submitted.archive_sha256,
+            **_pruned(job, chosen.version),
         }
     )
     steps = _table("version", "update", "silo", "entry", "base", "late", "weight", "coefficient", "closed by")
@@ -61,6 +63,13 @@ def traced(report: Report, found: lineage.Lineage) -> RenderableType:
 def _closed(step: lineage.Step) -> str:
     absent = f", without {', '.join(step.absent)}" if step.absent else ""
     return {"full": "a full buffer", "max_wait": "its deadline"}[step.closed_by] + absent
+
+
+def _pruned(job: Job, version: int) -> dict[str, str]:
+    """Content behind the digests that is not kept any more."""
+    gone = [f"its snapshot, says entry {job.pruned[version]}"] if version in job.pruned else []
+    gone += [f"the deltas of its updates, says entry {job.deltas_pruned}"] if job.deltas_pruned >= 0 else []
+    return {"pruned": "; ".join(gone)} if gone else {}
 
 
 def _shares(found: lineage.Lineage) -> RenderableType:
