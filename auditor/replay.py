@@ -75,7 +75,7 @@ class Replay:
     def document(self) -> dict[str, Any]:
         """For `--json`."""
         return {
-            "steps": len(self.steps),
+            "replayed": self.exact + len(self.different),
             "exact": self.exact,
             "different": [
                 {"job": one.job, "version": one.version, "first": one.differs} for one in self.different

@@ -79,7 +79,7 @@ def _window_is_over(entry: Entry, job: Job, until: float) -> None:
 
 
 def _numbers(job: Job, detail: RetentionPruned) -> Iterator[int]:
-    for span in detail.versions or ():
+    for span in detail.versions:
         if span.last > job.head:
             raise Broken(f"prunes version {span.last}, which was not published")
         yield from range(span.first, span.last + 1)

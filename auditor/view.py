@@ -64,7 +64,7 @@ def replayed(report: Report, done: Replay | None) -> RenderableType:
         " pruned, says the log"
         for one in done.digest_only[:SHOWN]
     ]
-    count = len(done.steps) - len(done.digest_only)
+    count = len(done.steps) - len(done.digest_only)  # those that are missing count: they should be exact
     colour = "green" if done.ok else "red"
     rest = f"; {len(done.digest_only)} more rest on digests only" if done.digest_only else ""
     said = (

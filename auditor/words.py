@@ -56,7 +56,7 @@ RULES = {"updates": "its end and last release", "snapshots": "they were supersed
 
 def pruned(detail: RetentionPruned) -> str:
     """`snapshots of versions 1 to 4, 6`; `deltas of all updates`."""
-    if detail.versions is None:
+    if not detail.versions:
         return "deltas of all updates"
     runs = [
         str(one.first) if one.first == one.last else f"{one.first} to {one.last}" for one in detail.versions

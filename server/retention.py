@@ -132,7 +132,7 @@ def _prune(tx: Transaction, observer: Actor, job_id: str) -> list[str]:
             of = (versions.c.job == job_id, versions.c.number.between(first, last))
             _mark(tx, entries[-1], named.c.entry.in_(select(versions.c.entry).where(*of)))
     if found.deltas:
-        entries.append(_log(tx, observer, job, found, {"kind": "deltas"}))
+        entries.append(_log(tx, observer, job, found, {"kind": "deltas", "versions": []}))
         of = (updates.c.job == job_id, updates.c.status.in_(("merged", "retired")))
         mine = select(updates.c.delta, updates.c.entry).where(*of)
         _mark(tx, entries[-1], tuple_(named.c.digest, named.c.entry).in_(mine))

@@ -333,11 +333,11 @@ class RetentionPruned(BaseModel, extra="forbid", frozen=True):
     kind: Literal["snapshots", "deltas"]  # "deltas": of every update of the job, which has ended
     rule: Literal["updates", "snapshots"]  # the key of the terms' [retention] whose time is over
     seconds: Count  # what the terms say there, rounded down
-    versions: Annotated[tuple[Span, ...], Field(min_length=1, max_length=SPANS)] | None = None
+    versions: Annotated[tuple[Span, ...], Field(max_length=SPANS)]  # whose snapshots; none for deltas
 
     @model_validator(mode="after")
     def _names_versions(self) -> "RetentionPruned":
-        if (self.versions is None) != (self.kind == "deltas"):
+        if bool(self.versions) != (self.kind == "snapshots"):
             raise ValueError("snapshots are of versions, deltas of all updates of a job")
         return self
 

@@ -48,7 +48,7 @@ def judged(parser, data):
 
 def test_the_story_tells_nearly_every_type(leaves):
     told = {json.loads(data)["type"] for data in leaves.book.entries}
-    assert set(DETAILS) - told <= {"model.encoded", "job.aborted"}
+    assert set(DETAILS) - told <= {"model.encoded", "job.aborted", "retention.pruned"}
 
 
 def test_revived_entries_are_the_parsed_ones(leaves):

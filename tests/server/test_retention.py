@@ -123,7 +123,7 @@ def test_a_running_job_loses_old_snapshots_but_no_base_of_a_lease(server: Server
     assert [(one.kind, one.rule, one.seconds) for one in pruned(server)] == [
         ("snapshots", "snapshots", 7 * DAY)
     ]
-    assert [vars(span) for span in pruned(server)[0].versions or ()] == [{"first": 2, "last": 2}]
+    assert [vars(span) for span in pruned(server)[0].versions] == [{"first": 2, "last": 2}]
     holds = server.core.blobs.holds
     assert [holds(parameters(server, job, n)) for n in range(4)] == [True, True, False, True]
     assert server.core.jobs.model("b", job, held.view.digest).path.exists()
