@@ -24,6 +24,7 @@ test: $(BIN)/.ready  ## the tests
 
 soak: $(BIN)/.ready  ## a long deterministic simulation: UPDATES=1000000 make soak
 	$(BIN)/python -m pytest -m soak tests/simulation
+	$(BIN)/python -m pytest -m soak tests/auditor
 	$(BIN)/python -m tests.simulation.soak --updates $(or $(UPDATES),100000) --seed $(or $(SEED),0)
 
 check: $(BIN)/.ready  ## ruff, mypy, floors, generated code and pages

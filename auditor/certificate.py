@@ -12,6 +12,7 @@ from auditor.export import Export
 from auditor.history import HandedOut, History, Job
 from auditor.lineage import Chosen
 from auditor.replay import Replay
+from auditor.retention import not_kept
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def certify(export: Export, history: History, release: Release, replay: Replay |
             "closed_by_deadline": sum(step.closed_by == "max_wait" for step in found.steps),
             "evaluated_by": sorted(found.version.evaluated),
         },
+        "not_kept": not_kept(job, chosen.version),
         "replay": _replayed(chosen, replay),
     }
 

@@ -18,7 +18,10 @@ ROWS = 2000  # of a chapter; report.json has all
 CHAPTERS = {
     "approvals": ("Approvals", "What each silo decided about a job, signed with its approver key."),
     "identity": ("Identity", "Who was invited, enrolled, certified and revoked."),
-    "admin": ("Administration", "Jobs submitted, started and changed, models judged and handed out."),
+    "admin": (
+        "Administration",
+        "Jobs submitted, started and changed, models judged and handed out, content no longer kept.",
+    ),
     "incidents": (
         "Incidents",
         "Restarts of the server, silos that fell silent, work given back, callers turned away, clocks set back.",
@@ -102,8 +105,17 @@ def _figures(report: Document) -> str:
         "updates refused": sum(one["count"] for one in report["refusals"]),
         "incidents": len(report["incidents"]),
     }
-    cells = "".join(f"<div><dd>{value}</dd><dt>{escape(name)}</dt></div>" for name, value in figures.items())
+    cells = "".join(
+        f"<div><dd>{value}</dd><dt>{_number(name, value)}</dt></div>" for name, value in figures.items()
+    )
     return f'<dl class="figures">{cells}</dl>'
+
+
+def _number(name: str, count: int) -> str:
+    """`updates merged` → `update merged` when it is one."""
+    first, _, rest = name.partition(" ")
+    one = {"entries": "entry"}.get(first, first.removesuffix("s"))
+    return escape(f"{one if count == 1 else first} {rest}".rstrip())
 
 
 def _attention(report: Document) -> str:
@@ -175,7 +187,9 @@ def _count(value: int, bad: bool = False) -> str:
 
 
 def _late(value: float | None) -> str:
-    return '<td class="zero">–</td>' if value is None else f"<td>{value:g}</td>"
+    if value is None:
+        return '<td class="zero">–</td>'
+    return f"<td>{value:.2f}</td>" if isinstance(value, float) else f"<td>{value}</td>"
 
 
 def _refusals(report: Document) -> str:
@@ -249,6 +263,7 @@ def _certificate(report: Document, one: Document) -> str:
         "made of": f"{counts['updates']} updates in {counts['versions']} versions, "
         f"{counts['closed_by_deadline']} closed at their deadline",
         "evaluated by": ", ".join(counts["evaluated_by"]) or "nobody",
+        "not kept": "; ".join(one["not_kept"]) or "nothing was pruned",
         "gave nothing": ", ".join(one["approved_without_updates"]) or "nobody who approved",
     }
     listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())

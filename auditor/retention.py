@@ -85,6 +85,14 @@ def _numbers(job: Job, detail: RetentionPruned) -> Iterator[int]:
         yield from range(span.first, span.last + 1)
 
 
+def not_kept(job: Job, version: int) -> list[str]:
+    """Content behind the digests of a version that is not kept any more, in words."""
+    gone = [f"its snapshot, says entry {job.pruned[version]}"] if version in job.pruned else []
+    return gone + (
+        [f"the deltas of its updates, says entry {job.deltas_pruned}"] if job.deltas_pruned >= 0 else []
+    )
+
+
 def pruned_objects(history: History) -> dict[str, int]:
     """Digest → entry that says it is not kept any more. What anything else names is kept."""
     gone: dict[str, int] = {}

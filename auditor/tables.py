@@ -10,8 +10,8 @@ from anabranch.wire import canonical
 from auditor import lineage
 from auditor.dossier import Dossier
 from auditor.gaps import Gap
-from auditor.history import Job
 from auditor.report import Report
+from auditor.retention import not_kept
 from auditor.view import plain, verified
 from auditor.words import tail, when, who
 
@@ -33,7 +33,7 @@ def traced(report: Report, found: lineage.Lineage) -> RenderableType:
             "submitted": f"entry {job.index}, {job.time}, by {who(job.owner)}",
             "terms": job.submitted.terms_sha256 + ("" if job.terms else " (not in the export)"),
             "code": job.submitted.archive_sha256,
-            **_pruned(job, chosen.version),
+            "not kept": "; ".join(not_kept(job, chosen.version)) or "nothing was pruned",
         }
     )
     steps = _table("version", "update", "silo", "entry", "base", "late", "weight", "coefficient", "closed by")
@@ -62,14 +62,7 @@ def traced(report: Report, found: lineage.Lineage) -> RenderableType:
 
 def _closed(step: lineage.Step) -> str:
     absent = f", without {', '.join(step.absent)}" if step.absent else ""
-    return {"full": "a full buffer", "max_wait": "its deadline"}[step.closed_by] + absent
-
-
-def _pruned(job: Job, version: int) -> dict[str, str]:
-    """Content behind the digests that is not kept any more."""
-    gone = [f"its snapshot, says entry {job.pruned[version]}"] if version in job.pruned else []
-    gone += [f"the deltas of its updates, says entry {job.deltas_pruned}"] if job.deltas_pruned >= 0 else []
-    return {"pruned": "; ".join(gone)} if gone else {}
+    return {"full": "full", "max_wait": "deadline"}[step.closed_by] + absent
 
 
 def _shares(found: lineage.Lineage) -> RenderableType:
@@ -157,7 +150,10 @@ def _facts(rows: Mapping[str, str]) -> RenderableType:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+        narrow = name in ("update", "coefficient")
+        table.add_column(
+            name, justify="right" if name in _NUMBERS else "left", overflow="fold", no_wrap=narrow
+        )
     return table
 
 
