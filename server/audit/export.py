@@ -30,7 +30,8 @@ README = """This directory is an export of an Anabranch audit log. It needs no s
 
 LOG_VKEY is the log's verifier key, which every silo pinned at enrolment (identity/federation.json); keys/log.vkey is a
 copy for convenience and proves nothing by itself. Formats: C2SP tlog-checkpoint and tlog-tiles, RFC 6962, RFC 8785.
-objects/ holds what entries name by SHA-256: job terms, code, model versions, deltas and signed statements.
+objects/ holds what entries name by SHA-256: job terms, code, model versions, deltas and signed statements, but for
+evaluations, which are private, and for what entries of type retention.pruned say is not kept any more.
 """
 
 
