@@ -121,7 +121,10 @@ class Stop(BaseModel, extra="forbid", frozen=True):
 
 
 class Retention(BaseModel, extra="forbid", frozen=True):
-    updates: str = "30d"  # after the job has ended; replay covers this window
+    """How long the server keeps what only a reviewer needs. The head and the best version stay."""
+
+    updates: str = "30d"  # after the job has ended and a model of it was last handed out: replay covers this
+    snapshots: str = "7d"  # of a version after the next one was published: replay recomputes it
 
 
 class JobFile(BaseModel, extra="forbid", frozen=True):
@@ -142,6 +145,7 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
             self.training.progress_timeout,
             self.aggregation.max_wait,
             self.retention.updates,
+            self.retention.snapshots,
         ):
             if not 0 <= seconds(text) <= LONGEST:
                 raise ValueError(f"{text!r} is not a duration between 0 s and ten years")

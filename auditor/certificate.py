@@ -12,6 +12,7 @@ from auditor.export import Export
 from auditor.history import HandedOut, History, Job
 from auditor.lineage import Chosen
 from auditor.replay import Replay
+from auditor.retention import not_kept
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def certify(export: Export, history: History, release: Release, replay: Replay |
             "closed_by_deadline": sum(step.closed_by == "max_wait" for step in found.steps),
             "evaluated_by": sorted(found.version.evaluated),
         },
+        "not_kept": not_kept(job, chosen.version),
         "replay": _replayed(chosen, replay),
     }
 
@@ -97,22 +99,29 @@ def _idle(found: lineage.Lineage) -> list[str]:
 
 
 def _replayed(chosen: Chosen, replay: Replay | None) -> dict[str, Any]:
-    """`verdict`: exact | partly | digests | differs | none."""
+    """`verdict`: exact | partly | digests (the log says why) | differs | missing (it does not) | none."""
     if replay is None:
         return {"verdict": "none", "words": "not recomputed in this report"}
     steps = [one for one in replay.steps if one.job == chosen.job and one.version <= chosen.version]
-    exact, missing = sum(one.exact for one in steps), [one for one in steps if one.missing]
-    counts = {"steps": len(steps), "exact": exact, "digest_only": [one.version for one in missing]}
+    exact, pruned = sum(one.exact for one in steps), [one for one in steps if one.pruned]
+    missing = [one for one in steps if one.missing]
+    counts = {
+        "steps": len(steps),
+        "exact": exact,
+        "digest_only": [one.version for one in pruned],
+        "missing": [one.version for one in missing],
+    }
     different = [one for one in steps if one.differs]
     if different:
         words = f"version {different[0].version} differs: {different[0].differs}"
         return {"verdict": "differs", "words": words, **counts}
-    if not missing:
+    if missing:
+        words = f"version {missing[0].version} cannot be recomputed: {missing[0].missing[0]} is missing"
+        return {"verdict": "missing", "words": words, **counts}
+    if not pruned:
         words = f"all {exact} steps recomputed bit for bit" if steps else "as its owner submitted it, no step"
         return {"verdict": "exact", "words": words, **counts}
-    versions = (
-        f"{missing[0].version} to {missing[-1].version}" if len(missing) > 1 else f"{missing[0].version}"
-    )
-    rest = f"{len(missing)} rest on digests only (version {versions})"
+    versions = f"{pruned[0].version} to {pruned[-1].version}" if len(pruned) > 1 else f"{pruned[0].version}"
+    rest = f"{len(pruned)} rest on digests only (version {versions}), their inputs pruned as the terms and the log say"
     words = f"{exact} of {len(steps)} steps recomputed bit for bit; {rest}"
     return {"verdict": "partly" if exact else "digests", "words": words, **counts}

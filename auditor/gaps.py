@@ -5,6 +5,7 @@
 lease may be at work, an invitation on its way, a silo away; a log that is exported again later may close it.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ def find_gaps(report: Report, history: History) -> list[Gap]:
         if one.step == 5
     ]
     waiting = [*_silos(history), *_leases(history), *_updates(history)]
+    waiting += _unexplained(report)
     for name, job in history.jobs.items():
         waiting += [*_job(history, name, job), *_evaluations(name, job)]
     return broken + sorted(waiting, key=lambda gap: gap.entry or 0)
@@ -99,6 +101,15 @@ def _job(history: History, name: str, job: Job) -> Iterator[Gap]:
     undecided = ", ".join(sorted(active - job.decisions.keys())) or "nobody"
     what = f"job {name} waits to start: {len(approved)}{least} have approved; {undecided} has not decided"
     yield Gap("open", "job not started", job.index, what)
+
+
+def _unexplained(report: Report) -> Iterator[Gap]:
+    """Content that is not in the export though no entry says it was pruned; evaluations are private and left out."""
+    lost = [one for one in report.missing if one.pruned is None and one.kind != "evaluation statements"]
+    for kind, count in Counter(one.kind for one in lost).items():
+        some = [one.what for one in lost if one.kind == kind][:3]
+        what = f"{count} {kind} are not in the export, and no entry says they were pruned: {', '.join(some)}"
+        yield Gap("open", "content not in the export", None, what + (", …" if count > len(some) else ""))
 
 
 def _evaluations(name: str, job: Job) -> Iterator[Gap]:

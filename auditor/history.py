@@ -90,6 +90,7 @@ class Job:
     resumed: bool = False  # it may wait for approvals again
     started: int = -1  # newest job.started
     ended: int = -1  # job.completed or job.aborted
+    ended_at: str = ""  # its time
     reason: str = ""  # of the newest change
     decisions: dict[str, str] = field(default_factory=dict)  # silo → approved | denied | withdrawn
     record: list[Decision] = field(default_factory=list)
@@ -100,6 +101,8 @@ class Job:
     )  # version → entry, detail
     best: int | None = None  # newest model.best
     handed_out: list[HandedOut] = field(default_factory=list)
+    pruned: dict[int, int] = field(default_factory=dict)  # version → entry that says its snapshot is gone
+    deltas_pruned: int = -1  # entry that says the same of the deltas of all its updates
 
     @property
     def head(self) -> int:

@@ -81,7 +81,7 @@ class Jobs:
         if job.resumed:  # with too few approvals it waits again
             job.status = "running" if job.started >= 0 else "waiting"
         if status in ENDED:
-            job.ended = index
+            job.ended, job.ended_at = index, entry.time
             for silo in job.decisions:
                 self._history.end_all(silo, entry.job, "ended with its job")
         require(detail.head == job.head, f"logs head {detail.head}, but the head is {job.head}")

@@ -35,6 +35,8 @@ class Leases:
         self._standing.active(detail.silo)
         self._jobs.approved(entry, job, detail.silo)
         version = version_of(job, detail.version)
+        if detail.version in job.pruned:
+            raise Broken(f"hands out version {detail.version}, which was pruned")
         if detail.view_sha256 not in (version.parameters, *job.views.get(detail.version, ())):
             raise Broken(f"hands out {detail.view_sha256} as version {detail.version}")
 

@@ -5,7 +5,7 @@ lease   issued → one update, one evaluation, one refusal, or released; or it e
 update  received → merged into exactly one version | retired
 version aggregation.performed → model.published, numbers dense, each the child of the one before
 
-Silos, certificates and the server itself are judged in `standing`.
+Silos, certificates and the server itself are judged in `standing`, what is no longer kept in `retention`.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from anabranch.tlog.details import (
     ModelEvaluated,
     ModelExported,
     ModelPublished,
+    RetentionPruned,
     ServerStarted,
     SiloEnrolled,
     SiloInvited,
@@ -43,6 +44,7 @@ from auditor.broken import Broken, require, same
 from auditor.history import HandedOut, History, Update, Version
 from auditor.jobs import Jobs, version_of
 from auditor.leases import Leases
+from auditor.retention import Retention
 from auditor.signatures import Statement
 from auditor.standing import Standing
 
@@ -83,6 +85,7 @@ class LifeCycle:
             ModelEvaluated: self._evaluated,
             ModelBest: self._best,
             ModelExported: self._exported,
+            RetentionPruned: Retention(self.history, jobs).pruned,
         }
 
     def see(self, index: int, entry: Entry, statement: Statement | None) -> None:
@@ -253,3 +256,4 @@ class LifeCycle:
         job.handed_out.append(HandedOut(index, entry.time, entry.actor.id, *said))
         own = {version.parameters, version.ema}
         require(detail.sha256 in own, f"hands out {detail.sha256}, which is not version {detail.version}")
+        require(detail.version not in job.pruned, f"hands out version {detail.version}, which was pruned")

@@ -136,6 +136,10 @@ def document(found: Lineage) -> dict[str, Any]:
         "submitted": {"entry": job.index, "time": job.time, "by": job.owner},
         "terms": {"sha256": job.submitted.terms_sha256, "in_export": job.terms is not None},
         "code_sha256": job.submitted.archive_sha256,
+        "pruned": {
+            "snapshot_entry": job.pruned.get(found.chosen.version),
+            "deltas_entry": job.deltas_pruned if job.deltas_pruned >= 0 else None,
+        },
         "approvals": [
             {
                 "silo": one.silo,

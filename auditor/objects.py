@@ -1,7 +1,7 @@
 """Objects: files named by the digest of their bytes, and the sealed facts an export opens."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from anabranch.errors import AnabranchError, Refused
@@ -45,8 +45,10 @@ class Named:
             self.objects.setdefault(digest, (kind, what))
 
 
-def check(export: Export, named: Named, report: Report, progress: Progress) -> None:
-    """Hash everything that is there, list what is not."""
+def check(
+    export: Export, named: Named, pruned: Mapping[str, int], report: Report, progress: Progress
+) -> None:
+    """Hash everything that is there, list what is not. `pruned`: digest → the entry that says why it is not."""
     present = dict(export.objects())
     total, done = sum(present.values()), 0
 
@@ -66,7 +68,9 @@ def check(export: Export, named: Named, report: Report, progress: Progress) -> N
             report.find(6, f"objects/{digest}", str(refusal))
     report.object_bytes = done
     report.missing = [
-        Missing(digest, *words) for digest, words in named.objects.items() if digest not in present
+        Missing(digest, *words, pruned.get(digest))
+        for digest, words in named.objects.items()
+        if digest not in present
     ]
     unnamed = len(present.keys() - named.objects.keys())
     if unnamed:

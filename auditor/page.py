@@ -18,7 +18,10 @@ ROWS = 2000  # of a chapter; report.json has all
 CHAPTERS = {
     "approvals": ("Approvals", "What each silo decided about a job, signed with its approver key."),
     "identity": ("Identity", "Who was invited, enrolled, certified and revoked."),
-    "admin": ("Administration", "Jobs submitted, started and changed, models judged and handed out."),
+    "admin": (
+        "Administration",
+        "Jobs submitted, started and changed, models judged and handed out, content no longer kept.",
+    ),
     "incidents": (
         "Incidents",
         "Restarts of the server, silos that fell silent, work given back, callers turned away, clocks set back.",
@@ -78,12 +81,12 @@ def _seals(report: Document) -> Iterable[str]:
         yield _seal(True, f"{verify['signatures']} signatures of silos", "")
     if replay is None:
         yield '<li class="none">Models not recomputed</li>'
-    elif replay["digest_only"] and not replay["different"]:
+    elif replay["different"] or replay["missing"]:
+        yield _seal(False, "", "Replay failed")
+    elif replay["digest_only"]:
         yield f'<li class="none">{replay["exact"]} versions recomputed, {len(replay["digest_only"])} on digests only</li>'
     else:
-        yield _seal(
-            not replay["different"], f"{replay['exact']} versions recomputed bit for bit", "Replay failed"
-        )
+        yield _seal(True, f"{replay['exact']} versions recomputed bit for bit", "")
     if any("--vkey" in note for note in verify["notes"]):
         yield '<li class="none">Key taken from the export</li>'
 
@@ -102,8 +105,17 @@ def _figures(report: Document) -> str:
         "updates refused": sum(one["count"] for one in report["refusals"]),
         "incidents": len(report["incidents"]),
     }
-    cells = "".join(f"<div><dd>{value}</dd><dt>{escape(name)}</dt></div>" for name, value in figures.items())
+    cells = "".join(
+        f"<div><dd>{value}</dd><dt>{_number(name, value)}</dt></div>" for name, value in figures.items()
+    )
     return f'<dl class="figures">{cells}</dl>'
+
+
+def _number(name: str, count: int) -> str:
+    """`updates merged` → `update merged` when it is one."""
+    first, _, rest = name.partition(" ")
+    one = {"entries": "entry"}.get(first, first.removesuffix("s"))
+    return escape(f"{one if count == 1 else first} {rest}".rstrip())
 
 
 def _attention(report: Document) -> str:
@@ -175,7 +187,9 @@ def _count(value: int, bad: bool = False) -> str:
 
 
 def _late(value: float | None) -> str:
-    return '<td class="zero">–</td>' if value is None else f"<td>{value:g}</td>"
+    if value is None:
+        return '<td class="zero">–</td>'
+    return f"<td>{value:.2f}</td>" if isinstance(value, float) else f"<td>{value}</td>"
 
 
 def _refusals(report: Document) -> str:
@@ -249,6 +263,7 @@ def _certificate(report: Document, one: Document) -> str:
         "made of": f"{counts['updates']} updates in {counts['versions']} versions, "
         f"{counts['closed_by_deadline']} closed at their deadline",
         "evaluated by": ", ".join(counts["evaluated_by"]) or "nobody",
+        "not kept": "; ".join(one["not_kept"]) or "nothing was pruned",
         "gave nothing": ", ".join(one["approved_without_updates"]) or "nobody who approved",
     }
     listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
@@ -263,7 +278,9 @@ def _certificate(report: Document, one: Document) -> str:
         for silo in one["silos"]
     )
     heads = ("silo", "share", "updates", "most versions late", "approved these terms|words")
-    kind = {"exact": "", "differs": ' class="bad"'}.get(replay["verdict"], ' class="none"')
+    kind = {"exact": "", "differs": ' class="bad"', "missing": ' class="bad"'}.get(
+        replay["verdict"], ' class="none"'
+    )
     return f"""<section class="certificate">
 <p class="eyebrow">Certificate of a model</p>
 <h2>{escape(one["job"])}, version {one["version"]}: {escape(one["file"])}</h2>
@@ -286,13 +303,14 @@ def _rule(terms: Document) -> str:
 
 def _footer(report: Document) -> str:
     log, verify = report["log"], report["verify"]
+    pruned = sum(one["pruned"] is not None for one in verify["objects"]["digest_only"])
     facts = {
         "log": log["origin"],
         "key": verify["log"]["vkey"],
         "entries": str(log["size"]),
         "root": log["root"],
-        "objects": f"{verify['objects']['match']} match their digests; not in the export, on their digests only:"
-        f" {len(verify['objects']['digest_only'])}",
+        "objects": f"{verify['objects']['match']} match their digests; on their digests only: {pruned} pruned, as the log"
+        f" says, {len(verify['objects']['digest_only']) - pruned} not in the export",
         "receipts": f"{verify['receipts']} kept by silos are in the log"
         if verify["receipts"]
         else "none given",

@@ -4,8 +4,9 @@ One step takes what the log says it took: the head's files, the deltas in their 
 result must have the published digests. Scalars that any machine computes alike are recomputed and must be equal; the
 few that are not are taken from the log and checked within a tolerance (`anabranch.rules.profile`).
 
-A step whose inputs the export does not hold rests on digests only: its inputs and its result are named, not recomputed.
-The head's files may also be the ones the step before has just reproduced.
+The head's files may also be the ones the step before has just reproduced. A step whose inputs are not there is not
+recomputed. If the log says that they were pruned it rests on digests only, which is no fault: its inputs and its result
+are named, as long as anybody keeps the log. If the log does not say so, something is missing.
 """
 
 import math
@@ -29,19 +30,21 @@ from anabranch.wire.statements import parse_update
 from anabranch.wire.tensors import TensorFile, TensorWriter
 from auditor.export import Export
 from auditor.history import History, Job, Version
+from auditor.retention import pruned_objects
 
 PARTS = ("parameters", "optimizer", "ema")
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What became of one step. Exactly one of `exact`, `differs` and `missing` holds."""
+    """What became of one step. Exactly one of `exact`, `differs`, `pruned` and `missing` holds."""
 
     job: str
     version: int
     exact: bool = False
     differs: str = ""  # the first difference, in words
-    missing: tuple[str, ...] = ()  # what the export does not hold
+    pruned: tuple[str, ...] = ()  # inputs that are not kept any more, says the log
+    missing: tuple[str, ...] = ()  # what should be there and is not
 
 
 @dataclass
@@ -58,30 +61,41 @@ class Replay:
 
     @property
     def digest_only(self) -> list[Replayed]:
+        return [one for one in self.steps if one.pruned]
+
+    @property
+    def missing(self) -> list[Replayed]:
         return [one for one in self.steps if one.missing]
 
     @property
     def ok(self) -> bool:
-        """No step differs, and if there are steps at least one could be recomputed."""
-        return not self.different and (not self.steps or self.exact > 0)
+        """Every step is exact, or its inputs were pruned and the log says so."""
+        return not self.different and not self.missing
 
     def document(self) -> dict[str, Any]:
         """For `--json`."""
         return {
-            "replayed": len(self.steps) - len(self.digest_only),
+            "replayed": self.exact + len(self.different),
             "exact": self.exact,
             "different": [
                 {"job": one.job, "version": one.version, "first": one.differs} for one in self.different
             ],
             "digest_only": [
-                {"job": one.job, "version": one.version, "missing": list(one.missing)}
+                {"job": one.job, "version": one.version, "pruned": list(one.pruned)}
                 for one in self.digest_only
+            ],
+            "missing": [
+                {"job": one.job, "version": one.version, "missing": list(one.missing)} for one in self.missing
             ],
         }
 
 
 class _Missing(Exception):
-    """The export does not hold what is needed; the arguments name it."""
+    """What is needed is not there; the arguments name it."""
+
+
+class _Pruned(Exception):
+    """The same, and the log says that it is not kept any more."""
 
 
 class _Differs(Exception):
@@ -100,12 +114,12 @@ def replay(
     Takes room for two versions with their optimizer state and average below `scratch` (default: the system's
     temporary directory). Nothing is raised for what is wrong with the export.
     """
-    found = Replay()
+    found, pruned = Replay(), pruned_objects(history)
     jobs = {name: job for name, job in history.jobs.items() if only in (None, name)}
     total = sum(len(job.steps) for job in jobs.values())
     for name, job in jobs.items():
         with tempfile.TemporaryDirectory(prefix="anabranch-replay-", dir=scratch) as directory:
-            for one in _replay_job(export, history, name, job, Path(directory)):
+            for one in _replay_job(export, history, pruned, name, job, Path(directory)):
                 found.steps.append(one)
                 progress("steps", len(found.steps), total)
     return found
@@ -121,6 +135,7 @@ class _Rerun:
     manifest: Manifest
     keeps: Manifest | None  # layout of the optimizer state
     directory: Path
+    pruned: Mapping[str, int]  # digest → the entry that says so
     made: dict[str, Path] = field(default_factory=dict)  # digest → file of the last step that was exact
 
     def find(self, digest: str) -> Path | None:
@@ -132,9 +147,11 @@ class _Rerun:
             path.unlink()
 
 
-def _replay_job(export: Export, history: History, name: str, job: Job, directory: Path) -> Iterator[Replayed]:
+def _replay_job(
+    export: Export, history: History, pruned: Mapping[str, int], name: str, job: Job, directory: Path
+) -> Iterator[Replayed]:
     try:
-        rerun = _begin(export, history, job, directory)
+        rerun = _begin(export, history, pruned, job, directory)
     except (_Missing, Refused) as error:
         yield from (Replayed(name, version, missing=(str(error),)) for version in sorted(job.steps))
         return
@@ -144,22 +161,24 @@ def _replay_job(export: Export, history: History, name: str, job: Job, directory
             yield Replayed(name, version, exact=True)
         except _Missing as missing:
             yield Replayed(name, version, missing=tuple(map(str, missing.args)))
+        except _Pruned as pruned_inputs:
+            yield Replayed(name, version, pruned=tuple(map(str, pruned_inputs.args)))
         except (_Differs, AnabranchError) as error:
             yield Replayed(name, version, differs=str(error))
 
 
-def _begin(export: Export, history: History, job: Job, directory: Path) -> _Rerun:
+def _begin(export: Export, history: History, pruned: Mapping[str, int], job: Job, directory: Path) -> _Rerun:
     terms = export.object(job.submitted.terms_sha256, limits.TERMS)
     manifest = export.object(job.submitted.manifest_sha256, limits.MANIFEST)
     if terms is None or manifest is None:
         raise _Missing("the job's terms" if terms is None else "the job's manifest")
     parsed, layout = parse_terms(terms), parse_manifest(manifest)
     keeps = step.optimizer_manifest(layout, parsed.file.aggregation.server_optimizer)
-    return _Rerun(export, history, parsed, layout, keeps, directory)
+    return _Rerun(export, history, parsed, layout, keeps, directory, pruned)
 
 
 def _step(rerun: _Rerun, job: Job, number: int) -> None:
-    """Recompute version `number`. Returns if it is exact; raises _Differs, _Missing or Refused."""
+    """Recompute version `number`. Returns if it is exact; raises _Differs, _Missing, _Pruned or Refused."""
     _, logged = job.steps[number]
     if logged.numeric_profile != NUMERIC_PROFILE:
         raise _Missing(f"arithmetic {logged.numeric_profile}, which this release does not know")
@@ -275,7 +294,7 @@ def _layouts(rerun: _Rerun) -> dict[str, Manifest | None]:
 
 
 def _sources(rerun: _Rerun, head: Version, logged: AggregationPerformed) -> dict[str, tuple[Path, Manifest]]:
-    """Every file the step reads, by what it is. Raises _Missing naming all that are not there."""
+    """Every file the step reads, by what it is. Raises _Missing or _Pruned naming all that are not there."""
     wanted = {
         _of_head(part): (getattr(head, part), layout)
         for part, layout in _layouts(rerun).items()
@@ -283,9 +302,12 @@ def _sources(rerun: _Rerun, head: Version, logged: AggregationPerformed) -> dict
     }
     wanted |= {_delta(one.update): (one.delta_sha256, rerun.manifest) for one in logged.inputs}
     found = {name: (rerun.find(digest), layout) for name, (digest, layout) in wanted.items()}
-    missing = [name for name, (path, _) in found.items() if path is None]
-    if missing:
-        raise _Missing(*missing)
+    absent = [name for name, (path, _) in found.items() if path is None]
+    unexplained = [name for name in absent if wanted[name][0] not in rerun.pruned]
+    if unexplained:
+        raise _Missing(*unexplained)
+    if absent:
+        raise _Pruned(*absent)
     return {name: (path, layout) for name, (path, layout) in found.items() if path is not None}
 
 

@@ -32,6 +32,7 @@ class Missing:
     digest: str
     kind: str  # in a word or two, in the plural: "deltas"
     what: str
+    pruned: int | None = None  # the entry that says it is not kept any more; None: the log gives no reason
 
 
 @dataclass

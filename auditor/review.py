@@ -174,8 +174,11 @@ def _attention(document: dict[str, Any]) -> list[str]:
     replay = document["replay"]
     if replay and replay["different"]:
         lines.insert(0, f"not reproduced: {many(len(replay['different']), 'version')}")
+    if replay and replay["missing"]:
+        lines.insert(0, f"not there to be recomputed: {many(len(replay['missing']), 'version')}")
     if replay and replay["digest_only"]:
-        lines.append(f"on digests only, not recomputed: {many(len(replay['digest_only']), 'version')}")
+        count = many(len(replay["digest_only"]), "version")
+        lines.append(f"on digests only, their inputs pruned as the log says: {count}")
     if document["not_understood"]:
         lines.append(f"of a type this release does not know: {len(document['not_understood'])} entries")
     return lines

@@ -11,6 +11,7 @@ from auditor import lineage
 from auditor.dossier import Dossier
 from auditor.gaps import Gap
 from auditor.report import Report
+from auditor.retention import not_kept
 from auditor.view import plain, verified
 from auditor.words import tail, when, who
 
@@ -32,6 +33,7 @@ def traced(report: Report, found: lineage.Lineage) -> RenderableType:
             "submitted": f"entry {job.index}, {job.time}, by {who(job.owner)}",
             "terms": job.submitted.terms_sha256 + ("" if job.terms else " (not in the export)"),
             "code": job.submitted.archive_sha256,
+            "not kept": "; ".join(not_kept(job, chosen.version)) or "nothing was pruned",
         }
     )
     steps = _table("version", "update", "silo", "entry", "base", "late", "weight", "coefficient", "closed by")
@@ -60,7 +62,7 @@ def traced(report: Report, found: lineage.Lineage) -> RenderableType:
 
 def _closed(step: lineage.Step) -> str:
     absent = f", without {', '.join(step.absent)}" if step.absent else ""
-    return {"full": "a full buffer", "max_wait": "its deadline"}[step.closed_by] + absent
+    return {"full": "full", "max_wait": "deadline"}[step.closed_by] + absent
 
 
 def _shares(found: lineage.Lineage) -> RenderableType:
@@ -148,7 +150,10 @@ def _facts(rows: Mapping[str, str]) -> RenderableType:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in columns:
-        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+        narrow = name in ("update", "coefficient")
+        table.add_column(
+            name, justify="right" if name in _NUMBERS else "left", overflow="fold", no_wrap=narrow
+        )
     return table
 
 

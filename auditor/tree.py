@@ -26,7 +26,7 @@ class Tree:
     def roots(self, sizes: Iterable[int]) -> dict[int, bytes]:
         """The roots this log had at earlier `sizes`; sizes beyond it are left out."""
         wanted, frontier, found = set(sizes), Frontier(), {}
-        for index in range(self.size + 1):
+        for index in range(min(self.size, max(wanted, default=-1)) + 1):
             if index in wanted:
                 found[index] = frontier.root()
             if index < self.size:

@@ -8,8 +8,8 @@
                and say what was signed. Every tree head a silo signed into a statement is a tree head of this log.
 5. life cycle  Every entry can follow those before it: no update without a lease and an approval, none used twice,
                every version the child of the one before.
-6. objects     Every file named by a digest has it. What is not there rests on its digest only. Facts the export opens
-               fit the commitments that sealed them.
+6. objects     Every file named by a digest has it. What is not there rests on its digest only, and is listed with the
+               entry that says it was pruned, if one does. Facts the export opens fit the commitments that sealed them.
 7. receipts    What silos were promised to be in the log is in it (if their receipts are given).
 
 Steps 3 to 5 are one pass. If step 1 or 2 fails nothing after it would mean anything, and it is not begun.
@@ -34,6 +34,7 @@ from auditor.pin import CAUTION, Pin, authority_pins, read_vkey
 from auditor.reading import read
 from auditor.receipts import check_receipt, read_receipts
 from auditor.report import Report
+from auditor.retention import pruned_objects
 from auditor.signatures import Signatures
 from auditor.tree import Tree, recompute
 
@@ -78,7 +79,7 @@ def verify(
         history, named = _entries(export, pin, tree, report, progress, see, processes)
     # 6
     report.reached = 6
-    objects.check(export, named, report, progress)
+    objects.check(export, named, pruned_objects(history), report, progress)
     # 7
     report.reached = 7
     _receipts(receipts, pin, tree, report)

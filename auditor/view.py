@@ -55,15 +55,22 @@ def replayed(report: Report, done: Replay | None) -> RenderableType:
         for one in done.different[:SHOWN]
     ]
     lines += [
-        f"[yellow]version {one.version} of {plain(one.job)} rests on digests only[/]: {plain(', '.join(one.missing))}"
+        f"[red]version {one.version} of {plain(one.job)} cannot be recomputed[/]: {plain(', '.join(one.missing))}:"
+        " not there, and the log does not say it was pruned"
+        for one in done.missing[:SHOWN]
+    ]
+    lines += [
+        f"[yellow]version {one.version} of {plain(one.job)} rests on digests only[/]: {plain(', '.join(one.pruned))}:"
+        " pruned, says the log"
         for one in done.digest_only[:SHOWN]
     ]
-    count = len(done.steps) - len(done.digest_only)
+    count = len(done.steps) - len(done.digest_only)  # those that are missing count: they should be exact
     colour = "green" if done.ok else "red"
-    rest = f"; {len(done.digest_only)} rest on digests only" if done.digest_only else ""
-    return Group(
-        verified(report), *lines, f"[bold {colour}]replayed: {done.exact}/{count} steps exact[/]{rest}"
+    rest = f"; {len(done.digest_only)} more rest on digests only" if done.digest_only else ""
+    said = (
+        f"{done.exact}/{count} steps exact" if count or not rest else "no step could be recomputed any more"
     )
+    return Group(verified(report), *lines, f"[bold {colour}]replayed: {said}[/]{rest}")
 
 
 def show(document: Any, human: RenderableType, as_json: bool) -> None:
@@ -83,6 +90,7 @@ def _mark(report: Report, step: int) -> str:
 
 def _steps(report: Report) -> dict[int, str]:
     updates = report.updates
+    pruned = sum(one.pruned is not None for one in report.missing)
     unknown = sum(report.not_understood.values())
     versions = ", ".join(f"{plain(job)} at version {head}" for job, head in report.versions.items())
     said = {
@@ -92,8 +100,8 @@ def _steps(report: Report) -> dict[int, str]:
         4: f"{report.signatures} by silos; {report.views} views of the log signed with them agree",
         5: f"{updates['received']} updates received: {updates['merged']} merged, {updates['retired']} retired, "
         f"{updates['open']} open; {updates['refused']} refused; {versions or 'no jobs'}",
-        6: f"{report.objects} match their digests ({decimal(report.object_bytes)}); "
-        f"missing ones, which rest on their digests only: {len(report.missing)}",
+        6: f"{report.objects} match their digests ({decimal(report.object_bytes)}); on their digests only: "
+        f"{pruned} pruned, as the log says, {len(report.missing) - pruned} not in the export",
         7: f"{report.receipts} kept by silos are in the log" if report.receipts else "none given",
     }
     return {step: said[step] if step <= report.reached else "not begun" for step in STEPS}
@@ -104,10 +112,13 @@ def _remarks(report: Report) -> Iterator[str]:
         yield f"[red]{STEPS[finding.step]}[/] {plain(finding.where)}: {plain(finding.what)}"
     if len(report.findings) > SHOWN:
         yield f"[red]… and {len(report.findings) - SHOWN} more; --json lists them[/]"
-    for kind, count in Counter(missing.kind for missing in report.missing).items():
-        some = [missing.what for missing in report.missing if missing.kind == kind][:3]
-        rest = ", …" if count > len(some) else ""
-        yield f"[yellow]rests on digests only[/]: {count} {kind} ({plain(', '.join(some))}{rest})"
+    for (kind, pruned), count in Counter(
+        (one.kind, one.pruned is not None) for one in report.missing
+    ).items():
+        alike = [one.what for one in report.missing if (one.kind, one.pruned is not None) == (kind, pruned)]
+        some = f"{plain(', '.join(alike[:3]))}{', …' if count > 3 else ''}"
+        why = "pruned, as the log says" if pruned else "not in the export"
+        yield f"[yellow]rests on digests only[/]: {count} {kind}, {why} ({some})"
     for kind, count in report.not_understood.items():
         yield f"[yellow]not understood[/]: {count} entries of type {plain(kind)}; a newer release may know it"
     for note in report.notes:

@@ -24,6 +24,7 @@ from anabranch.tlog.details import (
     ModelEvaluated,
     ModelExported,
     ModelPublished,
+    RetentionPruned,
     ServerStarted,
     SiloEnrolled,
     SiloInvited,
@@ -48,6 +49,20 @@ CHANGED = {
     "job.aborted": "aborted",
     "job.completed": "completed",
 }
+
+
+RULES = {"updates": "its end and last release", "snapshots": "they were superseded"}
+
+
+def pruned(detail: RetentionPruned) -> str:
+    """`snapshots of versions 1 to 4, 6`; `deltas of all updates`."""
+    if not detail.versions:
+        return "deltas of all updates"
+    runs = [
+        str(one.first) if one.first == one.last else f"{one.first} to {one.last}" for one in detail.versions
+    ]
+    rest = f" and {len(runs) - 12} more runs" if len(runs) > 12 else ""
+    return f"snapshots of versions {', '.join(runs[:12])}{rest}"
 
 
 def who(identity: str) -> str:
@@ -92,7 +107,9 @@ def span(seconds: float) -> str:
         return f"{seconds:.1f} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < 172_800:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole / 86_400:.3g} days"
 
 
 def say(entry: Entry) -> str:
@@ -160,6 +177,8 @@ def _say_job(entry: Entry, detail: Any) -> str:
         case ModelExported():
             given = f"version {detail.version} of {entry.job} ({detail.selector}) to {who(entry.actor.id)}"
             return f"model {short(detail.sha256)} handed out: {given}"
+        case RetentionPruned():
+            return f"{pruned(detail)} of {entry.job} not kept any more, {span(detail.seconds)} after {RULES[detail.rule]}"
     return ""
 
 

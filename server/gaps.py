@@ -26,6 +26,9 @@ class Gap(StrEnum):
     )
     PUBLISH_COMMITTED = "publish.committed"  # the head has moved
     PUBLISH_REGISTERED = "publish.registered"
+    RETENTION_COMMITTED = "retention.committed"  # pruned, says the log; the next start removes the files
+    RETENTION_REGISTERED = "retention.registered"
+    RETENTION_REMOVING = "retention.removing"  # some of the files are gone
 
 
 Reached = Callable[[str], None]

@@ -8,7 +8,7 @@ the silo the upload; everything is decided again inside the transaction, because
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,8 @@ class Intake:
         decided = self._known(silo, update_id)
         if decided is not None:
             return UploadStatus(0, decided)
-        spool = self._spool(silo, update_id)
-        return UploadStatus(synced_bytes(spool), None)
+        spool = next(iter(self.blobs.spooled(_digest(silo, update_id))), None)
+        return UploadStatus(synced_bytes(spool) if spool else 0, None)
 
     def open(
         self, silo: str, actor: Actor, update_id: str, envelope: bytes, offset: int
@@ -87,7 +87,7 @@ class Intake:
             return decided
         with self.reader.connect() as connection:
             claim = self._claim(connection, silo, actor, update_id, envelope)
-        spool = self._spool(silo, update_id)
+        spool = self._spool(silo, update_id, claim.statement.lease)
         try:
             with self.reader.connect() as connection:
                 _admit(connection, self.federation, claim)
@@ -100,9 +100,12 @@ class Intake:
         file = SpoolFile(spool, statement.bytes, statement.delta_sha256, manifest, offset, self.reached)
         return Upload(self, claim, parse_terms(job.terms), file)
 
-    def _spool(self, silo: str, update_id: str) -> Path:
-        """One resumable file per (silo, update); the name is a digest, so a wire value never becomes a path."""
-        return self.blobs.spool(hashlib.sha256(f"{silo}\n{update_id}".encode()).hexdigest())
+    def _spool(self, silo: str, update_id: str, lease: str) -> Path:
+        """One resumable file per (silo, update), whose name also tells retention the lease behind it.
+
+        The name is made of digests, so a wire value never becomes a path.
+        """
+        return self.blobs.spool(f"{_digest(silo, update_id)}-{_digest(lease)}")
 
     def _known(self, silo: str, update_id: str) -> Decided | None:
         with self.reader.connect() as connection:
@@ -224,6 +227,15 @@ class Upload:
     def suspend(self) -> None:
         """The stream broke: keep what arrived, so that the silo resumes behind it."""
         self.file.suspend()
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def leases_behind(leases: Iterable[str]) -> set[str]:
+    """How the names of the uploads end that belong to these leases."""
+    return {f"-{_digest(lease)}" for lease in leases}
 
 
 def _admit(connection: Connection, federation: str, claim: Claim) -> int:

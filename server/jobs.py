@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.rules.step import optimizer_manifest
@@ -28,6 +28,9 @@ from server.state.writer import Transaction, Writer
 from server.status import JobStatus, Presence, job_statuses
 
 SILOS = 150  # that take part in one job: the log entry of a version names each, and its length is limited
+PRUNED = (
+    "is not kept any more: the job's terms say how long, under [retention]; its head and best version are"
+)
 DECIDED = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
 
 _VIEW = (
@@ -222,8 +225,11 @@ class Jobs:
             if records.decision_of(connection, job, silo) != "approved":
                 raise Refused(Reason.JOB_NOT_APPROVED, f"silo {silo} has not approved job {job}")
             row = connection.execute(_VIEW, {"job": job, "digest": digest}).first()
+            there = row is not None and records.kept(connection, digest)
         if row is None:
             raise Refused(Reason.NOT_FOUND, f"job {job} has published no version with digest {digest}")
+        if not there:
+            raise Refused(Reason.NOT_FOUND, f"version {row.number} of job {job} {PRUNED}")
         view = View(row.number, 1.0, "safetensors", "", row.parameters, row.bytes)
         return ModelFile(self.blobs.require(digest), view, (self.log.receipt(row.entry),))
 
@@ -244,6 +250,10 @@ class Jobs:
             written = card.model_card(connection, row, version, digest, selector)
 
         def decide(tx: Transaction) -> None:
+            if not records.kept(tx.connection, digest):
+                raise Refused(Reason.NOT_FOUND, f"version {version} of job {job} {PRUNED}")
+            mine = (versions.c.job == job, versions.c.number == version)
+            tx.connection.execute(update(versions).where(*mine).values(handed_out_at=tx.now))
             detail = {"version": version, "sha256": digest, "selector": selector}
             target = Target(kind="model", id=f"{job}/{version}", sha256=digest)
             tx.log("model.exported", actor=owner, target=target, job=job, detail=detail)

@@ -117,7 +117,10 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write everything a reviewer needs to verify the log and replay its models, while the server may go on running."""
+    """Write everything a reviewer needs to verify the log and replay its models, while the server may go on running.
+
+    What retention has pruned is left out; the log says so. Exit code 4 if anything else is missing.
+    """
     config = read_config(directory)
     info = setup.federation_info(directory, config)
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -131,12 +134,25 @@ def export(
             sealed,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
-    missing = f", {done.missing} no longer kept" if done.missing else ""
+    pruned = f", {done.pruned} more were pruned, as the log says" if done.pruned else ""
     _show(
-        {"export": str(out), "entries": done.size, "objects": done.objects, "missing": done.missing},
-        f"{done.size} entries and {done.objects} objects{missing}\n\nanabranch-audit verify {out} --vkey '{info.log_vkey}'",
+        {
+            "export": str(out),
+            "entries": done.size,
+            "objects": done.objects,
+            "pruned": done.pruned,
+            "missing": done.missing,
+        },
+        f"{done.size} entries and {done.objects} objects{pruned}\n\nanabranch-audit verify {out} --vkey '{info.log_vkey}'",
         as_json,
     )
+    if done.missing:
+        print(
+            f"anabranch-server: {done.missing} blobs that the log names are gone, and no entry says they were pruned;"
+            f" restore {directory / 'blobs'} from a backup and export again",
+            file=sys.stderr,
+        )
+        raise typer.Exit(exits.CORRUPT)
 
 
 def _show(document: dict[str, object], human: str, as_json: bool) -> None:

@@ -24,7 +24,25 @@ UPDATE_STALENESS = Histogram(
 INTAKE_SECONDS = Histogram(
     "anabranch_intake_seconds",
     "From an update whose bytes are safe to its receipt: decision, entry, commit, proof.",
-    buckets=(0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.3, 1, 3, 10),
+    buckets=(
+        0.001,
+        0.002,
+        0.003,
+        0.004,
+        0.005,
+        0.006,
+        0.008,
+        0.01,
+        0.015,
+        0.02,
+        0.03,
+        0.05,
+        0.1,
+        0.3,
+        1,
+        3,
+        10,
+    ),
 )
 
 JOB_HEAD = Gauge("anabranch_job_head_version", "Newest model version of a job.", ["job"])

@@ -90,6 +90,7 @@ async def _run(
     chores = [
         asyncio.create_task(_repeatedly(partial(setup.answer_requests, directory, membership))),
         asyncio.create_task(_repeatedly(attendance.look)),
+        asyncio.create_task(_repeatedly(core.retention.look)),
     ]
     try:
         while not stopping.is_set() and core.writer.failure is None:

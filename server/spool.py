@@ -11,8 +11,8 @@ from typing import Any
 from anabranch import durable
 from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.wire import limits
-from anabranch.wire.manifest import Manifest
 from anabranch.wire.header import check_header_bytes
+from anabranch.wire.manifest import Manifest
 from anabranch.wire.values import Values
 from server.gaps import Gap, Reached
 

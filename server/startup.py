@@ -5,7 +5,8 @@
 3. The log in the database extends the registered checkpoint. Register behind: a crash after a commit; advance it.
    Register ahead: an old database was restored; refuse to serve.
 4. Everybody who served before is fenced off (epoch).
-5. What a crash left half done is counted and logged; the rooms pick it up.
+5. Files that nobody needs are removed: outputs that were not adopted, blobs that no entry names or that are pruned.
+6. What a crash left half done is counted and logged; the rooms pick it up.
 """
 
 import fcntl
@@ -29,6 +30,7 @@ from server.blobs.local import BlobStore
 from server.gaps import Reached, nothing
 from server.intake import Intake
 from server.jobs import Jobs
+from server.retention import Retention, sweep
 from server.scheduling import Scheduling
 from server.state import records
 from server.state.database import Reader, migrate, open_engine, open_reader
@@ -60,6 +62,7 @@ class Core:
     aggregation: Aggregation
     scheduling: Scheduling
     jobs: Jobs
+    retention: Retention
     epoch: int
     _lock: int  # file descriptor; closing it lets another process serve
 
@@ -90,7 +93,7 @@ def open_core(
     world: World,
     watch: Watcher = lambda entry: None,
 ) -> Core:
-    """Steps 1 to 4. Raises Conflict when another process serves this directory, Corrupt when its state may not be served."""
+    """Steps 1 to 5. Raises Conflict when another process serves this directory, Corrupt when its state may not be served."""
     held = lock(directory / "state" / "lock")
     try:
         return _open(directory, federation, origin, signer, presence, world, watch, held)
@@ -120,10 +123,12 @@ def _open(
     blobs = BlobStore(directory / "blobs")
     blobs.prepare()
     discard_unfinished(blobs)
+    with reader.connect() as connection:
+        sweep(connection, blobs)
 
     observer = Actor(id=f"spiffe://{federation}/aggregator/0", auth="local")
     sequencer = Sequencer(origin, federation, observer.id, signer, world.entropy)
-    writer = Writer(engine, sequencer, register, epoch, world.clock, world.reached, watch)
+    writer = Writer(engine, sequencer, register, epoch, blobs.holds, world.clock, world.reached, watch)
     log = Log(reader)
     aggregation = Aggregation(writer, reader, blobs, observer, world.clock, world.entropy, world.reached)
     return Core(
@@ -148,6 +153,7 @@ def _open(
             world.entropy,
             aggregation.wake,
         ),
+        retention=Retention(writer, reader, blobs, observer, world.clock, world.reached),
         epoch=epoch,
         _lock=held,
     )
@@ -191,9 +197,9 @@ def reconcile(
 
 
 def discard_unfinished(blobs: BlobStore) -> None:
-    """Aggregation outputs that were never adopted are computed again; uploads (64-digit names) are kept to resume."""
+    """Aggregation outputs that were never adopted are computed again; uploads (UPDATE-LEASE) are kept to resume."""
     for path in blobs.spooled():
-        if len(path.name) != 64:
+        if "-" not in path.name:
             path.unlink()
 
 

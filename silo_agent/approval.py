@@ -247,7 +247,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ("record counts", counts),
         ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
         ("ends", f"after {file.stop.versions} versions"),
-        ("updates kept", f"{file.retention.updates} after the end, at the server"),
+        ("updates kept", f"{file.retention.updates} after the end or the last release, at the server"),
     ]
     return [(label, plain(text, SHOWN)) for label, text in told]
 

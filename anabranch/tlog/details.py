@@ -33,6 +33,7 @@ CODE_LINE = (
     rf"^(?:{_PART}/){{0,9}}{_PART}\.py:[0-9]{{1,7}}$"  # inside the archive, so never absolute or upwards
 )
 CODE_LINE_LENGTH = 110  # characters
+SPANS = 1000  # in one entry, whose length is limited
 RELEASE = r"^[0-9]{1,6}(?:\.[0-9]{1,6}){1,2}(?:[.+-]?[a-z][0-9a-z.+-]{0,24})?$"  # 0.1.0, 0.2.0rc1, 0.2.0.dev3
 FEDERATION = rf"^{_DOMAIN}$"
 IDENTITY = rf"^spiffe://{_DOMAIN}/(?:aggregator/0|silo/{_LABEL}/agent/[0-9]{{1,9}}|admin/{_LABEL})$"
@@ -311,6 +312,36 @@ class AggregationPerformed(BaseModel, extra="forbid", frozen=True):
     numeric_profile: Word
 
 
+class Span(BaseModel, extra="forbid", frozen=True):
+    """Versions `first` to `last`, both included."""
+
+    first: Count
+    last: Count
+
+    @model_validator(mode="after")
+    def _forwards(self) -> "Span":
+        if self.last < self.first:
+            raise ValueError("a span ends before it begins")
+        return self
+
+
+class RetentionPruned(BaseModel, extra="forbid", frozen=True):
+    """Content of a job that the server no longer keeps. Its digests stay in the log, and so do signed statements;
+    content that anything else names as well stays too.
+    """
+
+    kind: Literal["snapshots", "deltas"]  # "deltas": of every update of the job, which has ended
+    rule: Literal["updates", "snapshots"]  # the key of the terms' [retention] whose time is over
+    seconds: Count  # what the terms say there, rounded down
+    versions: Annotated[tuple[Span, ...], Field(max_length=SPANS)]  # whose snapshots; none for deltas
+
+    @model_validator(mode="after")
+    def _names_versions(self) -> "RetentionPruned":
+        if bool(self.versions) != (self.kind == "snapshots"):
+            raise ValueError("snapshots are of versions, deltas of all updates of a job")
+        return self
+
+
 DETAILS: Mapping[str, type[BaseModel]] = MappingProxyType(
     {
         "log.genesis": LogGenesis,
@@ -343,5 +374,6 @@ DETAILS: Mapping[str, type[BaseModel]] = MappingProxyType(
         "update.refused": UpdateRefused,
         "update.retired": UpdateRetired,
         "aggregation.performed": AggregationPerformed,
+        "retention.pruned": RetentionPruned,
     }
 )

@@ -41,7 +41,11 @@ _PAYLOAD_TYPE = r"^application/[a-z0-9][a-z0-9.+-]{0,79}$"
 _SIGNATURE = r"^[A-Za-z0-9+/]{85}[AQgw]==$"  # base64 of 64 bytes, no stray bits
 
 _OF_A_JOB = frozenset(
-    {type for type in ENTRY_TYPES if type.startswith(("job.", "model.", "lease.", "aggregation."))}
+    {
+        type
+        for type in ENTRY_TYPES
+        if type.startswith(("job.", "model.", "lease.", "aggregation.", "retention."))
+    }
     | {"update.received", "update.retired"}
 )  # the envelope says of which; a refused update may belong to none
 _SIGNED = frozenset({"job.approved", "job.denied", "job.withdrawn", "model.evaluated", "update.received"})

@@ -92,10 +92,12 @@ def from_utc(text: str) -> float:
     the year 2242, on microseconds that a double cannot hold.
     """
     if _UTC_TIME.fullmatch(text):
-        with contextlib.suppress(ValueError, Misuse):
+        try:
             seconds = datetime.fromisoformat(text).timestamp()
-            if utc(seconds) == text:
+            if "1970" <= text < "2242" or utc(seconds) == text:
                 return seconds
+        except (ValueError, Misuse):
+            pass
     raise Refused(Reason.MALFORMED, f"{text[:40]!r} is not a time such as 2026-11-20T00:00:00.000000Z")
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from sqlalchemy import Connection, select
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Conflict, Reason, Refused
 from anabranch.tlog import tiles
 from anabranch.tlog.entry import Entry, parse_entry
 from server.audit.log import newest_checkpoint, node_reader
+from server.audit.objects import named
 from server.blobs.local import BlobStore
+from server.state import records
 from server.state.database import Reader
 from server.state.tables import entries, sealed
 
@@ -28,7 +30,8 @@ README = """This directory is an export of an Anabranch audit log. It needs no s
 
 LOG_VKEY is the log's verifier key, which every silo pinned at enrolment (identity/federation.json); keys/log.vkey is a
 copy for convenience and proves nothing by itself. Formats: C2SP tlog-checkpoint and tlog-tiles, RFC 6962, RFC 8785.
-objects/ holds what entries name by SHA-256: job terms, code, model versions, deltas and signed statements.
+objects/ holds what entries name by SHA-256: job terms, code, model versions, deltas and signed statements, but for
+evaluations, which are private, and for what entries of type retention.pruned say is not kept any more.
 """
 
 
@@ -36,7 +39,8 @@ objects/ holds what entries name by SHA-256: job terms, code, model versions, de
 class Exported:
     size: int  # entries
     objects: int
-    missing: int  # objects the log names that are no longer kept
+    pruned: int  # objects the log says are no longer kept
+    missing: int  # objects that should be there and are not
 
 
 def export(
@@ -60,15 +64,27 @@ def export(
         _write(out / "keys/ca.pem", ca_pem)
         _write(out / "README.txt", README.encode())
         _write_tiles(connection, out, size)
-        found, missing = 0, 0
+        found, pruned, lost = set[str](), set[str](), set[str]()
         for index, entry in enumerate(_entries(connection, size)):
             for digest in _objects(entry, with_sealed):
-                copied = _copy(blobs, digest, out / "objects" / digest)
-                found, missing = found + copied, missing + (not copied)
+                if not records.kept(connection, digest):
+                    pruned.add(digest)
+                else:
+                    (found if _copy(blobs, digest, out / "objects" / digest) else lost).add(digest)
             progress(index + 1, size)
         if with_sealed:
             _write_sealed(connection, out)
-    return Exported(size, found, missing)
+    _require_unpruned(reader, lost)
+    return Exported(size, len(found), len(pruned), len(lost))
+
+
+def _require_unpruned(reader: Reader, lost: set[str]) -> None:
+    """What was pruned after the snapshot was taken is missing in it without a reason. Raises Conflict."""
+    with reader.connect() as connection:
+        if not all(records.kept(connection, digest) for digest in lost):
+            raise Conflict(
+                "retention removed content while it was exported; export again, to another directory"
+            )
 
 
 def _entries(connection: Connection, size: int) -> Iterator[Entry]:
@@ -78,15 +94,9 @@ def _entries(connection: Connection, size: int) -> Iterator[Entry]:
 
 
 def _objects(entry: Entry, with_sealed: bool) -> set[str]:
-    """Digests of the blobs an entry names: every detail `*_sha256` that names content, and signed payloads."""
     detail = entry.detail if isinstance(entry.detail, dict) else entry.detail.model_dump(exclude_none=True)
-    names = {
-        "job.submitted": ("terms_sha256", "archive_sha256", "initial_sha256", "manifest_sha256"),
-        "model.published": ("parameters_sha256", "optimizer_sha256", "ema_sha256"),
-        "update.received": ("delta_sha256",),
-    }.get(entry.type, ())
-    payloads = () if entry.type == "model.evaluated" and not with_sealed else entry.sigs or ()
-    return {detail[name] for name in names if name in detail} | {sig.payload_sha256 for sig in payloads}
+    private = entry.type == "model.evaluated" and not with_sealed
+    return named(entry.type, detail, () if private else entry.sigs or ())
 
 
 def _write_tiles(connection: Connection, out: Path, size: int) -> None:

@@ -88,12 +88,29 @@ class BlobStore:
                 f"the server's disk has {free >> 20} MiB left; {needed >> 20} MiB more are needed"
             )
 
-    def discard(self, digest: str) -> None:
-        """Forget a blob no transaction names any more."""
-        self.path(digest).unlink(missing_ok=True)
+    def holds(self, digest: str) -> bool:
+        return self.path(digest).exists()
 
-    def spooled(self) -> Iterator[Path]:
-        return (self.root / "spool").iterdir()
+    def set_aside(self, digest: str) -> Path | None:
+        """Take a blob out of its place, in no time whatever its size; the caller unlinks what is returned.
+
+        Dies here: it lies in the spool as something unfinished, and the next start removes it.
+        """
+        aside = self.spool()
+        try:
+            os.rename(self.path(digest), aside)
+        except FileNotFoundError:
+            return None
+        return aside
+
+    def shelf(self, prefix: str) -> list[str]:
+        """Digests of the blobs whose first two digits are `prefix`."""
+        return os.listdir(self.root / prefix)
+
+    def spooled(self, prefix: str = "") -> list[Path]:
+        """What is still arriving, or was left behind."""
+        spool = self.root / "spool"
+        return [spool / name for name in os.listdir(spool) if name.startswith(prefix)]
 
 
 @contextmanager

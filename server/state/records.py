@@ -10,7 +10,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.wire import dsse, statements
 from anabranch.wire.tensors import Manifest, parse_manifest
 from server.core.admission import JobFacts, LeaseFacts
-from server.state.tables import decisions, jobs, keys, leases, silos, versions
+from server.state.tables import decisions, jobs, keys, leases, named, silos, versions
 
 # Every decision asks these: building a statement takes longer than running it, so each is built once.
 _KEYS = select(keys.c.keyid, keys.c.public).where(
@@ -97,6 +97,12 @@ def manifest_of(encoded: bytes) -> Manifest:
 def version_row(connection: Connection, job: str, number: int) -> Any:
     """The row of a version, or None."""
     return connection.execute(_VERSION, {"job": job, "number": number}).first()
+
+
+def kept(connection: Connection, digest: str) -> bool:
+    """Whether the log names this content without saying that it was pruned."""
+    query = select(named.c.digest).where(named.c.digest == digest, named.c.pruned.is_(None))
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def decision_of(connection: Connection, job: str, silo: str) -> str:

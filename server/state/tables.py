@@ -47,6 +47,15 @@ checkpoints = Table(
     Column("size", Integer, primary_key=True, autoincrement=False),
     Column("note", String, nullable=False),
 )
+named = Table(  # content an entry names by digest; it is kept while one naming is not pruned
+    "named",
+    metadata,
+    Column("digest", String, primary_key=True),
+    Column("entry", Integer, primary_key=True, autoincrement=False),
+    Column("pruned", Integer),  # the entry that says so
+    Index("named_entry", "entry"),
+    Index("named_pruned", "pruned"),
+)
 sealed = Table(  # what an entry's commitment opens to; deleted on request, the entry stays
     "sealed",
     metadata,
@@ -119,6 +128,7 @@ jobs = Table(
     Column("submitted_index", Integer, nullable=False),  # of the log entry
     Column("resumed_at", Float),  # newest start or resume: a round does not run out while nobody works
     Column("ended_at", Float),
+    Column("pruned_at", Float),  # retention has nothing left to do
     Column("head", Integer, nullable=False, default=0),
     Column("best", Integer),
     Column("best_value", Float),
@@ -144,6 +154,7 @@ versions = Table(
     Column("bytes", Integer, nullable=False),
     Column("scalars", String, nullable=False, default="{}"),  # of the server optimizer, JSON of hex floats
     Column("published_at", Float, nullable=False),
+    Column("handed_out_at", Float),  # newest model.exported
     Column("entry", Integer, nullable=False),  # model.published
 )
 leases = Table(

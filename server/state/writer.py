@@ -26,9 +26,11 @@ from anabranch.tlog import merkle
 from anabranch.tlog.entry import Actor, Outcome, Sealed, Sig, Target
 from anabranch.tlog.receipt import Receipt
 from server.audit.log import Nodes
+from server.audit.objects import named
 from server.audit.register import CheckpointRegister
 from server.audit.sequencer import EntryWriter, Sequencer
 from server.gaps import Reached, nothing
+from server.state import tables
 from server.state.tables import epoch
 
 T = TypeVar("T")
@@ -70,6 +72,7 @@ class Transaction:
     _entries: list[Logged]
     _first: int  # log index of the first entry of the batch
     _encode: EntryWriter
+    _holds: Callable[[str], bool]  # whether the blob of a digest is stored
 
     def log(
         self,
@@ -84,7 +87,10 @@ class Transaction:
         sealed: Sealed | None = None,
         sigs: Sequence[Sig] = (),
     ) -> int:
-        """Append one entry in this transaction; return its log index. Raises Misuse outside the closed schema."""
+        """Append one entry in this transaction; return its log index.
+
+        Raises Misuse outside the closed schema, Unavailable when content it names was removed since it was stored.
+        """
         outcome = Outcome(status=status, reason=reason)
         data = self._encode(
             type,
@@ -97,8 +103,15 @@ class Transaction:
             sealed=sealed,
             sigs=sigs,
         )
+        index = self._first + len(self._entries)
+        for digest in named(type, detail, sigs):
+            if not self._holds(digest):
+                raise Unavailable(
+                    f"{digest[:12]}… was removed as pruned content while it arrived; send it again"
+                )
+            self.connection.execute(insert(tables.named).values(digest=digest, entry=index))
         self._entries.append(Logged(type, job, detail, data))
-        return self._first + len(self._entries) - 1
+        return index
 
 
 @dataclass
@@ -120,6 +133,7 @@ class Writer:
         sequencer: Sequencer,
         register: CheckpointRegister,
         my_epoch: int,
+        holds: Callable[[str], bool],
         clock: Callable[[], float],
         reached: Reached = nothing,
         watch: Watcher = lambda entry: None,
@@ -130,6 +144,7 @@ class Writer:
         self._registered = register.read()
         self._nodes = Nodes()
         self._epoch = my_epoch
+        self._holds = holds
         self._clock = clock
         self._reached = reached
         self._watch = watch
@@ -247,7 +262,9 @@ class Writer:
         mark = len(fresh)
         savepoint = connection.begin_nested()
         try:
-            transaction = Transaction(connection, self._clock(), fresh, first, self._sequencer.encode)
+            transaction = Transaction(
+                connection, self._clock(), fresh, first, self._sequencer.encode, self._holds
+            )
             job.value = job.decide(transaction)
         except (IntegrityError, DataError) as error:
             logger.exception("a decision broke a constraint", label=job.label)

@@ -54,6 +54,7 @@ class Book:
     entries: list[bytes] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # the checkpoint after each entry
     frontier: Frontier = field(default_factory=Frontier)
+    skipped: float = 0.0  # seconds in which nothing happened
 
     def __post_init__(self) -> None:
         (self.directory / "objects").mkdir(parents=True)
@@ -72,7 +73,7 @@ class Book:
     def log(
         self, type: str, target: Target, detail: dict[str, Any], *, actor: Actor = SERVER, **more: Any
     ) -> int:
-        now = START + len(self.entries)
+        now = START + len(self.entries) + self.skipped
         entry = new_entry(
             type,
             id=uuid7(int(now * 1000), len(self.entries).to_bytes(10)),

@@ -306,6 +306,15 @@ class Story:
         known = {"version": self.head, "bytes": MANIFEST.file_bytes, **detail}
         self.book.log("model.published", target, known, job="digits-1")
 
+    def prune(self, rule: str, days: float, versions: Sequence[tuple[int, int]], **changed: Any) -> None:
+        """After so many more days the server forgets snapshots of `versions`, or (none) the deltas of all updates."""
+        self.book.skipped += days * 86400
+        spans = [{"first": first, "last": last} for first, last in versions]
+        detail = {"kind": "snapshots" if versions else "deltas", "versions": spans}
+        detail |= {"rule": rule, "seconds": {"snapshots": 7, "updates": 30}[rule] * 86400}
+        target = Target(kind="job", id="digits-1")
+        self.book.log("retention.pruned", target, {**detail, **changed}, job="digits-1")
+
     def retire(self, update: Signed, reason: str = "job_ended") -> None:
         detail = {"update": update.id, "silo": update.silo, "reason": reason}
         self.book.log("update.retired", Target(kind="update", id=update.id), detail, job="digits-1")

@@ -35,7 +35,13 @@ def test_json_is_one_document(told, run):
     document = json.loads(out)
     assert code == 0
     assert document["verify"]["verified"]
-    assert document["replay"] == {"replayed": 3, "exact": 3, "different": [], "digest_only": []}
+    assert document["replay"] == {
+        "replayed": 3,
+        "exact": 3,
+        "different": [],
+        "digest_only": [],
+        "missing": [],
+    }
 
 
 @pytest.mark.parametrize("command", ["verify", "replay"])

@@ -47,7 +47,7 @@ def test_every_step_of_an_honest_server_is_exact(story, rerun, file):
     done = rerun(story.begin(file).whole())
     assert [one.version for one in done.steps if one.exact] == [1, 2, 3]
     assert done.ok
-    assert done.document() == {"replayed": 3, "exact": 3, "different": [], "digest_only": []}
+    assert done.document() == {"replayed": 3, "exact": 3, "different": [], "digest_only": [], "missing": []}
 
 
 def test_a_model_that_does_not_follow_from_its_updates(story, rerun):
@@ -144,13 +144,14 @@ def test_a_strategy_the_terms_do_not_say(story, rerun):
     assert "which the terms do not say" in rerun(story).different[0].differs
 
 
-def test_an_unknown_profile_rests_on_digests(story, rerun):
+def test_an_unknown_profile_is_not_recomputed(story, rerun):
     story.begin()
     story.aggregate([story.update("a", story.lease("a"))])
     story.aggregate([story.update("a", story.lease("a"))], numeric_profile="anabranch-np-9")
     done = rerun(story)
-    assert [one.version for one in done.digest_only] == [2]
-    assert "anabranch-np-9" in done.digest_only[0].missing[0]
+    assert [one.version for one in done.missing] == [2]
+    assert "anabranch-np-9" in done.missing[0].missing[0]
+    assert not done.ok
 
 
 def digests(story, type, part):
@@ -158,14 +159,15 @@ def digests(story, type, part):
     return [one["detail"][part] for one in documents if one["type"] == type and part in one["detail"]]
 
 
-def test_a_step_without_its_delta_rests_on_its_digest(story, rerun):
+def test_a_delta_that_is_missing_without_a_reason_is_a_failure(story, rerun):
     story.begin().whole()
     story.book.path(digests(story, "update.received", "delta_sha256")[1]).unlink()
     done = rerun(story)
     assert [one.version for one in done.steps if one.exact] == [1, 3]
-    assert [one.version for one in done.digest_only] == [2]
-    assert "delta of update" in done.digest_only[0].missing[0]
-    assert done.ok
+    assert [one.version for one in done.missing] == [2]
+    assert "delta of update" in done.missing[0].missing[0]
+    assert not done.digest_only
+    assert not done.ok
 
 
 def test_versions_between_are_not_needed(story, rerun):
@@ -183,7 +185,7 @@ def test_nothing_to_recompute_from_is_not_a_success(story, rerun):
     for digest in digests(story, "update.received", "delta_sha256"):
         story.book.path(digest).unlink()
     done = rerun(story)
-    assert (done.exact, len(done.digest_only)) == (0, 3)
+    assert (done.exact, len(done.missing)) == (0, 3)
     assert not done.ok
 
 
@@ -192,7 +194,7 @@ def test_a_job_without_its_terms_or_manifest(story, rerun, part):
     story.begin().whole()
     story.book.path(digests(story, "job.submitted", part)[0]).unlink()
     done = rerun(story)
-    assert part.split("_")[0] in done.digest_only[0].missing[0]
+    assert part.split("_")[0] in done.missing[0].missing[0]
     assert not done.ok
 
 

@@ -74,17 +74,19 @@ def test_the_head_of_a_completed_job_is_a_release(told, run, tmp_path):
     assert (one["version"], one["handed_out"], one["replay"]["verdict"]) == (3, [], "exact")
 
 
-def test_replay_may_be_left_out_or_rest_on_digests(told, run, tmp_path):
+def test_replay_may_be_left_out_or_fail_for_want_of_a_delta(told, run, tmp_path):
     (one,) = reported(run, told, tmp_path / "out", "--no-replay")["releases"]
     assert one["replay"]["verdict"] == "none"
     logged = map(json.loads, told.book.entries)
     performed = [one["detail"] for one in logged if one["type"] == "aggregation.performed"]
     told.book.path(performed[1]["inputs"][0]["delta_sha256"]).unlink()
-    document = reported(run, told, tmp_path / "out")
+    code, text, _ = run("report", told.book.directory, "-o", tmp_path / "out", "--json")
+    document = json.loads(text)
     (one,) = document["releases"]
-    assert one["replay"]["verdict"] == "partly"
-    assert one["replay"]["words"].startswith("2 of 3 steps recomputed bit for bit; 1 rest")
-    assert any("digests only" in line for line in document["attention"])
+    assert (code, one["replay"]["verdict"]) == (1, "missing")
+    assert one["replay"]["words"].startswith("version 2 cannot be recomputed: delta of update")
+    assert document["attention"][0] == "not there to be recomputed: 1 version"
+    assert "Replay failed" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_model_that_cannot_be_reproduced_fails_the_report(story, run, tmp_path):

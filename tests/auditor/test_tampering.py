@@ -15,7 +15,7 @@ def tampered_files(told):
     return sorted(path for path in told.book.directory.rglob("*") if path.is_file())
 
 
-def positions(path, size):
+def some(path, size):
     if path.name in ("checkpoint", "log.vkey"):
         return range(size)
     samples = OBJECT_SAMPLES if path.parent.name == "objects" else SAMPLES
@@ -23,21 +23,53 @@ def positions(path, size):
 
 
 @pytest.mark.parametrize("pinned", [True, False], ids=["pinned key", "key of the export"])
-def test_every_byte_counts(told, pinned):
-    export = Export(told.book.directory)
+def test_bytes_of_every_file_count(told, pinned):
     given = told.book.signer.vkey if pinned else None
-    unnoticed = []
-    for path in tampered_files(told):
+    files = [path for path in tampered_files(told) if pinned or path.parent.name == "keys"]
+    assert unnoticed(Export(told.book.directory), files, given, some) == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_every_byte_counts(told):
+    """All of them, one after another, in an export that also opens sealed facts and says what was pruned."""
+    told.prune("updates", 30, [(0, 2)])
+    told.prune("updates", 0, [])
+    told.book.write()
+    files = tampered_files(told)
+    every = unnoticed(
+        Export(told.book.directory), files, told.book.signer.vkey, lambda path, size: range(size)
+    )
+    assert every == []
+    print(
+        f"{sum(path.stat().st_size for path in files)} bytes in {len(files)} files, each flipped: all refused"
+    )
+
+
+def test_the_readme_is_the_only_free_text(told):
+    """It is for people; nothing vouches for it, and the report says so."""
+    readme = told.book.directory / "README.txt"
+    readme.write_text("Trust me.\n")
+    export = Export(told.book.directory)
+    report = verify(export, pin(export, told.book.signer.vkey)).report
+    assert report.verified
+    assert report.notes == ["no evidence, nothing vouches for it: README.txt"]
+
+
+def unnoticed(export, files, given, positions):
+    """(file, position) of every byte whose change nobody notices; the files are as before afterwards."""
+    found = []
+    for path in files:
         honest = path.read_bytes()
-        for position in positions(path, len(honest)) if pinned or path.parent.name == "keys" else ():
+        for position in positions(path, len(honest)):
             changed = bytearray(honest)
             changed[position] ^= 1 << (position % 8)
             path.write_bytes(changed)
             if _verified(export, given):
-                unnoticed.append((path.name, position))
+                found.append((path.name, position))
         path.write_bytes(honest)
-    assert unnoticed == []
     assert _verified(export, given)
+    return found
 
 
 def _verified(export, given):

@@ -1,4 +1,4 @@
-"""Runs one version of a job with two silos and dies by SIGKILL the first time it reaches a gap.
+"""Runs one version of a job with two silos, ends it, lets retention run out, and dies by SIGKILL at the first gap GAP.
 
 python -m tests.server.crash_driver DIRECTORY GAP
 """
@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.server.harness import Server
+from tests.server.harness import ADMIN, Server
 
 TERMS = "[aggregation]\nbuffer = 2\n[aggregation.server_optimizer]\nmomentum = 0.5\n[silos]\nmin = 2\n"
 
@@ -32,6 +32,11 @@ def main() -> None:
         print(f"acknowledged {silo.name} {decided.receipt.index}", flush=True)
     server.core.aggregation.advance(job)
     print("published", flush=True)
+    if gap.startswith("retention."):
+        server.core.jobs.change(ADMIN, job, "abort", "")
+        server.clock.advance(31 * 86400)
+        server.core.retention.prune()
+        print("pruned", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,17 @@ from sqlalchemy import select
 from anabranch.terms import parse_terms
 from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.receipt import verify_receipt
+from server.audit.export import export
+from server.blobs.local import BlobStore
 from server.gaps import Gap
 from server.state import records, tables
+from server.state.database import open_reader
 from tests.server.harness import ORIGIN, Server, fake_silo
 
 ROOT = Path(__file__).parents[2]
-EVERY_GAP = [gap for gap in Gap if gap is not Gap.SPOOLED]  # that one: test_uploads.py
+EVERY_GAP = [  # SPOOLED: test_intake.py; retention: test_killed_while_pruning
+    gap for gap in Gap if gap is not Gap.SPOOLED and not gap.startswith("retention.")
+]
 
 
 def drive(directory: Path, gap: str, *wrapper: str) -> subprocess.CompletedProcess[str]:
@@ -61,6 +66,33 @@ def test_killed_at(gap: Gap, tmp_path: Path, uninterrupted: str) -> None:
         assert records.version_row(connection, job.id, 1).parameters == uninterrupted
         updates = connection.execute(select(tables.updates)).all()
     assert [(row.status, row.version) for row in updates] == [("merged", 1)] * 2
+    server.core.close()
+
+
+@pytest.mark.parametrize("gap", [gap for gap in Gap if gap.startswith("retention.")])
+def test_killed_while_pruning(gap: Gap, tmp_path: Path) -> None:
+    """The log says what is pruned; the next start removes exactly that, and an export explains everything it lacks."""
+    died = drive(tmp_path, gap)
+    assert died.returncode == -9, died.stderr
+    with open_reader(tmp_path / "state" / "state.db").connect() as connection:
+        marked = select(tables.named.c.digest).where(tables.named.c.pruned.is_not(None))
+        pruned = set(connection.execute(marked).scalars())
+    blobs = BlobStore(tmp_path / "blobs")
+    assert len(pruned) == 3  # two deltas and version 0
+    assert any(map(blobs.holds, pruned)) == (gap != Gap.RETENTION_REMOVING)
+
+    server = Server(tmp_path)
+    assert not any(map(blobs.holds, pruned))
+    assert not blobs.spooled()
+    done = export(server.core.reader, blobs, server.signer.vkey, b"", tmp_path / "export", False)
+    assert (done.pruned, done.missing) == (3, 0)
+    with server.core.reader.connect() as connection:
+        [job] = connection.execute(select(tables.jobs)).all()
+        head = records.version_row(connection, job.id, 1)
+    assert all(map(blobs.holds, (head.parameters, head.optimizer, head.ema)))
+    server.core.retention.prune()  # nothing is left to do
+    with server.core.reader.connect() as connection:
+        assert records.count(connection, tables.named, tables.named.c.pruned.is_not(None)) == 3
     server.core.close()
 
 

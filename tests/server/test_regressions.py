@@ -287,7 +287,7 @@ def test_an_upload_that_cannot_be_resumed_leaves_nothing_open(server: Server) ->
     delta = a.delta(server.directory, 1.0)
     statement = a.statement(server.lease(a, job), terms, delta)
     envelope = a.sign(statement.encode())
-    server.core.intake._spool("a", statement.update).write_bytes(b"x" * 100)
+    server.core.intake._spool("a", statement.update, statement.lease).write_bytes(b"x" * 100)
     before = len(os.listdir("/proc/self/fd"))
     for offset in (100, 50):
         with pytest.raises(Refused) as refusal:

@@ -194,6 +194,11 @@ class Restart:
 
 
 @dataclass(frozen=True)
+class Prune:
+    """The server looks for what it need not keep any more, in its state and in its spool."""
+
+
+@dataclass(frozen=True)
 class Restore:
     """The server is started on the database as it was some time ago: it must refuse. Then on the right one again."""
 
@@ -277,6 +282,7 @@ Operation = (
     | Kill
     | Crash
     | Restart
+    | Prune
     | Restore
     | Outage
     | Revoke
@@ -337,6 +343,7 @@ def _one(random: Random, terms: int, calm: bool) -> Operation:
         (4, lambda: SubmitJob(random.randrange(terms))),
         (2, lambda: Advance(random.choice([1.0, 30.0, 599.0, 600.0, 601.0]))),
         (5, lambda: _together(random)),
+        (2, lambda: Prune()),
     ]
     faults = [
         (1, lambda: Turn(silo, job, random.choice(["loud", "garbage", "raises"]))),
@@ -394,8 +401,9 @@ def _together(random: Random) -> Together:
         Approve(silos[0], job),
         Revoke(silos[0]),
         Abort(job),
+        Prune(),
     ]
-    weights = [4, 1, 1, 1, 4, 2, 1, 0.3, 0.1]
+    weights = [4, 1, 1, 1, 4, 2, 1, 0.3, 0.1, 1]
     parts += random.choices(other, weights, k=random.randrange(3))
     random.shuffle(parts)
     return Together(tuple(parts))

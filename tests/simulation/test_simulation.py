@@ -19,6 +19,7 @@ from tests.simulation.operations import (
     Join,
     Kill,
     Operation,
+    Prune,
     Reevaluate,
     Round,
     SubmitJob,
@@ -52,7 +53,8 @@ def test_a_random_history_holds(simulator: Simulator, seed: int) -> None:
 def test_every_gap_is_reached_and_survived(simulator: Simulator, gap: Gap) -> None:
     """With the WAL whole, torn in the middle of the commit, and with nothing of the commit written."""
     for tear in (0.0, 0.5, 1e-9) if gap.endswith(".committed") else (0.0,):
-        sequence: list[Operation] = [*STAGE, Kill(gap, tear=tear), Round(0, True), Turn(0, 0), Aggregate(0)]
+        work: list[Operation] = [Round(0, True), Turn(0, 0), Aggregate(0), Advance(600.0), Prune()]
+        sequence = [*STAGE, Kill(gap, tear=tear), *work]
         tally = simulator.run(1, sequence, audit=False)
         assert tally.faults[f"killed at {gap}"] == 1, tally.faults
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from random import Random
+from time import time
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,6 +23,7 @@ from server import setup
 from server.ca.authority import open_authority
 from server.config import new_config
 from server.enrolment import SigningKey
+from server.retention import ABANDONED
 from server.startup import World as ServerWorld
 from silo_agent.receipts import Untrusted
 from silo_agent.trainer import Aborted, Stopped
@@ -39,10 +41,12 @@ TERMS = [
     "[silos]\nmin = 2\n[aggregation]\nbuffer = 2\nmax_staleness = 3\nstaleness_exponent = 0.5\n"
     "[evaluation]\nevery = 9\n",
     "[silos]\nmin = 1\n[aggregation]\nbuffer = 1\nmax_update_norm = 100.0\nema = 0.5\n[evaluation]\nevery = 15\n"
-    '[aggregation.server_optimizer]\nname = "adam"\nlr = 0.1\n',
+    '[aggregation.server_optimizer]\nname = "adam"\nlr = 0.1\n'
+    '[retention]\nupdates = "5m"\nsnapshots = "1m"\n',
     '[silos]\nmin = 2\n[aggregation]\nstrategy = "fedavg"\n[evaluation]\nevery = 12\n',
     '[silos]\nmin = 2\nweighting = "examples"\n[aggregation]\nbuffer = 3\nnormalise = "count"\n'
-    "[evaluation]\nevery = 8\n[aggregation.server_optimizer]\nmomentum = 0.9\n",
+    "[evaluation]\nevery = 8\n[aggregation.server_optimizer]\nmomentum = 0.9\n"
+    '[retention]\nsnapshots = "1s"\n',
     '[silos]\nmin = 1\n[aggregation]\nbuffer = 4\nmax_wait = "1m"\nmax_staleness = 0\n[evaluation]\nevery = 20\n',
 ]
 
@@ -164,6 +168,9 @@ class Federation:
             case op.Aggregate(job):
                 if (name := self._job(job)) is not None:
                     self._attempt(lambda: self.machine.core.aggregation.advance(name))
+            case op.Prune():
+                self._attempt(lambda: core.retention.prune())
+                self._attempt(lambda: core.retention.give_up_uploads(time() + 2 * ABANDONED))
             case op.Together(parts):
                 self._together(parts)
 

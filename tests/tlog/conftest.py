@@ -108,6 +108,12 @@ DETAILS: dict[str, dict[str, Any]] = {
     },
     "update.refused": {**_LEASE, "update": UPDATE, "code": "nonfinite", "delta_sha256": A},
     "update.retired": {"update": UPDATE, "silo": "hosp-a", "reason": "job_ended"},
+    "retention.pruned": {
+        "kind": "snapshots",
+        "rule": "snapshots",
+        "seconds": 604800,
+        "versions": [{"first": 1, "last": 4}, {"first": 6, "last": 6}],
+    },
     "aggregation.performed": {
         "version": 13,
         "base": 12,

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.errors import Misuse, Reason, Refused
+from anabranch.tlog.details import SPANS
 from anabranch.tlog.entry import (
     ENTRY_TYPES,
     MAX_ENTRY,
@@ -214,6 +215,8 @@ def test_targets(kind, id):
         ("log.genesis", {"vkey": "audit.fed.example/demo"}),
         ("log.genesis", {"ca_pins": ["a" * 64]}),
         ("cert.issued", {"identity": "spiffe://fed.example/silo/hosp-a"}),
+        ("retention.pruned", {"versions": [{"first": 4, "last": 1}]}),
+        ("retention.pruned", {"kind": "deltas"}),
         ("aggregation.performed", {"inputs": []}),
         ("aggregation.performed", {"scalars": {"beta": 1}}),
         ("aggregation.performed", {"scalars": {"Beta": canonical.hexfloat(1.0)}}),
@@ -310,6 +313,13 @@ def test_a_hundred_inputs_fit_into_an_entry(make_entry, details):
     [one] = detail["inputs"]
     widest = {**one, "silo": "hospital-with-a-long-name", "weight": canonical.hexfloat(-1 / 3e200)}
     encode_entry(make_entry("aggregation.performed", detail={**detail, "inputs": [widest] * 100}))
+
+
+def test_the_most_spans_fit_into_an_entry(make_entry, details):
+    wide = {"first": canonical.MAX_INT - 1, "last": canonical.MAX_INT}
+    encode_entry(
+        make_entry("retention.pruned", detail={**details["retention.pruned"], "versions": [wide] * SPANS})
+    )
 
 
 def test_entries_are_frozen(make_entry):

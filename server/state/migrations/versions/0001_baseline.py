@@ -47,6 +47,7 @@ def upgrade() -> None:
     sa.Column('submitted_index', sa.Integer(), nullable=False),
     sa.Column('resumed_at', sa.Float(), nullable=True),
     sa.Column('ended_at', sa.Float(), nullable=True),
+    sa.Column('pruned_at', sa.Float(), nullable=True),
     sa.Column('head', sa.Integer(), nullable=False),
     sa.Column('best', sa.Integer(), nullable=True),
     sa.Column('best_value', sa.Float(), nullable=True),
@@ -54,6 +55,16 @@ def upgrade() -> None:
     sa.Column('unimproved', sa.Integer(), nullable=False),
     sa.PrimaryKeyConstraint('id')
     )
+    op.create_table('named',
+    sa.Column('digest', sa.String(), nullable=False),
+    sa.Column('entry', sa.Integer(), autoincrement=False, nullable=False),
+    sa.Column('pruned', sa.Integer(), nullable=True),
+    sa.PrimaryKeyConstraint('digest', 'entry')
+    )
+    with op.batch_alter_table('named', schema=None) as batch_op:
+        batch_op.create_index('named_entry', ['entry'], unique=False)
+        batch_op.create_index('named_pruned', ['pruned'], unique=False)
+
     op.create_table('nodes',
     sa.Column('level', sa.Integer(), autoincrement=False, nullable=False),
     sa.Column('index', sa.Integer(), autoincrement=False, nullable=False),
@@ -184,6 +195,7 @@ def upgrade() -> None:
     sa.Column('bytes', sa.Integer(), nullable=False),
     sa.Column('scalars', sa.String(), nullable=False),
     sa.Column('published_at', sa.Float(), nullable=False),
+    sa.Column('handed_out_at', sa.Float(), nullable=True),
     sa.Column('entry', sa.Integer(), nullable=False),
     sa.ForeignKeyConstraint(['job'], ['jobs.id'], ),
     sa.PrimaryKeyConstraint('job', 'number')
