@@ -33,6 +33,7 @@ from server.state import records
 from server.state.database import Reader
 from server.state.tables import jobs, steps, updates, versions
 from server.state.writer import Transaction, Writer
+from server.tallies import tally
 
 logger = structlog.get_logger("aggregation")
 IDLE = 1.0  # seconds between looks at the clock when nothing arrives
@@ -257,6 +258,8 @@ class Aggregation:
         for one in frozen.inputs:
             merged: dict[str, Any] = {"status": "merged", "version": number, "staleness": one.staleness}
             tx.connection.execute(update(updates).where(updates.c.id == one.update).values(merged))
+            size = manifest.file_bytes  # of every delta: admission sees to it
+            tally(tx, frozen.job, one.silo, "merged", bytes=size, staleness=one.staleness)
         tx.connection.execute(update(steps).where(steps.c.id == frozen.id).values(status="published"))
         tx.connection.execute(update(jobs).where(jobs.c.id == frozen.job).values(head=number))
         lifecycle.conclude(tx, self._observer, frozen.job)

@@ -135,7 +135,7 @@ def _open(
         log=log,
         intake=Intake(federation, writer, reader, log, blobs, world.entropy, aggregation.wake, world.reached),
         aggregation=aggregation,
-        scheduling=Scheduling(writer, reader, log, blobs, observer, world.entropy),
+        scheduling=Scheduling(writer, reader, log, blobs, observer, world.entropy, world.clock),
         jobs=Jobs(
             federation,
             writer,

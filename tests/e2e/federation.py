@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from anabranch.v1 import admin_pb2
-from console import watch
+from console import documents
 from console.client import connect
 
 BIN = Path(sysconfig.get_path("scripts"))
@@ -180,7 +180,7 @@ class Federation:
             reply = admin.stub.ListJobStatus(
                 admin_pb2.ListJobStatusRequest(), timeout=PATIENCE, wait_for_ready=True
             )
-        return watch.document(next(one for one in reply.jobs if one.job == job))
+        return documents.job(next(one for one in reply.jobs if one.job == job))
 
     def silo(self, job: str, name: str) -> dict[str, Any]:
         return next(one for one in self.status(job)["silos"] if one["silo"] == name)
