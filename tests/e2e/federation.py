@@ -212,8 +212,8 @@ class Federation:
         self.call("anabranch-audit", "replay", out, "--vkey", vkey)
         return out
 
-    def entries(self, type: str) -> list[dict[str, Any]]:
-        """Entries of one type, read from a fresh export by their published format."""
+    def entries(self, type: str = "") -> list[dict[str, Any]]:
+        """Entries of one type, or all, read from a fresh export by their published format."""
         out = self.root / f"entries-{time.time_ns()}"
         self.call("anabranch-server", "export", self.server_dir, "-o", out)
         found = []
@@ -223,7 +223,7 @@ class Federation:
                 size = int.from_bytes(data[:2])
                 found.append(json.loads(data[2 : 2 + size]))
                 data = data[2 + size :]
-        return [entry for entry in found if entry["type"] == type]
+        return [entry for entry in found if type in ("", entry["type"])]
 
     def logs(self) -> str:
         texts = [
