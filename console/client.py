@@ -44,6 +44,12 @@ def load_federation(directory: Path) -> FederationInfo:
     """What `directory` pins. Raises Refused(NOT_FOUND) naming the file, else as `parse_federation`."""
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
+        inside = sorted(str(one.parent) for one in directory.glob("admin/*/cert.pem"))
+        if inside:
+            raise Refused(
+                Reason.NOT_FOUND,
+                f"{directory} is the directory of a server: name an administrator's in it, --admin {inside[0]}",
+            )
         raise Refused(
             Reason.NOT_FOUND,
             f"{directory} has no {', '.join(missing)}: name the admin directory that `anabranch-server init` wrote"
@@ -69,7 +75,9 @@ def answering(federation: FederationInfo) -> Iterator[None]:
     except grpc.RpcError as error:
         meant = status.from_rpc_error(error)
         if isinstance(meant, Unavailable):
-            raise Unavailable(f"{federation.server}: {meant}") from error
+            raise Unavailable(
+                f"{federation.server}: {meant}; see that `anabranch-server serve` runs there and can be reached from here"
+            ) from error
         raise meant from error
 
 

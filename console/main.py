@@ -1,6 +1,7 @@
 """`anabranch`: jobs and silos of a federation, and the demo."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +13,7 @@ import typer
 
 from anabranch import exits
 from anabranch.errors import Reason, Refused
-from anabranch.terms import seconds
+from anabranch.terms import NAME, seconds
 from anabranch.v1 import admin_pb2
 from console import documents, output, silos, watch
 from console.board import jobs_table
@@ -46,13 +47,7 @@ JobId = Annotated[str, typer.Argument(help="Job id, as `anabranch job list` show
 
 
 def main() -> None:
-    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(exits.FAILED)
-    except Exception as error:
-        sys.exit(exits.fail("anabranch", error, "--json" in sys.argv))
+    exits.run("anabranch", app)
 
 
 @job_app.command("submit")
@@ -179,6 +174,8 @@ def silo_invite(
 ) -> None:
     """Write a join bundle with a one-time token. Hand it over by a channel you trust: it is a secret until used."""
     lasting = _duration(ttl)
+    if not re.fullmatch(NAME, name):
+        raise Refused(Reason.MALFORMED, f"silo {name!r}: a name is lowercase letters, digits and dashes")
     with output.writing(file), connect(admin) as connection:
         # The file first: a token that nobody holds would wait at the server.
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.") as spool:

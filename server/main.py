@@ -1,16 +1,14 @@
 """`anabranch-server`: make a federation, serve it, export its audit log."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from anabranch import exits
-from anabranch.errors import Reason, Refused
 from server import setup
 from server.audit.export import export as write_export
 from server.blobs.local import BlobStore
@@ -32,13 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def main() -> None:
-    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(exits.FAILED)
-    except Exception as error:
-        sys.exit(exits.fail("anabranch-server", error, "--json" in sys.argv))
+    exits.run("anabranch-server", app)
 
 
 @app.command()
@@ -87,11 +79,12 @@ def init(
 @app.command()
 def serve(
     directory: Directory,
-    log_format: Annotated[str, typer.Option(help="json, or text for a person.")] = "json",
+    log_format: Annotated[
+        Literal["json", "text"], typer.Option(help="Of the log on standard error; text is for a person.")
+    ] = "json",
+    as_json: Annotated[bool, typer.Option("--json", help="Say in JSON why it could not go on.")] = False,
 ) -> None:
     """Serve until SIGTERM, then finish running calls and the aggregation in progress."""
-    if log_format not in ("json", "text"):
-        raise Refused(Reason.MALFORMED, f"--log-format {log_format!r} is neither json nor text")
     run_server(directory, read_config(directory), log_format)
 
 

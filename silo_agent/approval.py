@@ -19,7 +19,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from anabranch import durable
-from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.errors import Corrupt, Reason, Refused, wording
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
@@ -183,7 +183,7 @@ def _installed(interpreter: Path, name: str) -> Version | None:
         return None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Refused(
-            Reason.POLICY, f"policy.toml [run] interpreter: {interpreter} does not run: {error}"
+            Reason.POLICY, f"policy.toml [run] interpreter: {interpreter} does not run: {wording(error)}"
         ) from error
 
 

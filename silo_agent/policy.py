@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, wording
 from anabranch.terms import Digest, JobTerms, Name, explain, seconds
 
 _UNITS = {
@@ -149,7 +149,7 @@ def load_policy(path: Path) -> Policy:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(
-            Reason.POLICY, f"{path} cannot be read ({error}); without a policy nothing runs"
+            Reason.POLICY, f"{path} cannot be read ({wording(error)}); without a policy nothing runs"
         ) from error
     return parse_policy(text, str(path))
 
