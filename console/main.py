@@ -43,7 +43,7 @@ AdminDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-JobId = Annotated[str, typer.Argument(help="Job id, as `anabranch job list` shows it.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `anabranch job list` shows it.")]
 
 
 def main() -> None:

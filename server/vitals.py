@@ -40,10 +40,11 @@ class Vitals:
     def look(self) -> ServerStatus:
         disk = shutil.disk_usage(self.directory)
         received, sent = self._traffic()
+        memory = resident()
         return ServerStatus(
             release=anabranch.__version__,
-            memory_bytes=resident(),
-            memory_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            memory_bytes=memory,
+            memory_peak_bytes=max(memory, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
             disk_free_bytes=max(0, disk.free - HEADROOM),
             disk_bytes=disk.total,
             received_per_second=received,

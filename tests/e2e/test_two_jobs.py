@@ -10,6 +10,11 @@ from tests.e2e.federation import JOB, TASK, Federation
 EVERY = JOB.replace('name = "tiny"', 'name = "{name}"').replace("every = 2", "every = 100")
 pytestmark = pytest.mark.timeout(300)  # a training process that starts imports torch, and several do
 
+# A task that makes no step before somebody puts a file beside the data.
+GATED = TASK.replace(
+    "        time.sleep(self.pause)", "        while not self.gate.exists():\n            time.sleep(0.05)"
+).replace("        self.pause =", "        self.gate = data.path / 'go'\n        self.pause =")
+
 
 def submit(federation: Federation, name: str, task: str, silos: list[str], versions: int) -> str:
     """Approved by all of `silos`; a version takes an update of as many."""
@@ -26,11 +31,7 @@ def test_a_fast_job_starts_and_finishes_while_a_slow_one_goes_on(federation: Fed
     for seed, name in enumerate(names):
         federation.enrol(name, seed)
         federation.agent(name)
-    gated = TASK.replace(
-        "        time.sleep(self.pause)",
-        "        while not self.gate.exists():\n            time.sleep(0.05)",
-    ).replace("        self.pause =", "        self.gate = data.path / 'go'\n        self.pause =")
-    slow = submit(federation, "slow", gated, names, 2)
+    slow = submit(federation, "slow", GATED, names, 2)
     federation.until(lambda: federation.silo(slow, "hospital-a")["training"], "the slow job trains")
     fast = submit(federation, "fast", TASK, names, 3)
     assert federation.finish(fast)["head"] == 3
@@ -62,7 +63,11 @@ def test_a_silo_that_works_on_one_job_at_once_lets_them_take_turns(federation: F
     federation.enrol("hospital-a", policy='jobs_at_once = 1\nturn = "0s"\n')
     federation.agent("hospital-a")
     agent = federation.processes["hospital-a"].pid
-    jobs = [submit(federation, name, TASK, ["hospital-a"], 3) for name in ("one", "other")]
+    jobs = [submit(federation, name, GATED, ["hospital-a"], 3) for name in ("one", "other")]
+    federation.until(
+        lambda: federation.logs().count("approved; ready for its tasks") == 2, "the agent has both jobs"
+    )
+    (federation.root / "data" / "hospital-a" / "go").touch()
     most = 0
 
     def both_done() -> bool:
@@ -70,7 +75,6 @@ def test_a_silo_that_works_on_one_job_at_once_lets_them_take_turns(federation: F
         most = max(most, training_processes(agent))
         return all(federation.status(job)["status"] == "completed" for job in jobs)
 
-    federation.until(lambda: both_done() or all(federation.status(job)["head"] for job in jobs), "both go on")
     federation.until(both_done, "both jobs complete")
     assert most == 1
     order: list[str] = []
