@@ -14,7 +14,7 @@ from server.audit.export import export as write_export
 from server.blobs.local import BlobStore
 from server.config import new_config, read_config
 from server.serve import serve as run_server
-from server.state.database import open_reader
+from server.state.database import damage, open_reader
 
 app = typer.Typer(
     help="The aggregator of a federation: make one, serve it, export its audit log.",
@@ -112,8 +112,12 @@ def export(
 ) -> None:
     """Write everything a reviewer needs to verify the log and replay its models, while the server may go on running."""
     config = read_config(directory)
+    setup.require_state(directory)
     info = setup.federation_info(directory, config)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with (
+        damage(directory / "state" / "state.db"),
+        Progress(console=Console(stderr=True), transient=True) as bar,
+    ):
         task = bar.add_task("exporting entries", total=None)
         done = write_export(
             open_reader(directory / "state" / "state.db"),

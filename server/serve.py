@@ -44,6 +44,7 @@ WATCH_EVERY = 1.0  # seconds between looks at the writer, at who is here, and fo
 
 def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     """Serve until SIGTERM or SIGINT. Raises Conflict, Corrupt, Unavailable or Misuse when it must not serve."""
+    setup.require_state(directory)
     configure_logs(log_format)
     world = setup.real_world()
     sessions = Sessions(world.clock)

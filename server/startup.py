@@ -31,7 +31,7 @@ from server.intake import Intake
 from server.jobs import Jobs
 from server.scheduling import Scheduling
 from server.state import records
-from server.state.database import Reader, migrate, open_engine, open_reader
+from server.state.database import Reader, damage, migrate, open_engine, open_reader
 from server.state.tables import steps, updates
 from server.state.writer import Transaction, Watcher, Writer, raise_epoch
 from server.status import Presence
@@ -93,7 +93,8 @@ def open_core(
     """Steps 1 to 4. Raises Conflict when another process serves this directory, Corrupt when its state may not be served."""
     held = lock(directory / "state" / "lock")
     try:
-        return _open(directory, federation, origin, signer, presence, world, watch, held)
+        with damage(directory / "state" / "state.db"):
+            return _open(directory, federation, origin, signer, presence, world, watch, held)
     except BaseException:
         os.close(held)
         raise

@@ -3,28 +3,37 @@
 One table, every row twice: for a person, and with `--json`.
 """
 
+import datetime
 import io
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import typer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 import auditor.main
 import console.main
 import server.main
 import silo_agent.main
 from anabranch import exits
-from anabranch.errors import Corrupt, Refused, Unavailable, wording
+from anabranch.errors import Unavailable, wording
 from anabranch.exits import CORRUPT, FAILED, UNAVAILABLE, USAGE
+from anabranch.wire.identity import new_tls_key
 
 PROGRAMS: dict[str, ModuleType] = {
     "anabranch": console.main,
@@ -56,6 +65,9 @@ anabranch job list --admin fed                     | 1 | fed server --admin fed/
 anabranch job list {admin}                         | 3 | localhost:1 serve
 anabranch job watch {admin}                        | 3 | localhost:1 serve
 anabranch job watch x --once {admin}               | 3 | localhost:1 serve
+anabranch job list --admin bad-key                 | 1 | bad-key/key.pem anabranch-server admin SERVER bad-key
+anabranch job list --admin bad-info                | 1 | bad-info/federation.json anabranch-server admin
+anabranch job list --admin old                     | 1 | old good until clock anabranch-server admin SERVER old
 anabranch job submit nowhere {admin}               | 1 | nowhere job.toml
 anabranch job submit dir {admin}                   | 1 | dir/job.toml folder
 anabranch job submit garbage {admin}               | 1 | garbage UTF-8 TOML
@@ -80,6 +92,13 @@ anabranch-server serve fed/admin/admin             | 1 | fed/admin/admin adminis
 anabranch-server serve agent                       | 1 | agent silo agent
 anabranch-server serve misspelt                    | 1 | misspelt/server.toml federatoin
 anabranch-server serve no-toml                     | 1 | no-toml/server.toml TOML
+anabranch-server serve no-log-key                  | 4 | no-log-key/keys/log.key backup
+anabranch-server serve no-root                     | 4 | no-root/keys/root.pem backup
+anabranch-server serve no-state                    | 4 | no-state/state/state.db backup
+anabranch-server serve bad-state                   | 4 | bad-state/state/state.db backup
+anabranch-server export no-state -o x              | 4 | no-state/state/state.db backup
+anabranch-server export bad-state -o x             | 4 | bad-state/state/state.db backup
+anabranch-server admin no-state x                  | 4 | no-state/state/state.db backup
 anabranch-server init fed --host localhost         | 1 | fed not empty new directory
 anabranch-server init file --host localhost        | 3 | file folder
 anabranch-server init file/x --host localhost      | 3 | file name another place
@@ -188,7 +207,30 @@ def strange_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for arguments in (init, ["export", "fed", "-o", "export"]):
         subprocess.run([BIN / "anabranch-server", *arguments], cwd=root, check=True, capture_output=True)
+    for name, damaged in (
+        ("no-log-key", "keys/log.key"),
+        ("no-root", "keys/root.pem"),
+        ("no-state", "state/state.db"),
+        ("bad-state", "state/state.db"),
+    ):
+        shutil.copytree(root / "fed", root / name)
+        (root / name / damaged).unlink()
+        if name.startswith("bad"):
+            (root / name / damaged).write_text("garbage" * 100)
+    for name, damaged in (("bad-key", "key.pem"), ("bad-info", "federation.json"), ("old", "cert.pem")):
+        shutil.copytree(root / "fed/admin/admin", root / name)
+        (root / name / damaged).write_text("garbage")
+    (root / "old/cert.pem").write_bytes(expired())
     return root
+
+
+def expired() -> bytes:
+    """A certificate of yesterday; that nobody would accept it for other reasons is found out later."""
+    key, then = new_tls_key(), datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "yesterday")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(then).not_valid_after(then + datetime.timedelta(hours=12))
+    return made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 @pytest.fixture
@@ -197,6 +239,9 @@ def here(strange_place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("ANABRANCH_ADMIN", "ANABRANCH_SILO"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(
+        silo_agent.main, "protect_agent", lambda: None
+    )  # the tests' own process stays as it is
     return strange_place
 
 
@@ -207,6 +252,7 @@ def test_a_stranger(
     before = sorted(here.rglob("*"))
     code, out, err = run(row.command, monkeypatch, capsys)
     assert (code, FOREIGN.findall(out + err)) == (row.code, []), out + err
+    assert "\x1b" not in out + err  # no terminal: no colours
     told = " ".join((out + err).split())
     assert [word for word in row.words if word not in told] == [], told
     code, out, _ = run(f"{row.command} --json", monkeypatch, capsys)
@@ -225,3 +271,82 @@ def test_a_stranger(
     else:
         assert document["verified"] is False
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", exits._REMEDIES)
+def test_what_the_system_refuses_is_said_with_a_remedy(number: int) -> None:
+    error = exits.meant(OSError(number, os.strerror(number), "/srv/fed"))
+    assert isinstance(error, Unavailable)
+    said = str(error)
+    assert said.startswith("/srv/fed: ")
+    assert not FOREIGN.search(said)
+    assert said.endswith(exits._REMEDIES[number])
+
+
+def test_an_error_of_the_system_without_a_remedy_is_no_bug_of_ours() -> None:
+    assert exits.exit_code(exits.meant(OSError(5, "Input/output error", "/dev/sda"))) == UNAVAILABLE
+    assert wording(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")) == "not UTF-8 text"
+    assert wording(OSError(2, "No such file or directory", "x")) == "No such file or directory"
+
+
+def told_by(
+    body: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *flags: str
+) -> tuple[int, str, str]:
+    """How a program whose one command is `body` ends."""
+    app = typer.Typer(add_completion=False)
+    app.command()(body)
+    monkeypatch.setattr(sys, "argv", ["program", *flags])
+    with pytest.raises(SystemExit) as ended:
+        exits.run("program", app)
+    told = capsys.readouterr()
+    return int(ended.value.code or 0), told.out, told.err
+
+
+def test_a_question_that_nobody_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+
+    def ask() -> None:
+        typer.confirm("Approve exactly this?")
+
+    code, _, err = told_by(ask, monkeypatch, capsys)
+    assert code == FAILED
+    assert "nothing was done; --yes" in err
+
+
+def test_a_bug_of_ours_says_so_and_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise KeyError("x")
+
+    code, _, err = told_by(broken, monkeypatch, capsys)
+    assert code == exits.BUG
+    assert "a bug of ours; please report" in err
+
+
+def test_ctrl_c_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert told_by(interrupted, monkeypatch, capsys) == (exits.INTERRUPTED, "", "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["anabranch-audit verify export", "anabranch-audit verify nowhere --json", "anabranch --help"],
+)
+def test_a_reader_that_has_gone_is_not_told_anything(here: Path, command: str) -> None:
+    """`| head`: neither a traceback nor Python's complaint at the end."""
+    program, *arguments = shlex.split(command)
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [BIN / program, *arguments], cwd=here, stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert done.returncode == FAILED
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+    assert b"BrokenPipe" not in done.stderr

@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.federation import JOB, TASK, Federation
 
 EVERY = JOB.replace('name = "tiny"', 'name = "{name}"').replace("every = 2", "every = 100")
-pytestmark = pytest.mark.timeout(300)  # a training process that starts imports torch, and several do
+pytestmark = pytest.mark.timeout(560)  # a training process that starts imports torch, and several do
 
 # A task that makes no step before somebody puts a file beside the data.
 GATED = TASK.replace(
