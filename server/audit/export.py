@@ -52,7 +52,8 @@ def export(
     if out.exists() and any(out.iterdir()):
         raise Refused(Reason.MALFORMED, f"{out} is not empty; name a new directory for the export")
     with reader.connect() as connection:
-        size, note = newest_checkpoint(connection)  # first: a database that cannot be read leaves nothing behind
+        # First: a database that cannot be read leaves nothing behind.
+        size, note = newest_checkpoint(connection)
         for name in ("keys", "objects"):
             (out / name).mkdir(parents=True, exist_ok=True)
         _write(out / "checkpoint", note.encode())
