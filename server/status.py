@@ -119,9 +119,11 @@ def job_statuses(reader: Reader, presence: Presence, now: float, job: str | None
 def going_on(
     reader: Reader, presence: Presence, now: float, also: Collection[str], most: int
 ) -> list[JobStatus]:
-    """Jobs that have not ended, and those named in `also`; at most `most`, newest first."""
+    """Jobs that have not ended, newest first, then those of `also` that have; at most `most`."""
     wanted = jobs.c.status.not_in(ENDED) | jobs.c.id.in_(also)
-    query = select(jobs).where(wanted).order_by(jobs.c.submitted_at.desc()).limit(most)
+    query = (
+        select(jobs).where(wanted).order_by(jobs.c.status.in_(ENDED), jobs.c.submitted_at.desc()).limit(most)
+    )
     with reader.connect() as connection:
         return _statuses(connection, presence, now, list(connection.execute(query)))
 

@@ -171,6 +171,12 @@ def test_a_server_that_goes_away_is_said_once(capsys) -> None:
     assert capsys.readouterr().err.splitlines() == [watch.AWAY, watch.AWAY]
 
 
+def test_a_screen_shows_the_last_state_and_that_the_server_is_away(capsys) -> None:
+    looks = [look(status()), None, look(status(head=80, status="completed"))]
+    assert watch.follow(looks, "screen", every_silo=True) == ["completed"]
+    assert "version 80 of 80" in capsys.readouterr().out
+
+
 def test_several_scores_have_one_order_and_fit() -> None:
     metrics = {"loss": 0.25, "accuracy": 0.875}
     evaluations = [
