@@ -329,7 +329,7 @@ class Silo:
         proposal = self._proposal(job)
         if proposal is None:
             return
-        durable.make_dir(self.home.job(job))  # the worker's `_trainer` does, before its first turn
+        durable.make_dir(self.home.job(job))  # the worker's `_make_trainer` does, before its first turn
         nothing: Any = None
         worker = Worker(self.site, proposal, lambda: POLICY, nothing, nothing, Turns(), self.stopping)
         pausing: Any = worker
