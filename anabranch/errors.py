@@ -77,3 +77,12 @@ class Corrupt(AnabranchError):
 
 class Misuse(AnabranchError):
     """Our bug: a caller broke a rule that code, not data, must keep."""
+
+
+def wording(error: Exception) -> str:
+    """What is wrong with a file or a connection, for use in a sentence: without the numbers of the system or of a codec."""
+    if isinstance(error, UnicodeError):
+        return "not UTF-8 text"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

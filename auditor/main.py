@@ -1,14 +1,13 @@
 """`anabranch-audit`: check an audit export offline."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from anabranch import exits
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, wording
 from auditor import dossier, gaps, lineage, page, review, tables, view
 from auditor.chronicle import Chronicle
 from auditor.export import open_export
@@ -46,13 +45,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def main() -> None:
-    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(exits.FAILED)
-    except Exception as error:
-        sys.exit(exits.fail("anabranch-audit", error, "--json" in sys.argv))
+    exits.run("anabranch-audit", app)
 
 
 @app.command("verify")
@@ -212,6 +205,7 @@ def _write(out: Path, document: dict[str, Any], checkpoint: str | None) -> dict[
             (out / name).write_text(text, "utf-8")
     except OSError as error:
         raise Refused(
-            Reason.NOT_FOUND, f"--out {out}: the report cannot be written there: {error}"
+            Reason.NOT_FOUND,
+            f"--out {out}: the report cannot be written there: {wording(error)}; name another directory",
         ) from error
     return {name: str(out / name) for name in files}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, wording
 from anabranch.tlog.checkpoint import Checkpoint
 from anabranch.tlog.merkle import leaf_hash
 from anabranch.tlog.receipt import Receipt, verify_receipt
@@ -53,7 +53,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, Receipt]]:
             raise Refused(Reason.SIZE_LIMIT, f"{path} is larger than {FILE} bytes")
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(Reason.NOT_FOUND, f"{path} cannot be read as receipts: {error}") from error
+        raise Refused(Reason.NOT_FOUND, f"{path} cannot be read as receipts: {wording(error)}") from error
     for number, document in enumerate(_documents(path, text), start=1):
         where = f"{path.name}:{number}"
         try:

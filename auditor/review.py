@@ -8,7 +8,7 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, wording
 from anabranch.tlog.checkpoint import Checkpoint, open_checkpoint
 from anabranch.tlog.note import MAX_NOTE
 from auditor import gaps
@@ -38,7 +38,10 @@ def read_since(path: Path, pin: Pin) -> Since:
         with open(path, "rb") as file:
             note = file.read(4 * MAX_NOTE + 1).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(Reason.MALFORMED, f"--since {path} cannot be read as a checkpoint: {error}") from error
+        raise Refused(
+            Reason.MALFORMED,
+            f"--since {path} cannot be read as a checkpoint: {wording(error)}; name the one an earlier report kept",
+        ) from error
     try:
         return Since(path, open_checkpoint(note, pin.verifier, pin.origin))
     except Refused as refusal:

@@ -1,6 +1,7 @@
 """`anabranch`: jobs and silos of a federation, and the demo."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -12,13 +13,15 @@ import typer
 
 from anabranch import exits
 from anabranch.errors import Reason, Refused
-from anabranch.terms import seconds
+from anabranch.terms import NAME, seconds
 from anabranch.v1 import admin_pb2
-from console import output, silos, watch
+from console import documents, output, silos, watch
+from console.board import jobs_table
 from console.client import UNARY_SECONDS, Logged, connect, logged, presentable
 from console.export import export as export_model
 from console.submit import prepared, read
 from console.submit import submit as submit_job
+from console.words import size
 
 app = typer.Typer(
     help="Federated learning across organisations: submit jobs, follow them, manage silos.",
@@ -40,17 +43,11 @@ AdminDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-JobId = Annotated[str, typer.Argument(help="Job id, as `anabranch job list` shows it.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `anabranch job list` shows it.")]
 
 
 def main() -> None:
-    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(exits.FAILED)
-    except Exception as error:
-        sys.exit(exits.fail("anabranch", error, "--json" in sys.argv))
+    exits.run("anabranch", app)
 
 
 @job_app.command("submit")
@@ -94,25 +91,37 @@ def job_list(admin: AdminDir, as_json: Json = False) -> None:
     with connect(admin) as connection:
         reply = connection.stub.ListJobStatus(admin_pb2.ListJobStatusRequest(), timeout=UNARY_SECONDS)
     jobs = [presentable(job) for job in reply.jobs]
-    output.show({"jobs": [watch.document(job) for job in jobs]}, watch.jobs_table(jobs), as_json)
+    document = {"jobs": [documents.job(job) for job in jobs], "server": documents.server(reply.server)}
+    output.show(document, jobs_table(jobs), as_json)
 
 
 @job_app.command("watch")
 def job_watch(
-    job: JobId,
     admin: AdminDir,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Print the status once and exit.")] = False,
-    as_json: Json = False,
+    job: Annotated[
+        str,
+        typer.Argument(help="Job id, as `anabranch job list` shows it; without it every job that goes on."),
+    ] = "",
+    interval: Annotated[float, typer.Option(min=0.2, max=60, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and exit.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document per look, each on a line of its own.")
+    ] = False,
 ) -> None:
-    """Follow a job until it ends: silos, versions, staleness, scores, who is late or refused and why.
+    """Follow jobs until they end: who trains, is late, lost, failing or refused and why; buffer, speed, scores, server.
 
-    With --json prints the status once.
+    Redraws on a terminal; elsewhere one line per version and per trouble that begins. Exit code 1 if one was aborted.
     """
     with connect(admin) as connection:
-        found = watch.statuses(connection, job, interval)
-        last = watch.follow(found, once=once or as_json, as_json=as_json)
-    if last is not None and last.status == "aborted" and not once:
+        looks = watch.overviews(connection, job, interval)
+        if once:
+            watch.show_once(looks, as_json, every_silo=bool(job))
+            return
+        form: Literal["json", "screen", "lines"] = (
+            "json" if as_json else "screen" if sys.stdout.isatty() else "lines"
+        )
+        ended = watch.follow(looks, form, every_silo=bool(job))
+    if "aborted" in ended:
         raise typer.Exit(exits.FAILED)
 
 
@@ -147,7 +156,7 @@ def job_export(
         done = export_model(connection, job, version, file)
     output.show(
         done.document(),
-        f"version {done.version}: {done.path} ({watch.size(done.bytes)}, sha256 {done.sha256}), {_entry(done.entry)}\n"
+        f"version {done.version}: {done.path} ({size(done.bytes)}, sha256 {done.sha256}), {_entry(done.entry)}\n"
         f"model card: {done.card}",
         as_json,
     )
@@ -165,6 +174,8 @@ def silo_invite(
 ) -> None:
     """Write a join bundle with a one-time token. Hand it over by a channel you trust: it is a secret until used."""
     lasting = _duration(ttl)
+    if not re.fullmatch(NAME, name):
+        raise Refused(Reason.MALFORMED, f"silo {name!r}: a name is lowercase letters, digits and dashes")
     with output.writing(file), connect(admin) as connection:
         # The file first: a token that nobody holds would wait at the server.
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.") as spool:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from anabranch.v1 import admin_pb2
-from console.watch import ago
+from console.words import ago
 
 EXPIRES_SOON = 86400  # seconds; agents renew long before
 STYLE = {"active": "green", "invited": "yellow", "revoked": "red"}

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, wording
 from anabranch.terms import JobFile, JobTerms, parse_job_file
 from anabranch.v1 import admin_pb2
 from anabranch.wire import limits
@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[Path, JobFile]:
     try:
         text = toml.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise Refused(Reason.MALFORMED, f"{toml} is not UTF-8 text: {error}") from error
+        raise Refused(Reason.MALFORMED, f"{toml} is {wording(error)}; a job is described in TOML") from error
     file = parse_job_file(text, str(toml))
     code = file.job.task.partition(":")[0]
     if not (toml.parent / code).is_file():

@@ -28,8 +28,9 @@ INTRO = """# Commands
 Generated from the programs' help by `python docs/generate_commands.py`; `make check` compares.
 
 Every command takes `--json` and prints one document on stdout, also when it fails
-(`{"error": {"kind", "code", "message"}}`). Exit codes: 0 ok · 1 refused, failed or not verified · 2 usage ·
-3 unavailable, retry later · 4 our storage is corrupt · 70 a bug of ours.
+(`{"error": {"kind", "code", "message"}}`; kinds: usage, refused, conflict, unavailable, corrupt, bug); `job watch` prints
+one per look. Exit codes: 0 ok · 1 refused, failed or not verified, or nobody reads any more · 2 usage · 3 unavailable, retry
+later · 4 our storage is corrupt · 70 a bug of ours · 130 Ctrl-C.
 """
 
 

@@ -33,6 +33,7 @@ from server.state import records
 from server.state.database import Reader
 from server.state.tables import jobs, steps, updates, versions
 from server.state.writer import Transaction, Writer
+from server.tallies import tally
 
 logger = structlog.get_logger("aggregation")
 IDLE = 1.0  # seconds between looks at the clock when nothing arrives
@@ -266,6 +267,9 @@ class Aggregation:
         )
         merged = [{"which": i.update, "number": number, "late": i.staleness} for i in frozen.inputs]
         tx.connection.execute(_MERGE, merged)
+        for one in frozen.inputs:
+            size = manifest.file_bytes  # of every delta: admission sees to it
+            tally(tx, frozen.job, one.silo, "merged", bytes=size, staleness=one.staleness)
         tx.connection.execute(update(steps).where(steps.c.id == frozen.id).values(status="published"))
         tx.connection.execute(update(jobs).where(jobs.c.id == frozen.job).values(head=number))
         lifecycle.conclude(tx, self._observer, frozen.job)

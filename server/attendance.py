@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 
 from anabranch.tlog.entry import Actor, Target
+from server.core.doing import SILENCE
 from server.state.database import Reader
 from server.state.tables import leases
 from server.state.writer import Writer
 from server.status import Presence
-
-SILENCE = 8.0  # seconds without a word; agents speak every three
 
 
 @dataclass

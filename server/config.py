@@ -107,13 +107,20 @@ def read_config(directory: Path) -> ServerConfig:
     try:
         return ServerConfig.model_validate(tomllib.loads(path.read_text("utf-8")))
     except FileNotFoundError:
-        raise Refused(
-            Reason.NOT_FOUND, f"{path} does not exist; make a federation with anabranch-server init"
-        ) from None
+        raise Refused(Reason.NOT_FOUND, f"{path} does not exist; {_instead(directory)}") from None
     except ValidationError as error:
         raise Refused(Reason.MALFORMED, f"{path}: {explain(error)}") from error
     except NOT_TOML as error:
         raise Refused(Reason.MALFORMED, f"{path} is not TOML: {error}") from error
+
+
+def _instead(directory: Path) -> str:
+    """What to do about a directory that is no server's."""
+    if (directory / "policy.toml").exists():
+        return "this is the directory of a silo agent: name the server's"
+    if (directory / "key.pem").exists() and (directory / "federation.json").exists():
+        return "this is the directory of an administrator: name the server's, which it lies in"
+    return "name the directory that anabranch-server init made, or make a federation with it"
 
 
 def new_config(federation: str, host: str, server: int, enrolment: int, health: int) -> ServerConfig:

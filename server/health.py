@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from anabranch.errors import Unavailable, wording
+
 REQUEST_SECONDS = 5  # a probe that says nothing for this long is hung up on
 
 
@@ -17,7 +19,7 @@ class Health:
     """`/healthz`: this process can still do its work; `/readyz`: it accepts calls; `/metrics`: Prometheus.
 
     Both callables return "" when all is well and otherwise one line on what is not; they are called from other
-    threads and must not block.
+    threads and must not block. Raises Unavailable when the port is taken.
     """
 
     def __init__(self, address: str, ailing: Callable[[], str], unready: Callable[[], str]) -> None:
@@ -50,7 +52,13 @@ class Health:
             def log_message(self, format: str, *args: object) -> None:
                 """Probes come every few seconds; they are not news."""
 
-        self._server = Server((host, int(port)), Handler)
+        try:
+            self._server = Server((host, int(port)), Handler)
+        except OSError as error:
+            raise Unavailable(
+                f"cannot listen on {address} ([listen] health in server.toml): {wording(error)}; stop what listens there, "
+                "or choose another port"
+            ) from error
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
 
     @property

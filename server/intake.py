@@ -30,6 +30,7 @@ from server.spool import SpoolFile, synced_bytes
 from server.state import records, tables
 from server.state.database import Reader
 from server.state.writer import Transaction, Writer
+from server.tallies import tally
 
 _UPDATE = select(tables.updates).where(tables.updates.c.id == bindparam("update"))
 _FULFIL = update(tables.leases).where(tables.leases.c.id == bindparam("lease")).values(status="fulfilled")
@@ -295,10 +296,13 @@ def _record_refusal(tx: Transaction, claim: Claim, code: Reason) -> str:
     )
     if known_job:
         _insert(tx, claim, status="refused", entry=entry, reason=code)
+        tally(tx, s.job, claim.silo, "refused", code)
     if lease is not None and lease.silo == claim.silo and lease.status == "open":
         # This lease's work is spent: the silo asks for the next task instead of sending the same again.
         tx.connection.execute(
-            update(tables.leases).where(tables.leases.c.id == s.lease).values(status="released")
+            update(tables.leases)
+            .where(tables.leases.c.id == s.lease)
+            .values(status="released", reason=code, released_at=tx.now)
         )
     return code
 

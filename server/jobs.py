@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from server.state import records
 from server.state.database import Reader
 from server.state.tables import decisions, jobs, versions
 from server.state.writer import Transaction, Writer
-from server.status import JobStatus, Presence, job_statuses
+from server.status import JobStatus, Presence, going_on, job_statuses
 
 SILOS = 150  # that take part in one job: the log entry of a version names each, and its length is limited
 PRUNED = (
     "is not kept any more: the job's terms say how long, under [retention]; its head and best version are"
 )
+WATCHED = 64  # jobs in one look: their statuses fit one message
 DECIDED = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
 
 _VIEW = (
@@ -235,6 +236,10 @@ class Jobs:
 
     def status(self, job: str | None = None) -> list[JobStatus]:
         return job_statuses(self.reader, self.presence, self.clock(), job)
+
+    def going_on(self, also: Collection[str]) -> list[JobStatus]:
+        """Of every job that has not ended, and of those named."""
+        return going_on(self.reader, self.presence, self.clock(), also, WATCHED)
 
     def change(self, owner: Actor, job: str, action: str, reason: str) -> Receipt:
         """pause | resume | abort."""

@@ -21,6 +21,7 @@ from server.core.turn import due_version
 from server.state import records
 from server.state.tables import decisions, evaluations, jobs, leases, steps, updates
 from server.state.writer import Transaction
+from server.tallies import tally
 
 ENDED = ("completed", "aborted")
 # action → (statuses it applies to, status afterwards, entry type)
@@ -91,6 +92,7 @@ def retire(tx: Transaction, actor: Actor, update_id: str, reason: str) -> None:
     tx.connection.execute(
         update(updates).where(updates.c.id == update_id).values(status="retired", reason=reason)
     )
+    tally(tx, row.job, row.silo, "retired", reason)
 
 
 def withdraw(tx: Transaction, actor: Actor, silo: str, job: str | None = None) -> list[str]:

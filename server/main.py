@@ -3,20 +3,19 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from anabranch import exits
-from anabranch.errors import Reason, Refused
 from server import setup
 from server.audit.export import export as write_export
 from server.blobs.local import BlobStore
 from server.config import new_config, read_config
 from server.serve import serve as run_server
-from server.state.database import open_reader
+from server.state.database import damage, open_reader
 
 app = typer.Typer(
     help="The aggregator of a federation: make one, serve it, export its audit log.",
@@ -32,13 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def main() -> None:
-    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(exits.FAILED)
-    except Exception as error:
-        sys.exit(exits.fail("anabranch-server", error, "--json" in sys.argv))
+    exits.run("anabranch-server", app)
 
 
 @app.command()
@@ -87,11 +80,12 @@ def init(
 @app.command()
 def serve(
     directory: Directory,
-    log_format: Annotated[str, typer.Option(help="json, or text for a person.")] = "json",
+    log_format: Annotated[
+        Literal["json", "text"], typer.Option(help="Of the log on standard error; text is for a person.")
+    ] = "json",
+    as_json: Annotated[bool, typer.Option("--json", help="Say in JSON why it could not go on.")] = False,
 ) -> None:
     """Serve until SIGTERM, then finish running calls and the aggregation in progress."""
-    if log_format not in ("json", "text"):
-        raise Refused(Reason.MALFORMED, f"--log-format {log_format!r} is neither json nor text")
     run_server(directory, read_config(directory), log_format)
 
 
@@ -122,8 +116,12 @@ def export(
     What retention has pruned is left out; the log says so. Exit code 4 if anything else is missing.
     """
     config = read_config(directory)
+    setup.require_state(directory)
     info = setup.federation_info(directory, config)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with (
+        damage(directory / "state" / "state.db"),
+        Progress(console=Console(stderr=True), transient=True) as bar,
+    ):
         task = bar.add_task("exporting entries", total=None)
         done = write_export(
             open_reader(directory / "state" / "state.db"),

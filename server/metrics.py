@@ -14,6 +14,7 @@ UPDATES_RECEIVED = Counter("anabranch_updates_received_total", "Updates admitted
 UPDATES_MERGED = Counter("anabranch_updates_merged_total", "Updates that became part of a version.", ["job"])
 UPDATES_REFUSED = Counter("anabranch_updates_refused_total", "Updates refused, by reason code.", ["reason"])
 UPDATES_RETIRED = Counter("anabranch_updates_retired_total", "Updates admitted and never merged.", ["reason"])
+LEASES_RELEASED = Counter("anabranch_leases_released_total", "Tasks that failed, by reason code.", ["reason"])
 UPDATE_STALENESS = Histogram(
     "anabranch_update_staleness_versions",
     "Head minus base of merged updates, at aggregation.",
@@ -81,12 +82,20 @@ def observe(type: str, job: str | None, detail: Mapping[str, Any]) -> None:
     elif type == "update.retired":
         UPDATES_RETIRED.labels(detail["reason"]).inc()
         JOB_BUFFERED.labels(job).dec()
+    elif type == "lease.released":
+        LEASES_RELEASED.labels(detail["reason"]).inc()
     elif type == "aggregation.performed":
         UPDATES_MERGED.labels(job).inc(len(detail["inputs"]))
         JOB_BUFFERED.labels(job).dec(len(detail["inputs"]))
         JOB_HEAD.labels(job).set(detail["version"])
         for one in detail["inputs"]:
             UPDATE_STALENESS.labels(job).observe(one["staleness"])
+
+
+def total(counter: Counter) -> float:
+    """What a counter without labels has counted."""
+    [metric] = counter.collect()
+    return next(sample.value for sample in metric.samples if sample.name.endswith("_total"))
 
 
 def restore(entries: int, jobs: Iterable[tuple[str, int, int]]) -> None:

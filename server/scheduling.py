@@ -2,6 +2,9 @@
 
 Its deadline only tells others how long to wait. `next_task` returns a silo's open lease again, so an agent that was
 killed picks up where it was; at most one lease per silo and job is open.
+
+Jobs share a silo by turns: the job it took a lease of longest ago comes first. A silo whose leases of a job fail again
+and again waits longer and longer for its next one (`server.core.backoff`), for that job alone.
 """
 
 import re
@@ -19,11 +22,13 @@ from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
 from server.audit.log import Log
 from server.blobs.local import BlobStore
+from server.core.backoff import RECENT, Backoff, Ended, backoff
 from server.core.turn import Evaluate, Progress, Rest, Train, next_turn
 from server.state import records
 from server.state.database import Reader
 from server.state.tables import jobs, leases, updates
 from server.state.writer import Transaction, Writer
+from server.tallies import tally
 
 _OPEN = select(leases).where(
     leases.c.silo == bindparam("silo"), leases.c.job == bindparam("job"), leases.c.status == "open"
@@ -90,6 +95,7 @@ class Scheduling:
     blobs: BlobStore
     observer: Actor
     entropy: Callable[[int], bytes]
+    clock: Callable[[], float]
 
     def next_task(self, silo: str, ready: Sequence[str]) -> Lease | Wait:
         """The silo's open lease, or a new one, over the jobs it is ready for; else how long to wait and why.
@@ -107,6 +113,12 @@ class Scheduling:
                 turn = next_turn(parse_terms(job.terms), _progress(connection, silo, job))
                 if isinstance(turn, Rest):
                     wait = Wait(turn.seconds, turn.reason)
+                    continue
+                now = self.clock()
+                failed = failing(connection, silo, job, now)
+                if now < failed.until:
+                    why = f"{failed.failures} tasks of {job.name} failed in a row at this silo"
+                    wait = Wait(failed.until - now, why)
                     continue
                 if isinstance(turn, Train):
                     self.blobs.reserve(records.manifest_of(job.manifest).file_bytes)
@@ -127,6 +139,8 @@ class Scheduling:
         if _open_lease(tx.connection, silo, job_id) is not None:
             return True
         for job in _running(tx.connection, silo, [job_id]):
+            if tx.now < failing(tx.connection, silo, job, tx.now).until:
+                return False
             terms = parse_terms(job.terms)
             turn = next_turn(terms, _progress(tx.connection, silo, job))
             if isinstance(turn, Train):
@@ -230,6 +244,7 @@ class Scheduling:
                 "released_at": tx.now,
             }
             tx.connection.execute(update(leases).where(leases.c.id == lease).values(values))
+            tally(tx, row.job, silo, "released", reason, fault=fault)
 
         return self.writer.run(decide, "release").receipts[0]
 
@@ -238,6 +253,19 @@ def _running(connection: Connection, silo: str, ready: Sequence[str]) -> list[An
     """Running jobs among `ready` that the silo takes part in; the one it worked on longest ago first, so jobs share it."""
     running = connection.execute(_RUNNING, {"silo": silo, "ready": list(ready)}).all()
     return [row for row in running if silo in records.participants(connection, row.id)]
+
+
+def failing(connection: Connection, silo: str, job: Any, now: float) -> Backoff:
+    """Whether the silo has to wait for its next lease of `job` (a row)."""
+    c = leases.c
+    newest = (
+        select(c.status, c.reason, c.released_at)
+        .where(c.silo == silo, c.job == job.id, c.status != "open")
+        .order_by(c.entry.desc())
+        .limit(RECENT)
+    )
+    ended = [Ended(*row) for row in connection.execute(newest)]
+    return backoff(ended, job.resumed_at or 0.0, now)
 
 
 def _open_lease(connection: Connection, silo: str, job: str) -> Any:

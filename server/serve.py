@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import structlog
+from prometheus_client import REGISTRY
 from sqlalchemy import select
 
 import anabranch
@@ -23,6 +24,7 @@ from server.allow_list import AllowList
 from server.attendance import Attendance
 from server.audit.log import newest_checkpoint
 from server.config import ServerConfig
+from server.gauges import Gauges
 from server.health import Health
 from server.membership import Membership
 from server.sessions import JobChanged, Sessions
@@ -34,6 +36,7 @@ from server.transport.calls import Calls
 from server.transport.failures import Failures
 from server.transport.rooms import Rooms
 from server.transport.serve import Ports
+from server.vitals import Vitals
 
 logger = structlog.get_logger("server")
 WATCH_EVERY = 1.0  # seconds between looks at the writer, at who is here, and for administrators' requests
@@ -41,6 +44,7 @@ WATCH_EVERY = 1.0  # seconds between looks at the writer, at who is here, and fo
 
 def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     """Serve until SIGTERM or SIGINT. Raises Conflict, Corrupt, Unavailable or Misuse when it must not serve."""
+    setup.require_state(directory)
     configure_logs(log_format)
     world = setup.real_world()
     sessions = Sessions(world.clock)
@@ -55,21 +59,23 @@ def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     allow_list = AllowList()
     allow_list.load(core.reader, world.clock())
     membership = setup.open_membership(directory, config, core, authority, allow_list, sessions, calls, world)
-    rooms = Rooms(core.intake, core.scheduling, core.jobs, membership, core.log, sessions, allow_list)
+    vitals = Vitals(directory, sessions)
+    rooms = Rooms(core.intake, core.scheduling, core.jobs, membership, core.log, sessions, allow_list, vitals)
     core.start()
     restore_metrics(core)
+    REGISTRY.register(Gauges(lambda: core.jobs.going_on(()), vitals.look))
     ports = Ports(
         rooms, calls, Failures(core.writer, core.observer), authority, config, world.clock, time.monotonic
     )
     try:
-        asyncio.run(_run(directory, config, core, membership, ports))
+        asyncio.run(_run(directory, config, core, membership, vitals, ports))
     finally:
         core.stop()
     logger.info("stopped")
 
 
 async def _run(
-    directory: Path, config: ServerConfig, core: Core, membership: Membership, ports: Ports
+    directory: Path, config: ServerConfig, core: Core, membership: Membership, vitals: Vitals, ports: Ports
 ) -> None:
     stopping = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
@@ -91,6 +97,7 @@ async def _run(
         asyncio.create_task(_repeatedly(partial(setup.answer_requests, directory, membership))),
         asyncio.create_task(_repeatedly(attendance.look)),
         asyncio.create_task(_repeatedly(core.retention.look)),
+        asyncio.create_task(_repeatedly(lambda: vitals.note(time.monotonic()))),
     ]
     try:
         while not stopping.is_set() and core.writer.failure is None:

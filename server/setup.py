@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from anabranch import durable
-from anabranch.errors import Conflict, Corrupt, Reason, Refused, Unavailable
+from anabranch.errors import Conflict, Corrupt, Reason, Refused, Unavailable, wording
 from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.terms import NAME, seconds
 from anabranch.tlog.entry import Target
@@ -73,10 +73,23 @@ def create_federation(directory: Path, config: ServerConfig, world: World) -> Fe
     return directions(config, authority, signer)
 
 
+def require_state(directory: Path) -> None:
+    """Without its database a federation that was made would begin another, empty log. Raises Corrupt."""
+    database = directory / "state" / "state.db"
+    if not database.is_file():
+        raise Corrupt(
+            f"{database} is missing: the log and all jobs were in it; restore it from a backup, or make a new federation"
+        )
+
+
 def load_signer(directory: Path, config: ServerConfig) -> NoteSigner:
-    key = load_private((directory / "keys" / LOG_KEY).read_bytes())
+    path = directory / "keys" / LOG_KEY
+    try:
+        key = load_private(path.read_bytes())
+    except (OSError, Refused) as error:
+        raise Corrupt(f"{path} cannot be read: {wording(error)}; restore it from a backup") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise Corrupt(f"{directory / 'keys' / LOG_KEY} is not an Ed25519 key; restore it from a backup")
+        raise Corrupt(f"{path} is not an Ed25519 key; restore it from a backup")
     return NoteSigner(config.log_origin, key)
 
 
@@ -146,6 +159,7 @@ def issue_admin(directory: Path, name: str) -> Path:
     if not re.fullmatch(NAME, name):
         raise Refused(Reason.MALFORMED, f"admin {name[:80]!r}: lowercase letters, digits and dashes")
     config, world = read_config(directory), real_world()
+    require_state(directory)
     place = _request_admin(directory, name, federation_info(directory, config))
     sessions = Sessions(world.clock)
     try:

@@ -33,7 +33,7 @@ from server.jobs import Jobs
 from server.retention import Retention, sweep
 from server.scheduling import Scheduling
 from server.state import records
-from server.state.database import Reader, migrate, open_engine, open_reader
+from server.state.database import Reader, damage, migrate, open_engine, open_reader
 from server.state.tables import steps, updates
 from server.state.writer import Transaction, Watcher, Writer, raise_epoch
 from server.status import Presence
@@ -96,7 +96,8 @@ def open_core(
     """Steps 1 to 5. Raises Conflict when another process serves this directory, Corrupt when its state may not be served."""
     held = lock(directory / "state" / "lock")
     try:
-        return _open(directory, federation, origin, signer, presence, world, watch, held)
+        with damage(directory / "state" / "state.db"):
+            return _open(directory, federation, origin, signer, presence, world, watch, held)
     except BaseException:
         os.close(held)
         raise
@@ -140,7 +141,7 @@ def _open(
         log=log,
         intake=Intake(federation, writer, reader, log, blobs, world.entropy, aggregation.wake, world.reached),
         aggregation=aggregation,
-        scheduling=Scheduling(writer, reader, log, blobs, observer, world.entropy),
+        scheduling=Scheduling(writer, reader, log, blobs, observer, world.entropy, world.clock),
         jobs=Jobs(
             federation,
             writer,

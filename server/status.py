@@ -1,18 +1,29 @@
-"""What an operator asks of a running job: who is late, who is refused and why, how old the buffer is."""
+"""What an operator asks of running jobs: who is late, who is refused and why, how fast it goes, when it ends.
+
+Asked every second by everybody who watches, so no query grows with a job's history: what has ended is read from
+`tallies`, rates from the newest few rows of an index.
+"""
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import Connection, func, select
 
 from anabranch.terms import JobTerms, parse_terms
+from server.core.backoff import Backoff
+from server.core.doing import doing, silent
+from server.core.pace import NEWEST, pace
+from server.lifecycle import ENDED
+from server.scheduling import failing
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import decisions, evaluations, jobs, leases, silos, updates
+from server.state.tables import decisions, evaluations, jobs, leases, silos, tallies, updates, versions
+
+FAILED = ("refused", "released")  # outcomes a silo's owner has to look into
 
 
 class Presence(Protocol):
@@ -24,21 +35,36 @@ class Presence(Protocol):
 
 
 @dataclass(frozen=True)
+class Tally:
+    outcome: str  # merged | refused | retired of updates, released of leases
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True)
 class SiloStatus:
     silo: str
+    state: str  # `server.core.doing`
     decision: str
     connected: bool
     last_seen: float
+    lease: str  # open, or ""
+    leased_seconds: float  # how long ago it was issued
+    late_seconds: float  # past its deadline; 0.0: in time
     base: int
     training: bool
     step: int
     steps: int
+    elsewhere: str  # another job whose lease this silo holds, or ""
     received: int
     merged: int
     refused: int
     retired: int
     mean_staleness: float
     bytes: int
+    tallies: tuple[Tally, ...]
+    failures: int  # leases that failed in a row
+    retry_seconds: float  # until it may have its next lease
     last_reason: str
 
 
@@ -62,9 +88,22 @@ class JobStatus:
     buffered: int
     buffer: int
     buffer_age_seconds: float
+    versions_per_hour: float
+    updates_per_minute: float
+    eta_seconds: float  # until the last version at this pace; 0.0: not known
     silos: tuple[SiloStatus, ...]
     evaluations: tuple[Evaluated, ...]
     server_time: float
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Of one job, each read in one query."""
+
+    decisions: Mapping[str, str]
+    waiting: Mapping[str, int]  # silo → updates received or frozen
+    tallies: Mapping[str, Sequence[Any]]  # silo → rows
+    leases: Mapping[str, Sequence[Any]]  # silo → its open leases, of all jobs
 
 
 def job_statuses(reader: Reader, presence: Presence, now: float, job: str | None = None) -> list[JobStatus]:
@@ -74,20 +113,48 @@ def job_statuses(reader: Reader, presence: Presence, now: float, job: str | None
             rows = [records.job_row(connection, job)]
         else:
             rows = list(connection.execute(select(jobs).order_by(jobs.c.submitted_at.desc())))
-        return [_status(connection, presence, now, row) for row in rows]
+        return _statuses(connection, presence, now, rows)
 
 
-def _status(connection: Connection, presence: Presence, now: float, job: Any) -> JobStatus:
+def going_on(
+    reader: Reader, presence: Presence, now: float, also: Collection[str], most: int
+) -> list[JobStatus]:
+    """Jobs that have not ended, newest first, then those of `also` that have; at most `most`."""
+    wanted = jobs.c.status.not_in(ENDED) | jobs.c.id.in_(also)
+    query = (
+        select(jobs).where(wanted).order_by(jobs.c.status.in_(ENDED), jobs.c.submitted_at.desc()).limit(most)
+    )
+    with reader.connect() as connection:
+        return _statuses(connection, presence, now, list(connection.execute(query)))
+
+
+def _statuses(connection: Connection, presence: Presence, now: float, rows: Sequence[Any]) -> list[JobStatus]:
+    known = set(connection.execute(select(silos.c.name).where(silos.c.status == "active")).scalars())
+    held = _by_silo(connection.execute(select(leases).where(leases.c.status == "open")))
+    return [_status(connection, presence, now, row, known, held) for row in rows]
+
+
+def _status(
+    connection: Connection,
+    presence: Presence,
+    now: float,
+    job: Any,
+    known: set[str],
+    held: Mapping[str, Sequence[Any]],
+) -> JobStatus:
     terms = parse_terms(job.terms)
-    waiting = select(func.count(), func.min(updates.c.received_at)).where(
-        updates.c.job == job.id, updates.c.status.in_(("received", "frozen"))
+    buffered, oldest, waiting = _waiting(connection, job.id)
+    decided = select(decisions.c.silo, decisions.c.decision).where(decisions.c.job == job.id)
+    counted = select(tallies).where(tallies.c.job == job.id).order_by(tallies.c.outcome, tallies.c.reason)
+    facts = _Facts(
+        {row.silo: row.decision for row in connection.execute(decided)},
+        waiting,
+        _by_silo(connection.execute(counted)),
+        held,
     )
-    buffered, oldest = connection.execute(waiting).one()
-    known = sorted(connection.execute(select(silos.c.name).where(silos.c.status == "active")).scalars())
-    members = sorted(
-        {*known, *connection.execute(select(decisions.c.silo).where(decisions.c.job == job.id)).scalars()}
-    )
-    expected = records.participants(connection, job.id)
+    expected = len(records.participants(connection, job.id))
+    speed, arrivals = _pace(connection, job, now)
+    left = terms.file.stop.versions - job.head
     return JobStatus(
         job=job.id,
         name=job.name,
@@ -97,67 +164,105 @@ def _status(connection: Connection, presence: Presence, now: float, job: Any) ->
         versions=terms.file.stop.versions,
         best=job.best or 0,
         buffered=buffered,
-        buffer=len(expected)
-        if terms.file.aggregation.strategy == "fedavg"
-        else terms.file.aggregation.buffer,
+        buffer=expected if terms.file.aggregation.strategy == "fedavg" else terms.file.aggregation.buffer,
         buffer_age_seconds=now - oldest if oldest is not None else 0.0,
-        silos=tuple(_silo(connection, presence, job.id, silo) for silo in members),
+        versions_per_hour=speed * 3600,
+        updates_per_minute=arrivals * 60,
+        eta_seconds=left / speed if speed and left > 0 else 0.0,
+        silos=tuple(
+            _silo(connection, presence, now, job, silo, facts)
+            for silo in sorted(known | set(facts.decisions))
+        ),
         evaluations=tuple(_evaluations(connection, job.id, terms)),
         server_time=now,
     )
 
 
-def _silo(connection: Connection, presence: Presence, job: str, silo: str) -> SiloStatus:
-    mine = (updates.c.job == job, updates.c.silo == silo)
-    by_state: dict[str, int] = defaultdict(int)
-    for state, count in connection.execute(
-        select(updates.c.status, func.count()).where(*mine).group_by(updates.c.status)
-    ):
-        by_state[state] = count
-    totals = select(func.avg(updates.c.staleness), func.sum(updates.c.bytes)).where(
-        *mine, updates.c.status == "merged"
+def _waiting(connection: Connection, job: str) -> tuple[int, float | None, dict[str, int]]:
+    """Updates that are not merged yet: how many, when the oldest came, how many of which silo."""
+    # Grouped here: asked to group, SQLite walks the index by silo through every update there ever was.
+    query = select(updates.c.silo, updates.c.received_at).where(
+        updates.c.job == job, updates.c.status.in_(("received", "frozen"))
     )
-    staleness, size = connection.execute(totals).one()
-    lease = connection.execute(
-        select(leases).where(leases.c.job == job, leases.c.silo == silo, leases.c.status == "open")
-    ).first()
+    rows = connection.execute(query).all()
+    oldest = min((row.received_at for row in rows), default=None)
+    return len(rows), oldest, Counter(row.silo for row in rows)
+
+
+def _pace(connection: Connection, job: Any, now: float) -> tuple[float, float]:
+    """Versions and updates per second; nothing happens in a job that does not run."""
+    if job.status != "running":
+        return 0.0, 0.0
+    published = select(versions.c.published_at).where(versions.c.job == job.id, versions.c.number > 0)
+    arrived = select(updates.c.received_at).where(updates.c.job == job.id)
+    newest = [
+        list(connection.execute(query.limit(NEWEST)).scalars())
+        for query in (published.order_by(versions.c.number.desc()), arrived.order_by(updates.c.entry.desc()))
+    ]
+    since = job.resumed_at or job.submitted_at
+    return pace(newest[0], since, now), pace(newest[1], since, now)
+
+
+def _silo(
+    connection: Connection, presence: Presence, now: float, job: Any, silo: str, facts: _Facts
+) -> SiloStatus:
+    counted = facts.tallies.get(silo, ())
+    counts: dict[str, int] = defaultdict(int)
+    for row in counted:
+        counts[row.outcome] += row.count
+    held = facts.leases.get(silo, ())
+    lease = next((one for one in held if one.job == job.id), None)
     step, steps = presence.progress(lease.id) if lease else (0, 0)
+    failed = [row for row in counted if row.outcome in FAILED]
+    waits = failing(connection, silo, job, now) if failed and job.status == "running" else Backoff(0, 0.0)
+    connected, last_seen = presence.connected(silo), presence.last_seen(silo)
+    decision, merged = facts.decisions.get(silo, ""), [row for row in counted if row.outcome == "merged"]
     return SiloStatus(
         silo=silo,
-        decision=records.decision_of(connection, job, silo),
-        connected=presence.connected(silo),
-        last_seen=presence.last_seen(silo),
+        state=doing(
+            decision,
+            silent(last_seen, connected, now),
+            connected,
+            lease.kind if lease else "",
+            waits.until > now,
+        ),
+        decision=decision,
+        connected=connected,
+        last_seen=last_seen,
+        lease=lease.id if lease else "",
+        leased_seconds=now - lease.issued_at if lease else 0.0,
+        late_seconds=max(0.0, now - lease.deadline) if lease else 0.0,
         base=lease.version if lease else 0,
         training=lease is not None and lease.kind == "train",
         step=step,
         steps=steps,
-        received=by_state["received"] + by_state["frozen"],
-        merged=by_state["merged"],
-        refused=by_state["refused"],
-        retired=by_state["retired"],
-        mean_staleness=staleness or 0.0,
-        bytes=size or 0,
-        last_reason=_last_reason(connection, job, silo),
+        elsewhere=next((one.job for one in held if one.job != job.id), ""),
+        received=facts.waiting.get(silo, 0),
+        merged=counts["merged"],
+        refused=counts["refused"],
+        retired=counts["retired"],
+        mean_staleness=sum(row.staleness for row in merged) / max(counts["merged"], 1),
+        bytes=sum(row.bytes for row in merged),
+        tallies=tuple(Tally(row.outcome, row.reason, row.count) for row in counted),
+        failures=waits.failures,
+        retry_seconds=max(0.0, waits.until - now),
+        last_reason=_last_reason(failed),
     )
 
 
-def _last_reason(connection: Connection, job: str, silo: str) -> str:
+def _last_reason(failed: Sequence[Any]) -> str:
     """Of the newest refusal or failed task; of a failed task also the exception and the job's own line."""
-    refused = (
-        select(updates.c.received_at, updates.c.reason, literal(""))
-        .where(updates.c.job == job, updates.c.silo == silo, updates.c.status == "refused")
-        .order_by(updates.c.entry.desc())
-        .limit(1)
-    )
-    failed = (
-        select(leases.c.released_at, leases.c.reason, leases.c.fault)
-        .where(leases.c.job == job, leases.c.silo == silo, leases.c.reason != "")
-        .order_by(leases.c.released_at.desc())
-        .limit(1)
-    )
-    found = [tuple(row) for query in (refused, failed) for row in connection.execute(query)]
-    _, reason, fault = max(found, default=(0.0, "", ""))
-    return f"{reason}: {fault}" if fault else str(reason)
+    if not failed:
+        return ""
+    newest = max(failed, key=lambda row: row.newest)
+    return f"{newest.reason}: {newest.fault}" if newest.fault else str(newest.reason)
+
+
+def _by_silo(rows: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        found[row.silo].append(row)
+    return found
 
 
 def _evaluations(connection: Connection, job: str, terms: JobTerms) -> list[Evaluated]:

@@ -20,7 +20,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
 from anabranch import durable
-from anabranch.errors import Corrupt, Reason, Refused, plain
+from anabranch.errors import Corrupt, Reason, Refused, plain, wording
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
@@ -201,7 +201,7 @@ def _installed(interpreter: Path, name: str) -> Version | None:
         return None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Refused(
-            Reason.POLICY, f"policy.toml [run] interpreter: {interpreter} does not run: {error}"
+            Reason.POLICY, f"policy.toml [run] interpreter: {interpreter} does not run: {wording(error)}"
         ) from error
 
 

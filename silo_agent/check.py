@@ -123,7 +123,7 @@ def _remedy(error: AnabranchError) -> str:
 
 def _configuration(visit: Visit) -> str:
     if not visit.home.path.is_dir():
-        raise Refused(Reason.NOT_FOUND, f"{visit.home.path} does not exist: `anabranch-silo enrol` makes it")
+        raise Refused(Reason.NOT_FOUND, f"{visit.home.path} is no directory: `anabranch-silo enrol` makes it")
     visit.settings = load_settings(visit.home)
     return f"{visit.home.settings}" + (f", proxy {visit.settings.proxy}" if visit.settings.proxy else "")
 

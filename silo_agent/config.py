@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, wording
 from anabranch.terms import NOT_TOML, explain
 
 TEMPLATE = """\
@@ -110,7 +110,10 @@ def load_settings(home: Home) -> Settings:
     except FileNotFoundError:
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(Reason.MALFORMED, f"{home.settings} cannot be read: {error}") from error
+        raise Refused(
+            Reason.MALFORMED,
+            f"{home.settings} cannot be read: {wording(error)}; name the agent's directory with --dir, or correct the file",
+        ) from error
     try:
         return Settings.model_validate(tomllib.loads(text))
     except ValidationError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from anabranch import durable
-from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.errors import Corrupt, Reason, Refused, wording
 from anabranch.terms import JobTerms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import limits
@@ -132,7 +132,9 @@ def _touch(path: Path) -> None:
     try:
         os.utime(path)
     except OSError as error:
-        raise Corrupt(f"{path} cannot be touched: {error}; the agent's directory must be its own") from error
+        raise Corrupt(
+            f"{path} cannot be touched: {wording(error)}; the agent's directory must be its own"
+        ) from error
 
 
 def _prune(directory: Path, keep: int, current: Path) -> None:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from anabranch import durable
-from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.errors import Corrupt, Reason, Refused, wording
 from anabranch.wire import identity
 from anabranch.wire.bundle import FederationInfo, parse_federation
 
@@ -48,7 +48,10 @@ def load(directory: Path) -> SiloIdentity:
     if not (directory / TLS_CHAIN).exists():
         raise Refused(
             Reason.NOT_FOUND,
-            f"{directory} holds no certificate: enrol first, with the bundle your federation gave you",
+            f"{directory.parent} is the directory of a server: name the agent's with --dir"
+            if (directory.parent / "server.toml").exists()
+            else f"{directory} holds no certificate: name the agent's directory with --dir, or enrol it with the bundle "
+            "your federation gave you",
         )
     try:
         federation = parse_federation((directory / FEDERATION).read_bytes())
@@ -75,7 +78,7 @@ def load(directory: Path) -> SiloIdentity:
         IndexError,
     ) as error:
         raise Corrupt(
-            f"the identity in {directory} cannot be read: {error}; restore it, or enrol with a new bundle and --again"
+            f"the identity in {directory} cannot be read: {wording(error)}; restore it, or enrol anew with --again"
         ) from error
 
 

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from anabranch import exits
-from anabranch.errors import Reason, Refused, Unavailable
+from anabranch.errors import Reason, Refused, Unavailable, wording
+from anabranch.wire.bundle import parse_bundle
 from silo_agent import approval, check, identity, output, policy
 from silo_agent.agent import Agent, Connection, connect, interpreter
 from silo_agent.approval import STATUS, Decision, Decisions, Proposal
@@ -49,13 +50,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": 
 
 
 def main() -> None:
-    """Entry point: errors become a message on stderr, JSON on stdout if asked, and an exit code."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(exits.FAILED)
-    except Exception as error:
-        sys.exit(output.fail(error, "--json" in sys.argv))
+    exits.run("anabranch-silo", app, output.hint)
 
 
 @app.callback()
@@ -76,10 +71,7 @@ def enrol(
     as_json: Json = False,
 ) -> None:
     """Join a federation: make keys here, spend the one-time token, keep a short-lived certificate."""
-    try:
-        data = bundle.read_bytes()
-    except OSError as error:
-        raise Refused(Reason.NOT_FOUND, f"{bundle} cannot be read: {error.strerror}") from error
+    data = _bundle(bundle)
     protect_agent()
     done = enrol_silo(Home(directory), data, time.time(), proxy, again)
     until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(done.not_after))
@@ -97,6 +89,20 @@ def enrol(
         f"  anabranch-silo check --dir {directory}\n  anabranch-silo run --dir {directory}",
         as_json,
     )
+
+
+def _bundle(path: Path) -> bytes:
+    """Raises Refused naming the file: it has come a long way, by mail or on a stick."""
+    try:
+        data = path.read_bytes()
+        parse_bundle(data)
+    except OSError as error:
+        raise Refused(
+            Reason.NOT_FOUND, f"{path} cannot be read: {wording(error)}; name the join bundle you were sent"
+        ) from error
+    except Refused as error:
+        raise Refused(error.code, f"{path} is no join bundle that can be used: {error}") from error
+    return data
 
 
 @app.command("check")
@@ -125,11 +131,16 @@ def check_hops(directory: Dir = HERE, as_json: Json = False) -> None:
 
 
 @app.command()
-def run(directory: Dir = HERE) -> None:
+def run(
+    directory: Dir = HERE,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Log in JSON, and say in JSON why it could not go on.")
+    ] = False,
+) -> None:
     """Run the agent until it is told to stop (SIGTERM, Ctrl-C). It survives the server's restarts, and its own."""
     protect_agent()
     home = Home(directory)
-    output.log_to_stderr(load_settings(home).log)
+    output.log_to_stderr("json" if as_json else load_settings(home).log)
     with connect(home) as connection:
         agent = Agent(connection)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -191,6 +202,7 @@ def try_here(
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
         console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
     ) as bar:
         task = bar.add_task("starting", total=None)
 

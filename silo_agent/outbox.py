@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from anabranch import durable
-from anabranch.errors import Corrupt, Reason, Refused
+from anabranch.errors import Corrupt, Reason, Refused, wording
 from anabranch.wire import dsse, limits, statements
 from anabranch.wire.statements import UpdateStatement
 
@@ -141,7 +141,7 @@ class Outbox:
             size = os.stat(directory / _DELTA).st_size
         except (OSError, Refused) as error:
             raise Corrupt(
-                f"outbox entry {directory} cannot be read: {error}; restore it or move it away"
+                f"outbox entry {directory} cannot be read: {wording(error)}; restore it or move it away"
             ) from error
         if size != statement.bytes:
             raise Corrupt(

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import structlog
 from rich.console import Console, RenderableType
 
-from anabranch import exits
 from anabranch.errors import Unavailable
 
 
@@ -20,12 +19,10 @@ def show(document: Any, human: RenderableType, as_json: bool) -> None:
         Console(soft_wrap=True, highlight=False).print(human)
 
 
-def fail(error: Exception, as_json: bool) -> int:
-    """Tell the person at the terminal what went wrong; the exit code."""
-    code = exits.fail("anabranch-silo", error, as_json)
-    if isinstance(error, Unavailable):
-        print("anabranch-silo: `anabranch-silo check` names the hop that fails", file=sys.stderr)
-    return code
+def hint(error: Exception) -> str:
+    """What to do next when the server is not there."""
+    unreached = isinstance(error, Unavailable)
+    return "`anabranch-silo check` names the hop that fails" if unreached else ""
 
 
 def log_to_stderr(form: Literal["human", "json"], level: int = logging.INFO) -> None:

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
-from anabranch.errors import Reason, Refused
-from anabranch.terms import NOT_TOML, Digest, JobTerms, Name, explain
+from anabranch.errors import Reason, Refused, wording
+from anabranch.terms import NOT_TOML, Digest, JobTerms, Name, explain, seconds
 
 _UNITS = {
     "B": 1,
@@ -47,6 +47,8 @@ terms = []
 # interpreter = "/opt/venv/bin/python"  # Python with the packages jobs need; default: the agent's own
 isolation = "required"                  # "allowed-without": run job code even where it cannot be fenced off
 max_update_bytes = "1GiB"               # largest model and update
+# jobs_at_once = 1                      # jobs that may work at a time; default: all that are approved
+# turn = "1m"                           # then a job makes room, between two tasks, for one that has worked less
 # hours = ["20:00-06:00"]               # local time in which work may start; default: always
 # gpus = [0]                            # indices a job may see; [] for none; default: all
 allow_revival = false                   # this site's late updates may teach others' models
@@ -55,6 +57,12 @@ allow_revival = false                   # this site's late updates may teach oth
 
 def _bytes(text: str) -> str:
     parse_bytes(text)
+    return text
+
+
+def _span(text: str) -> str:
+    if not 0 <= seconds(text) <= 86400:
+        raise ValueError(f"{text!r}: a turn lasts at most a day")
     return text
 
 
@@ -88,6 +96,8 @@ class Run(BaseModel, extra="forbid", frozen=True):
     max_update_bytes: Annotated[str, AfterValidator(_bytes)] = "1GiB"
     hours: tuple[Annotated[str, AfterValidator(_window)], ...] = ()  # empty: always
     gpus: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: all; empty: none
+    jobs_at_once: int | None = Field(default=None, ge=1)  # None: all
+    turn: Annotated[str, AfterValidator(_span)] = "1m"
     allow_revival: bool = False
 
 
@@ -144,7 +154,7 @@ def load_policy(path: Path) -> Policy:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(
-            Reason.POLICY, f"{path} cannot be read ({error}); without a policy nothing runs"
+            Reason.POLICY, f"{path} cannot be read ({wording(error)}); without a policy nothing runs"
         ) from error
     return parse_policy(text, str(path))
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from cryptography import x509
 
-from anabranch.errors import Reason, Refused, Unavailable, plain
+from anabranch.errors import Reason, Refused, Unavailable, plain, wording
 from anabranch.wire.identity import parse_identity
 from silo_agent.config import split_address
 
@@ -69,7 +69,7 @@ def resolve(address: str, proxy: Proxy | None) -> str:
         what = "proxy" if proxy else "server"
         raise HopFailed(
             "DNS",
-            f"the {what}'s name {host!r} does not resolve ({error})",
+            f"the {what}'s name {host!r} does not resolve ({wording(error)})",
             "Check the spelling in federation.json or agent.toml, and this machine's DNS; behind a proxy that "
             "resolves names, set proxy in agent.toml",
         ) from error
@@ -91,7 +91,7 @@ def connect(address: str, proxy: Proxy | None) -> socket.socket:
     except OSError as error:
         raise HopFailed(
             "TCP",
-            f"{where} does not answer ({error})",
+            f"{where} does not answer ({wording(error)})",
             f"A firewall probably drops the packets: ask for outbound TCP to {where}; nothing inbound is needed",
         ) from error
     if proxy is not None:
@@ -118,7 +118,7 @@ def handshake(address: str, proxy: Proxy | None, ca_pem: bytes, federation: str)
     except (ssl.SSLError, OSError) as error:
         raise HopFailed(
             "TLS",
-            f"{address} accepts connections but breaks off the TLS handshake ({error})",
+            f"{address} accepts connections but breaks off the TLS handshake ({wording(error)})",
             "Probably another service, or a proxy that allows no TLS: check the port",
         ) from error
 
@@ -144,7 +144,9 @@ def _tunnel(connection: socket.socket, address: str, proxy: Proxy) -> None:
                 break
             reply += piece
     except OSError as error:
-        raise HopFailed("TCP", f"proxy {proxy} broke off ({error})", "Check proxy in agent.toml") from error
+        raise HopFailed(
+            "TCP", f"proxy {proxy} broke off ({wording(error)})", "Check proxy in agent.toml"
+        ) from error
     status = reply.split(b"\r\n", 1)[0].decode("latin-1")
     if len(parts := status.split(" ", 2)) < 2 or not parts[0].startswith("HTTP/") or parts[1] != "200":
         connection.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from anabranch.errors import Refused
+from anabranch.terms import seconds
 from silo_agent import approval, policy
 from silo_agent.approval import STATUS, Decisions, Proposal
 from silo_agent.cycle import Site
@@ -23,6 +24,7 @@ from silo_agent.submit import NOT_ABOUT_THE_UPDATE
 from silo_agent.trainer import GRACE
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher
+from silo_agent.turns import Turns
 from silo_agent.worker import Worker
 
 logger = structlog.get_logger("jobs")
@@ -53,6 +55,7 @@ class Supervisor:
     _stamp: str | None = None  # of the decision files as last seen
     _proposals: dict[tuple[str, bytes], Proposal] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
+    _turns: Turns = field(default_factory=Turns)
     _said: dict[str, str] = field(
         default_factory=dict
     )  # about -> what was last said, so that it is said once
@@ -79,6 +82,7 @@ class Supervisor:
         if (rules, stamp) == (self._policy, self._stamp):
             return False
         self._policy, self._stamp = rules, stamp
+        self._turns.allow(rules.run.jobs_at_once, seconds(rules.run.turn))
         for job, running in list(self._running.items()):
             proposal = running.worker.proposal
             bound = rules.data.get(proposal.terms.file.job.data)
@@ -149,7 +153,9 @@ class Supervisor:
         approval.check_runnable(proposal, self._policy, self.interpreter)
         if job.decision != STATUS["approve"]:
             self._announce(proposal, "approve")
-        worker = Worker(self.site, proposal, self._rules, self.launcher, self.isolated, self.stopping)
+        worker = Worker(
+            self.site, proposal, self._rules, self.launcher, self.isolated, self._turns, self.stopping
+        )
         data = self._policy.data[proposal.terms.file.job.data]
         self._running[job.id] = _Running(worker, self.spawn(f"job {job.id}", worker.run), data)
         self._say(job.id, "approved; ready for its tasks", name=proposal.terms.file.job.name)

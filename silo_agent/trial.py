@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, wording
 from anabranch.terms import JobFile, JobTerms, parse_job_file
 from anabranch.wire.canonical import sha256
 from anabranch.wire.manifest import Manifest, parse_manifest
@@ -45,7 +45,10 @@ def read_job(path: Path) -> tuple[Path, JobFile]:
     try:
         return toml.parent, parse_job_file(toml.read_text("utf-8"), str(toml))
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(Reason.NOT_FOUND, f"{toml} cannot be read: {error}") from error
+        raise Refused(
+            Reason.NOT_FOUND,
+            f"{toml} cannot be read: {wording(error)}; a job is a folder with job.toml and the task's code",
+        ) from error
 
 
 def try_job(path: Path, data: Binding, interpreter: Path, steps: int | None, progress: Progress) -> Tried:

@@ -29,6 +29,7 @@ from silo_agent.trainer import GRACE, Aborted, Stopped, TaskFailed, Trainer
 from silo_agent.training.archive import pack, unpack
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher
+from silo_agent.turns import TICK, Turns
 
 TOLERATED = 3  # failures in a row before pauses begin
 PAUSES = (1.0, 5.0, 30.0, 120.0, 300.0)  # seconds; the last one from then on
@@ -48,10 +49,13 @@ class Worker:
         policy: Callable[[], Policy],
         launcher: Launcher,
         isolated: Isolation,
+        turns: Turns,
         stopping: threading.Event,
     ) -> None:
         self.proposal = proposal
         self._site, self._policy, self._launcher, self._isolated = site, policy, launcher, isolated
+        self._turns = turns
+        self._trainer: Trainer | None = None
         self._stopping = stopping  # of the whole agent
         self._ended = threading.Event()  # of this job here: it ended, or is no longer allowed
         self._aborted: tuple[str, str] | None = None  # lease, reason
@@ -59,14 +63,13 @@ class Worker:
 
     def run(self) -> None:
         """Until the agent or this job is stopped. Raises Untrusted, Corrupt, Misuse, and Refused about our identity."""
-        trainer: Trainer | None = None
         with structlog.contextvars.bound_contextvars(job=self.proposal.job.id):
             try:
                 pauses, waiting = backoff(), False
                 while not self._leaving():
                     try:
-                        trainer = trainer or self._trainer()
-                        self._turn(trainer)
+                        self._trainer = self._trainer or self._make_trainer()
+                        self._turn(self._trainer)
                         pauses, waiting = backoff(), False
                     except (Stopped, Aborted):
                         continue
@@ -82,8 +85,9 @@ class Worker:
                         logger.error("the disk is full; free some space", path=str(self._site.home.path))
                         self._pause(LONGEST_WAIT)
             finally:
-                if trainer is not None:
-                    trainer.stop(GRACE if self._stopping.is_set() else 0.0)
+                if self._trainer is not None:
+                    self._trainer.stop(GRACE if self._stopping.is_set() else 0.0)
+                self._turns.forget(self.proposal.job.id)
 
     def abort(self, lease: str, reason: str) -> None:
         """The server took a lease back; the work on it is dropped if it is the current one."""
@@ -97,26 +101,39 @@ class Worker:
         return self._stopping.is_set() or self._ended.is_set()
 
     def _pause(self, seconds: float) -> bool:
-        """Wait; True when it is time to leave."""
+        """Wait, and make room for a job that has something to do; True when it is time to leave."""
         deadline = time.monotonic() + seconds
         while not self._leaving() and (left := deadline - time.monotonic()) > 0:
-            self._ended.wait(min(left, 0.25))
+            self._make_room(idle=True)
+            self._ended.wait(min(left, TICK))
         return self._leaving()
+
+    def _make_room(self, idle: bool) -> None:
+        """Give the turn up if another job is to have it, and with it the GPU: the training process ends."""
+        if self._turns.called(self.proposal.job.id, idle):
+            if self._trainer is not None:
+                self._trainer.stop()
+            self._turns.give(self.proposal.job.id)
 
     def _turn(self, trainer: Trainer) -> None:
         """Send what is left, then the next task."""
         for pending in self._site.outbox.pending(self.proposal.job.id):
             self._site.sender.deliver(pending)
+        job = self.proposal.job.id
+        self._make_room(idle=False)
+        if not self._turns.take(job, self._leaving):
+            return
         if not open_now(self._policy(), datetime.now()):
             self._pause(CLOSED_PAUSE)
             return
-        task = self._site.client.next_task(self.proposal.job.id)
+        task = self._site.client.next_task(job)  # not earlier: the base would grow old while the job waits
         if isinstance(task, Wait):
             self._pause(min(max(task.seconds, 0.05), LONGEST_WAIT))
             return
         try:
             admit(self._policy(), self.proposal.terms, task.view.bytes)
-            Cycle(self._site, self.proposal, task, self._interrupt(task), self._allowed).run(trainer)
+            with self._turns.working(job):
+                Cycle(self._site, self.proposal, task, self._interrupt(task), self._allowed).run(trainer)
             self._failures = 0
         except TaskFailed as failure:
             self._failed(task, failure)
@@ -178,7 +195,7 @@ class Worker:
         logger.warning("refused", reason=error.code.value, error=str(error), seconds=pause)
         self._pause(pause)
 
-    def _trainer(self) -> Trainer:
+    def _make_trainer(self) -> Trainer:
         """Code on disk that is exactly what was approved, in a process fenced off as the policy demands."""
         terms = self.proposal.terms
         folder = self._site.home.job(self.proposal.job.id)

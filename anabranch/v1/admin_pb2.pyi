@@ -40,12 +40,14 @@ class ListJobStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListJobStatusReply(_message.Message):
-    __slots__ = ("jobs",)
+    __slots__ = ("jobs", "server")
     JOBS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[JobStatus]
-    def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ...) -> None: ...
+    server: ServerStatus
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ..., server: _Optional[_Union[ServerStatus, _Mapping]] = ...) -> None: ...
 
-class WatchJobRequest(_message.Message):
+class WatchRequest(_message.Message):
     __slots__ = ("job", "interval_seconds")
     JOB_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -53,8 +55,48 @@ class WatchJobRequest(_message.Message):
     interval_seconds: float
     def __init__(self, job: _Optional[str] = ..., interval_seconds: _Optional[float] = ...) -> None: ...
 
+class Overview(_message.Message):
+    __slots__ = ("jobs", "server", "server_time")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    SERVER_TIME_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobStatus]
+    server: ServerStatus
+    server_time: int
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ..., server: _Optional[_Union[ServerStatus, _Mapping]] = ..., server_time: _Optional[int] = ...) -> None: ...
+
+class ServerStatus(_message.Message):
+    __slots__ = ("release", "memory_bytes", "memory_peak_bytes", "disk_free_bytes", "disk_bytes", "received_per_second", "sent_per_second", "sessions")
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SENT_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    release: str
+    memory_bytes: int
+    memory_peak_bytes: int
+    disk_free_bytes: int
+    disk_bytes: int
+    received_per_second: float
+    sent_per_second: float
+    sessions: int
+    def __init__(self, release: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., received_per_second: _Optional[float] = ..., sent_per_second: _Optional[float] = ..., sessions: _Optional[int] = ...) -> None: ...
+
+class Tally(_message.Message):
+    __slots__ = ("outcome", "reason", "count")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    outcome: str
+    reason: str
+    count: int
+    def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
 class SiloStatus(_message.Message):
-    __slots__ = ("silo", "decision", "connected", "last_seen", "base", "training", "step", "steps", "received", "merged", "refused", "retired", "mean_staleness", "bytes", "last_reason")
+    __slots__ = ("silo", "decision", "connected", "last_seen", "base", "training", "step", "steps", "received", "merged", "refused", "retired", "mean_staleness", "bytes", "last_reason", "state", "lease", "leased_seconds", "late_seconds", "elsewhere", "tallies", "failures", "retry_seconds")
     SILO_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +112,14 @@ class SiloStatus(_message.Message):
     MEAN_STALENESS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     LAST_REASON_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    LEASED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LATE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    RETRY_SECONDS_FIELD_NUMBER: _ClassVar[int]
     silo: str
     decision: str
     connected: bool
@@ -85,7 +135,15 @@ class SiloStatus(_message.Message):
     mean_staleness: float
     bytes: int
     last_reason: str
-    def __init__(self, silo: _Optional[str] = ..., decision: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen: _Optional[int] = ..., base: _Optional[int] = ..., training: _Optional[bool] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., merged: _Optional[int] = ..., refused: _Optional[int] = ..., retired: _Optional[int] = ..., mean_staleness: _Optional[float] = ..., bytes: _Optional[int] = ..., last_reason: _Optional[str] = ...) -> None: ...
+    state: str
+    lease: str
+    leased_seconds: float
+    late_seconds: float
+    elsewhere: str
+    tallies: _containers.RepeatedCompositeFieldContainer[Tally]
+    failures: int
+    retry_seconds: float
+    def __init__(self, silo: _Optional[str] = ..., decision: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen: _Optional[int] = ..., base: _Optional[int] = ..., training: _Optional[bool] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., merged: _Optional[int] = ..., refused: _Optional[int] = ..., retired: _Optional[int] = ..., mean_staleness: _Optional[float] = ..., bytes: _Optional[int] = ..., last_reason: _Optional[str] = ..., state: _Optional[str] = ..., lease: _Optional[str] = ..., leased_seconds: _Optional[float] = ..., late_seconds: _Optional[float] = ..., elsewhere: _Optional[str] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ..., failures: _Optional[int] = ..., retry_seconds: _Optional[float] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("version", "silo", "split", "metrics")
@@ -107,7 +165,7 @@ class Evaluation(_message.Message):
     def __init__(self, version: _Optional[int] = ..., silo: _Optional[str] = ..., split: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time")
+    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time", "versions_per_hour", "updates_per_minute", "eta_seconds")
     JOB_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +179,9 @@ class JobStatus(_message.Message):
     SILOS_FIELD_NUMBER: _ClassVar[int]
     EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
     SERVER_TIME_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
     job: str
     name: str
     status: str
@@ -134,7 +195,10 @@ class JobStatus(_message.Message):
     silos: _containers.RepeatedCompositeFieldContainer[SiloStatus]
     evaluations: _containers.RepeatedCompositeFieldContainer[Evaluation]
     server_time: int
-    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ...) -> None: ...
+    versions_per_hour: float
+    updates_per_minute: float
+    eta_seconds: float
+    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ..., versions_per_hour: _Optional[float] = ..., updates_per_minute: _Optional[float] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
 
 class ChangeJobRequest(_message.Message):
     __slots__ = ("job", "action", "reason")

@@ -44,10 +44,10 @@ class AdminStub:
                 request_serializer=anabranch_dot_v1_dot_admin__pb2.ListJobStatusRequest.SerializeToString,
                 response_deserializer=anabranch_dot_v1_dot_admin__pb2.ListJobStatusReply.FromString,
                 _registered_method=True)
-        self.WatchJob = channel.unary_stream(
-                '/anabranch.v1.Admin/WatchJob',
-                request_serializer=anabranch_dot_v1_dot_admin__pb2.WatchJobRequest.SerializeToString,
-                response_deserializer=anabranch_dot_v1_dot_admin__pb2.JobStatus.FromString,
+        self.Watch = channel.unary_stream(
+                '/anabranch.v1.Admin/Watch',
+                request_serializer=anabranch_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+                response_deserializer=anabranch_dot_v1_dot_admin__pb2.Overview.FromString,
                 _registered_method=True)
         self.ChangeJob = channel.unary_unary(
                 '/anabranch.v1.Admin/ChangeJob',
@@ -91,7 +91,7 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchJob(self, request, context):
+    def Watch(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,10 +140,10 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=anabranch_dot_v1_dot_admin__pb2.ListJobStatusRequest.FromString,
                     response_serializer=anabranch_dot_v1_dot_admin__pb2.ListJobStatusReply.SerializeToString,
             ),
-            'WatchJob': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchJob,
-                    request_deserializer=anabranch_dot_v1_dot_admin__pb2.WatchJobRequest.FromString,
-                    response_serializer=anabranch_dot_v1_dot_admin__pb2.JobStatus.SerializeToString,
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=anabranch_dot_v1_dot_admin__pb2.WatchRequest.FromString,
+                    response_serializer=anabranch_dot_v1_dot_admin__pb2.Overview.SerializeToString,
             ),
             'ChangeJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ChangeJob,
@@ -236,7 +236,7 @@ class Admin:
             _registered_method=True)
 
     @staticmethod
-    def WatchJob(request,
+    def Watch(request,
             target,
             options=(),
             channel_credentials=None,
@@ -249,9 +249,9 @@ class Admin:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/anabranch.v1.Admin/WatchJob',
-            anabranch_dot_v1_dot_admin__pb2.WatchJobRequest.SerializeToString,
-            anabranch_dot_v1_dot_admin__pb2.JobStatus.FromString,
+            '/anabranch.v1.Admin/Watch',
+            anabranch_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+            anabranch_dot_v1_dot_admin__pb2.Overview.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from anabranch.v1 import admin_pb2
-from console import watch
+from console.board import block, line
+from console.watch import ENDED
 
 Show = Callable[[admin_pb2.JobStatus], None]
 
@@ -29,7 +30,7 @@ def view(console: Console, versions: int) -> Iterator[Show]:
         with Live(Text("waiting for the first version"), console=console, refresh_per_second=4) as live:
 
             def redraw(status: admin_pb2.JobStatus) -> None:
-                live.update(watch.view(status))
+                live.update(Group(*block(status, every_silo=True)))
 
             yield redraw
         return
@@ -38,8 +39,8 @@ def view(console: Console, versions: int) -> Iterator[Show]:
     def tell_line(status: admin_pb2.JobStatus) -> None:
         nonlocal shown
         tenth = status.head * 10 // max(1, versions)
-        if tenth > shown or status.status in watch.ENDED:
+        if tenth > shown or status.status in ENDED:
             shown = tenth
-            console.print(watch.line(status), highlight=False, soft_wrap=True)
+            console.print(line(status), highlight=False, soft_wrap=True)
 
     yield tell_line

@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from console.demo.pictures import RAMP_WORDS, percent, speed_word
-from console.watch import size
+from console.words import size
 
 Report = Mapping[str, Any]
 

@@ -55,10 +55,11 @@ def export(
     """Write to a new directory; one consistent snapshot, whatever the server does meanwhile. Raises Refused."""
     if out.exists() and any(out.iterdir()):
         raise Refused(Reason.MALFORMED, f"{out} is not empty; name a new directory for the export")
-    for name in ("keys", "objects"):
-        (out / name).mkdir(parents=True, exist_ok=True)
     with reader.connect() as connection:
+        # First: a database that cannot be read leaves nothing behind.
         size, note = newest_checkpoint(connection)
+        for name in ("keys", "objects"):
+            (out / name).mkdir(parents=True, exist_ok=True)
         _write(out / "checkpoint", note.encode())
         _write(out / "keys/log.vkey", vkey.encode() + b"\n")
         _write(out / "keys/ca.pem", ca_pem)

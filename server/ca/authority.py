@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Usage
 from cryptography.x509.oid import NameOID
 
 from anabranch import durable
-from anabranch.errors import Corrupt, Misuse, Reason, Refused, Unavailable
+from anabranch.errors import Corrupt, Misuse, Reason, Refused, Unavailable, wording
 from anabranch.wire import canonical, limits
 from anabranch.wire.identity import Identity, fingerprint, private_pem, spki_pin
 
@@ -219,7 +219,9 @@ def _load_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError, x509.InvalidVersion) as error:
-        raise Corrupt(f"{path} cannot be read as a PEM certificate ({type(error).__name__})") from error
+        raise Corrupt(
+            f"{path} cannot be read as a PEM certificate: {wording(error)}; restore it from a backup"
+        ) from error
 
 
 def _load_key(path: Path, certificate: x509.Certificate) -> ec.EllipticCurvePrivateKey:

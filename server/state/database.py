@@ -10,8 +10,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError, OperationalError
 
-from anabranch.errors import Conflict
+from anabranch.errors import Conflict, Corrupt, Unavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 POOL = 16  # connections kept open for reuse; threads bound how many there are at a time
@@ -56,6 +57,19 @@ def migrate(path: Path, revision: str = "head") -> None:
         ) from error
     finally:
         engine.dispose()
+
+
+@contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """Around what reads the database at `path` first. Raises Corrupt for a file that is none, Unavailable for a busy one."""
+    try:
+        yield
+    except OperationalError as error:
+        raise Unavailable(
+            f"{path}: {error.orig}; see that its disk and permissions are right, then retry"
+        ) from error
+    except DatabaseError as error:
+        raise Corrupt(f"{path}: {error.orig}; restore it from a backup") from error
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,7 @@ leases = Table(
     Index("leases_status", "status", "silo"),
     Index("leases_issued", "silo", "job", "issued_at"),
     Index("leases_tried", "job", "kind", "version"),
+    Index("leases_newest", "silo", "job", "entry"),
 )
 updates = Table(
     "updates",
@@ -200,6 +201,7 @@ updates = Table(
     Column("entry", Integer, nullable=False),  # update.received or update.refused: the receipt
     Index("updates_job_status", "job", "status", "entry"),
     Index("updates_base", "job", "silo", "base"),
+    Index("updates_newest", "job", "entry"),
 )
 # Two admitted updates for one lease cannot exist, whatever races.
 Index(
@@ -210,6 +212,21 @@ Index(
     postgresql_where=updates.c.status != "refused",
 )
 
+# How many updates and leases ended how, counted in the transaction that ended them: what an operator asks every second
+# must not cost more the longer a job runs.
+tallies = Table(
+    "tallies",
+    metadata,
+    Column("job", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("silo", String, ForeignKey("silos.name"), primary_key=True),
+    Column("outcome", String, primary_key=True),  # merged | refused | retired of updates, released of leases
+    Column("reason", String, primary_key=True),  # "" for merged
+    Column("count", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),  # of merged updates
+    Column("staleness", Integer, nullable=False),  # their sum
+    Column("newest", Float, nullable=False),  # when it was last counted
+    Column("fault", String, nullable=False),  # of the newest release: exception and line of the job's code
+)
 steps = Table(  # an aggregation between its two transactions
     "steps",
     metadata,

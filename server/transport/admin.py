@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 from anabranch.errors import Reason, Refused
@@ -16,7 +16,9 @@ from server.transport.files import ended_short, in_thread, pour, read_chunks, se
 from server.transport.peer import Peer
 from server.transport.rooms import Rooms
 from server.transport.submission import Submission, check_sizes, submitted
+from server.vitals import ServerStatus
 
+TOLD = limits.REPLY_MESSAGE - limits.MIB  # bytes of jobs in one message
 FASTEST, SLOWEST = 0.2, 60.0  # seconds between two states of a watched job
 
 
@@ -44,15 +46,23 @@ class Admin:
 
     async def ListJobStatus(self, _request: pb.ListJobStatusRequest, _peer: Peer) -> pb.ListJobStatusReply:
         statuses = await asyncio.to_thread(self._rooms.jobs.status, None)
-        return pb.ListJobStatusReply(jobs=[_status(status) for status in statuses[: limits.JOBS]])
+        server = await asyncio.to_thread(self._rooms.vitals.look)
+        jobs = [_status(status) for status in statuses[: limits.JOBS]]
+        return pb.ListJobStatusReply(jobs=jobs, server=_server(server))
 
-    async def WatchJob(self, request: pb.WatchJobRequest, _peer: Peer) -> AsyncGenerator[pb.JobStatus, None]:
-        """The job's state now and again, and a last time when it has ended."""
+    async def Watch(self, request: pb.WatchRequest, _peer: Peer) -> AsyncGenerator[pb.Overview, None]:
+        """One job, or all that have not ended, now and again; a last time when none of them goes on."""
         pause = between_looks(request.interval_seconds)
+        jobs, seen = self._rooms.jobs, set[str]()
         while True:
-            (status,) = await asyncio.to_thread(self._rooms.jobs.status, request.job)
-            yield _status(status)
-            if status.status in ENDED:
+            if request.job:
+                statuses = await asyncio.to_thread(jobs.status, request.job)
+            else:
+                statuses = await asyncio.to_thread(jobs.going_on, frozenset(seen))
+            seen.update(status.job for status in statuses)
+            server = await asyncio.to_thread(self._rooms.vitals.look)
+            yield _overview(statuses, server, int(self._rooms.membership.clock()))
+            if all(status.status in ENDED for status in statuses):
                 return
             await asyncio.sleep(pause)
 
@@ -115,6 +125,23 @@ def _silo(row: SiloRow) -> pb.Silo:
     )
 
 
+def _overview(statuses: Sequence[JobStatus], server: ServerStatus, now: int) -> pb.Overview:
+    """As many jobs as fit one message, the newest first."""
+    overview = pb.Overview(server=_server(server), server_time=now)
+    size = 0
+    for status in statuses:
+        message = _status(status)
+        size += message.ByteSize()
+        if size > TOLD and overview.jobs:
+            break
+        overview.jobs.append(message)
+    return overview
+
+
+def _server(server: ServerStatus) -> pb.ServerStatus:
+    return pb.ServerStatus(**vars(server))
+
+
 def _status(status: JobStatus) -> pb.JobStatus:
     return pb.JobStatus(
         job=status.job,
@@ -127,6 +154,9 @@ def _status(status: JobStatus) -> pb.JobStatus:
         buffered=status.buffered,
         buffer=status.buffer,
         buffer_age_seconds=status.buffer_age_seconds,
+        versions_per_hour=status.versions_per_hour,
+        updates_per_minute=status.updates_per_minute,
+        eta_seconds=status.eta_seconds,
         silos=[_silo_status(silo) for silo in status.silos],
         evaluations=[_evaluation(evaluated) for evaluated in status.evaluations],
         server_time=int(status.server_time),
@@ -150,6 +180,14 @@ def _silo_status(silo: SiloStatus) -> pb.SiloStatus:
         mean_staleness=silo.mean_staleness,
         bytes=silo.bytes,
         last_reason=silo.last_reason,
+        state=silo.state,
+        lease=silo.lease,
+        leased_seconds=silo.leased_seconds,
+        late_seconds=silo.late_seconds,
+        elsewhere=silo.elsewhere,
+        tallies=[pb.Tally(**vars(tally)) for tally in silo.tallies],
+        failures=silo.failures,
+        retry_seconds=silo.retry_seconds,
     )
 
 

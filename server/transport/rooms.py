@@ -9,6 +9,7 @@ from server.jobs import Jobs
 from server.membership import Membership
 from server.scheduling import Scheduling
 from server.sessions import Sessions
+from server.vitals import Vitals
 
 
 @dataclass(frozen=True)
@@ -20,3 +21,4 @@ class Rooms:
     log: Log
     sessions: Sessions
     allow_list: AllowList
+    vitals: Vitals

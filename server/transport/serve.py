@@ -165,7 +165,7 @@ def _bind(server: Any, address: str, credentials: Any) -> int:
         return int(server.add_secure_port(address, credentials))
     except RuntimeError as error:
         raise Unavailable(
-            f"cannot listen on {address}: is another server running, or the port reserved?"
+            f"cannot listen on {address} ([listen] in server.toml): stop what listens there, or choose another port"
         ) from error
 
 

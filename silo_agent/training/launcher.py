@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Protocol, Self
 
 from anabranch import durable
-from anabranch.errors import Unavailable
+from anabranch.errors import Unavailable, wording
 from anabranch.terms import JobTerms
 from anabranch.wire import limits
 from silo_agent.training import channel, isolation
@@ -153,7 +153,7 @@ class TrainingProcess:
             os.close(ours_out)
             os.close(ours_in)
             raise Unavailable(
-                f"the training process cannot be started: {error}; check [run] interpreter"
+                f"the training process cannot be started: {wording(error)}; check [run] interpreter"
             ) from error
         finally:
             os.close(theirs_in)

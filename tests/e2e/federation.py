@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from anabranch.v1 import admin_pb2
-from console import watch
+from console import documents
 from console.client import connect
 
 BIN = Path(sysconfig.get_path("scripts"))
@@ -180,7 +180,7 @@ class Federation:
             reply = admin.stub.ListJobStatus(
                 admin_pb2.ListJobStatusRequest(), timeout=PATIENCE, wait_for_ready=True
             )
-        return watch.document(next(one for one in reply.jobs if one.job == job))
+        return documents.job(next(one for one in reply.jobs if one.job == job))
 
     def silo(self, job: str, name: str) -> dict[str, Any]:
         return next(one for one in self.status(job)["silos"] if one["silo"] == name)
@@ -212,8 +212,8 @@ class Federation:
         self.call("anabranch-audit", "replay", out, "--vkey", vkey)
         return out
 
-    def entries(self, type: str) -> list[dict[str, Any]]:
-        """Entries of one type, read from a fresh export by their published format."""
+    def entries(self, type: str = "") -> list[dict[str, Any]]:
+        """Entries of one type, or all, read from a fresh export by their published format."""
         out = self.root / f"entries-{time.time_ns()}"
         self.call("anabranch-server", "export", self.server_dir, "-o", out)
         found = []
@@ -223,7 +223,7 @@ class Federation:
                 size = int.from_bytes(data[:2])
                 found.append(json.loads(data[2 : 2 + size]))
                 data = data[2 + size :]
-        return [entry for entry in found if entry["type"] == type]
+        return [entry for entry in found if type in ("", entry["type"])]
 
     def logs(self) -> str:
         texts = [

@@ -34,6 +34,7 @@ from server.transport.calls import Calls
 from server.transport.failures import Failures
 from server.transport.rooms import Rooms
 from server.transport.serve import Ports
+from server.vitals import Vitals
 from tests.server.harness import FEDERATION, ORIGIN, Server
 
 T = TypeVar("T")
@@ -137,7 +138,14 @@ class Edge:
         self.failures = Failures(server.core.writer, server.core.observer)
         core = server.core
         self.rooms = Rooms(
-            core.intake, core.scheduling, core.jobs, self.membership, core.log, self.sessions, self.allow_list
+            core.intake,
+            core.scheduling,
+            core.jobs,
+            self.membership,
+            core.log,
+            self.sessions,
+            self.allow_list,
+            Vitals(server.directory, self.sessions),
         )
         self.config = ServerConfig(
             federation=FEDERATION,

@@ -184,7 +184,7 @@ SILO_STREAMS = (
 )
 ADMIN_CALLS = (
     ("admin", "ListJobStatus", admin_pb2.ListJobStatusRequest()),
-    ("admin", "WatchJob", admin_pb2.WatchJobRequest()),
+    ("admin", "Watch", admin_pb2.WatchRequest()),
     ("admin", "ChangeJob", admin_pb2.ChangeJobRequest()),
     ("admin", "ExportModel", admin_pb2.ExportModelRequest()),
     ("admin", "InviteSilo", admin_pb2.InviteSiloRequest(silo="evil")),

@@ -418,10 +418,20 @@ def test_a_job_is_submitted_watched_paused_and_exported(edge: Edge, tmp_path: Pa
     )
     exported = b"".join(chunk.chunk for chunk in chunks)
     assert hashlib.sha256(exported).hexdigest() == header.header.digest
-    watch = admin.WatchJob(admin_pb2.WatchJobRequest(job=reply.job, interval_seconds=0.2), timeout=20)
-    assert next(watch).status == "paused"
+    one = admin.Watch(admin_pb2.WatchRequest(job=reply.job, interval_seconds=0.2), timeout=20)
+    every = admin.Watch(admin_pb2.WatchRequest(interval_seconds=0.2), timeout=20)
+    for watch in (one, every):
+        first = next(watch)
+        assert {job.job: job.status for job in first.jobs}[reply.job] == "paused"
+        assert first.server.memory_bytes > 10_000_000
+        assert 0 < first.server.disk_free_bytes < first.server.disk_bytes
     admin.ChangeJob(admin_pb2.ChangeJobRequest(job=reply.job, action="abort"), timeout=5)
-    assert [state.status for state in watch][-1] == "aborted"
+    assert [job.status for job in list(one)[-1].jobs] == ["aborted"]
+    for look in every:  # goes on with the other job, and with how this one ended
+        if {job.job: job.status for job in look.jobs}[reply.job] == "aborted":
+            break
+    else:
+        raise AssertionError("the end of a job was not told to who watches all of them")
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,13 @@ class Books:
                         f"job {job.id}: head {job.head} after {self._heads[job.id]}, newest version {job.newest}"
                     )
                 self._heads[job.id] = job.head
+            ended = ask(
+                "select job, silo, status, reason, count(*) from updates"
+                " where status not in ('received', 'frozen') group by job, silo, status, reason"
+            )
+            counted = ask("select job, silo, outcome, reason, count from tallies where outcome <> 'released'")
+            if wrong := set(map(tuple, ended)) ^ set(map(tuple, counted)):
+                raise Broken(f"updates that ended, and what was counted, differ in {sorted(wrong)}")
             world.jobs = [job.id for job in jobs if job.status not in ("completed", "aborted")]
             self._check_updates(ask)
 

@@ -30,6 +30,7 @@ from silo_agent.policy import Binding, Policy
 from silo_agent.receipts import LogView
 from silo_agent.session import Progress
 from silo_agent.trainer import TaskFailed
+from silo_agent.turns import Turns
 from silo_agent.worker import Worker
 from tests.simulation.machine import Killed, Machine
 from tests.simulation.operations import BreakUpload
@@ -339,9 +340,9 @@ class Silo:
         proposal = self._proposal(job)
         if proposal is None:
             return
-        durable.make_dir(self.home.job(job))  # the worker's `_trainer` does, before its first turn
+        durable.make_dir(self.home.job(job))  # the worker's `_make_trainer` does, before its first turn
         nothing: Any = None
-        worker = Worker(self.site, proposal, lambda: POLICY, nothing, nothing, self.stopping)
+        worker = Worker(self.site, proposal, lambda: POLICY, nothing, nothing, Turns(), self.stopping)
         pausing: Any = worker
         pausing._pause = lambda _: True
         assert proposal.manifest is not None

@@ -135,6 +135,7 @@ def upgrade() -> None:
     sa.PrimaryKeyConstraint('id')
     )
     with op.batch_alter_table('leases', schema=None) as batch_op:
+        batch_op.create_index('leases_newest', ['silo', 'job', 'entry'], unique=False)
         batch_op.create_index('leases_issued', ['silo', 'job', 'issued_at'], unique=False)
         batch_op.create_index('leases_open', ['silo', 'job', 'status'], unique=False)
         batch_op.create_index('leases_status', ['status', 'silo'], unique=False)
@@ -148,6 +149,20 @@ def upgrade() -> None:
     sa.Column('plan', sa.String(), nullable=False),
     sa.ForeignKeyConstraint(['job'], ['jobs.id'], ),
     sa.PrimaryKeyConstraint('id')
+    )
+    op.create_table('tallies',
+    sa.Column('job', sa.String(), nullable=False),
+    sa.Column('silo', sa.String(), nullable=False),
+    sa.Column('outcome', sa.String(), nullable=False),
+    sa.Column('reason', sa.String(), nullable=False),
+    sa.Column('count', sa.Integer(), nullable=False),
+    sa.Column('bytes', sa.Integer(), nullable=False),
+    sa.Column('staleness', sa.Integer(), nullable=False),
+    sa.Column('newest', sa.Float(), nullable=False),
+    sa.Column('fault', sa.String(), nullable=False),
+    sa.ForeignKeyConstraint(['job'], ['jobs.id'], ),
+    sa.ForeignKeyConstraint(['silo'], ['silos.name'], ),
+    sa.PrimaryKeyConstraint('job', 'silo', 'outcome', 'reason')
     )
     op.create_table('tokens',
     sa.Column('id', sa.String(), nullable=False),
@@ -183,6 +198,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table('updates', schema=None) as batch_op:
         batch_op.create_index('updates_base', ['job', 'silo', 'base'], unique=False)
+        batch_op.create_index('updates_newest', ['job', 'entry'], unique=False)
         batch_op.create_index('updates_job_status', ['job', 'status', 'entry'], unique=False)
         batch_op.create_index('updates_one_per_lease', ['lease'], unique=True, sqlite_where=sa.text("status != 'refused'"), postgresql_where=sa.text("status != 'refused'"))
 
@@ -208,15 +224,18 @@ def downgrade() -> None:
         batch_op.drop_index('updates_one_per_lease', sqlite_where=sa.text("status != 'refused'"), postgresql_where=sa.text("status != 'refused'"))
         batch_op.drop_index('updates_job_status')
         batch_op.drop_index('updates_base')
+        batch_op.drop_index('updates_newest')
 
     op.drop_table('updates')
     op.drop_table('tokens')
+    op.drop_table('tallies')
     op.drop_table('steps')
     with op.batch_alter_table('leases', schema=None) as batch_op:
         batch_op.drop_index('leases_tried')
         batch_op.drop_index('leases_status')
         batch_op.drop_index('leases_open')
         batch_op.drop_index('leases_issued')
+        batch_op.drop_index('leases_newest')
 
     op.drop_table('leases')
     op.drop_table('keys')
