@@ -1,8 +1,11 @@
 """Who is at the other end of a call, from its TLS certificate and nothing else."""
 
 import asyncio
+import hashlib
+import ssl
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from anabranch.errors import Misuse
 from anabranch.tlog.entry import Actor
@@ -36,6 +39,17 @@ class Leaf:
     peer: Peer
     not_before: float  # unix seconds
     not_after: float
+
+
+def owner(who: str | None, context: Any) -> dict[str, str]:
+    """Whose connection it is, for the server's own log: under which name it was let in, its address, its certificate.
+
+    The certificate is named by its digest, as in the audit log: what stands in one that was turned away is its holder's
+    choice.
+    """
+    shown = context.auth_context().get("x509_pem_cert")
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown[0].decode())).hexdigest() if shown else "none"
+    return {"who": who or "nobody", "peer": context.peer(), "certificate": digest}
 
 
 class Leaves:
