@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy import Connection, insert, select, update
 
 from anabranch.errors import Conflict, Reason, Refused
@@ -29,6 +30,8 @@ from server.spool import SpoolFile, synced_bytes
 from server.state import records, tables
 from server.state.database import Reader
 from server.state.writer import Transaction, Writer
+
+logger = structlog.get_logger("intake")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Intake:
         """Record why an update does not enter, and prove it to the silo."""
         self.blobs.put(claim.envelope.payload)
         committed = self.writer.run(lambda tx: _record_refusal(tx, claim, refusal.code), "intake")
+        _tell(claim, refusal.code, str(refusal))
         return Decided(committed.receipts[0], refusal.code)
 
     def decide(self, claim: Claim, norm: float) -> Decided:
@@ -132,7 +136,9 @@ class Intake:
         self.blobs.put(claim.envelope.payload)
         self.reached(Gap.STORED)
         committed = self.writer.run(lambda tx: _decide(tx, self.federation, claim, norm), "intake")
-        if not committed.value:
+        if committed.value:
+            _tell(claim, committed.value, "decided when all bytes had come")
+        else:
             self.wake()
         return Decided(committed.receipts[0], committed.value)
 
@@ -220,6 +226,12 @@ class Upload:
     def suspend(self) -> None:
         """The stream broke: keep what arrived, so that the silo resumes behind it."""
         self.file.suspend()
+
+
+def _tell(claim: Claim, reason: str, error: str) -> None:
+    """The operator sees more than the code that the silo and the audit log get."""
+    update_id = claim.statement.update
+    logger.warning("update refused", silo=claim.silo, update=update_id, reason=reason, error=error[:300])
 
 
 def _admit(connection: Connection, federation: str, claim: Claim) -> int:

@@ -21,7 +21,14 @@ EVERY = 60.0  # seconds
 OWNERS = 1024  # kinds of refusal told by name in one minute; beyond it they are only counted
 # Reasons that concern who the caller is, rather than what it asked.
 IDENTITY = frozenset(
-    {Reason.BAD_CERTIFICATE, Reason.REVOKED_IDENTITY, Reason.WRONG_ROLE, Reason.BAD_TOKEN, Reason.QUOTA}
+    {
+        Reason.BAD_CERTIFICATE,
+        Reason.BAD_TOKEN,
+        Reason.DUPLICATE_IDENTITY,
+        Reason.QUOTA,
+        Reason.REVOKED_IDENTITY,
+        Reason.WRONG_ROLE,
+    }
 )
 _OTHERS = (Reason.QUOTA, "unknown", "others", "unknown")  # whoever came after the first OWNERS kinds
 

@@ -92,7 +92,11 @@ class Door:
         except asyncio.CancelledError:
             if call is None or not call.ended:
                 # The caller has gone, or this server is going, or gRPC ended the call over the size of a message.
-                logger.info("a call was cut off", method=route.name, **owner(call and call.allowance.who, context))
+                logger.info(
+                    "a call was cut off",
+                    method=route.name,
+                    **owner("nobody" if call is None else call.allowance.who, context),
+                )
                 raise
             call.task.uncancel()
             failure: Exception = Refused(Reason.REVOKED_IDENTITY, call.ended)
@@ -154,7 +158,7 @@ class Door:
 
     async def _fail(self, route: Route, call: Call | None, failure: Exception, context: Any) -> None:
         """Turn an error into a status; does not return."""
-        who = owner(call and call.allowance.who, context)
+        who = owner("nobody" if call is None else call.allowance.who, context)
         if isinstance(failure, Refused):
             self._failures.count(failure, route.name, who)
         if isinstance(failure, TimeoutError):

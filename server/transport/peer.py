@@ -41,7 +41,7 @@ class Leaf:
     not_after: float
 
 
-def owner(who: str | None, context: Any) -> dict[str, str]:
+def owner(who: str, context: Any) -> dict[str, str]:
     """Whose connection it is, for the server's own log: under which name it was let in, its address, its certificate.
 
     The certificate is named by its digest, as in the audit log: what stands in one that was turned away is its holder's
@@ -49,7 +49,7 @@ def owner(who: str | None, context: Any) -> dict[str, str]:
     """
     shown = context.auth_context().get("x509_pem_cert")
     digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown[0].decode())).hexdigest() if shown else "none"
-    return {"who": who or "nobody", "peer": context.peer(), "certificate": digest}
+    return {"who": who, "peer": context.peer(), "certificate": digest}
 
 
 class Leaves:
