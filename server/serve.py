@@ -5,6 +5,7 @@ Start and end are the only places that know all rooms.
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 import time
@@ -39,9 +40,17 @@ logger = structlog.get_logger("server")
 WATCH_EVERY = 1.0  # seconds between looks at the writer, at who is here, and for administrators' requests
 
 
+def take_many_files() -> None:
+    """A connection takes a file descriptor before anybody knows whose it is; the state store must never be short of one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # a system with a limit of its own: what there is must do
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     """Serve until SIGTERM or SIGINT. Raises Conflict, Corrupt, Unavailable or Misuse when it must not serve."""
     configure_logs(log_format)
+    take_many_files()
     world = setup.real_world()
     sessions = Sessions(world.clock)
 

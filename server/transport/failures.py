@@ -44,7 +44,7 @@ class Failures:
         self._told: Counter[tuple[Reason, str, str, str]] = Counter()
 
     def count(self, refusal: Refused, method: str, owner: Mapping[str, str]) -> None:
-        """`method` is one we serve, as "Service/Method"; `owner` as `peer.owner` says it."""
+        """`method` is one we serve, as "Service/Method"; `owner` says who, peer and certificate."""
         reason = refusal.code
         kind = (reason, method, owner["who"], owner["certificate"])
         with self._lock:

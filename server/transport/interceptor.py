@@ -6,7 +6,7 @@ gRPC; what they raise becomes a status here and nowhere else.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -22,7 +22,7 @@ from server import metrics
 from server.transport.calls import Call, Calls
 from server.transport.failures import Failures
 from server.transport.files import ended_short
-from server.transport.peer import owner
+from server.transport.peer import certificate
 
 logger = structlog.get_logger("transport")
 
@@ -86,6 +86,7 @@ class Door:
     async def _serve(self, route: Route, incoming: Any, context: Any) -> bytes | None:
         """One call, from its caller's identity to its status."""
         call: Call | None = None
+        address = context.peer()  # gRPC forgets it when the call fails
         try:
             call = await self._entrance.admit(route.name, context)
             reply = await self._run(route, call, incoming, context)
@@ -95,7 +96,7 @@ class Door:
                 logger.info(
                     "a call was cut off",
                     method=route.name,
-                    **owner("nobody" if call is None else call.allowance.who, context),
+                    **_owner(call, address, context),
                 )
                 raise
             call.task.uncancel()
@@ -110,7 +111,7 @@ class Door:
         finally:
             if call is not None:
                 self._calls.leave(call)
-        await self._fail(route, call, failure, context)
+        await self._fail(route, failure, context, _owner(call, address, context))
         return None
 
     async def _run(self, route: Route, call: Call, incoming: Any, context: Any) -> bytes | None:
@@ -156,9 +157,8 @@ class Door:
                 Reason.MALFORMED, f"{route.name}: the message is not what its schema says"
             ) from error
 
-    async def _fail(self, route: Route, call: Call | None, failure: Exception, context: Any) -> None:
+    async def _fail(self, route: Route, failure: Exception, context: Any, who: Mapping[str, str]) -> None:
         """Turn an error into a status; does not return."""
-        who = owner("nobody" if call is None else call.allowance.who, context)
         if isinstance(failure, Refused):
             self._failures.count(failure, route.name, who)
         if isinstance(failure, TimeoutError):
@@ -189,6 +189,11 @@ def _route(path: str, handler: Any) -> Route:
         parse=handler.request_deserializer,
         serialise=handler.response_serializer,
     )
+
+
+def _owner(call: Call | None, address: str, context: Any) -> dict[str, str]:
+    who = "nobody" if call is None else call.allowance.who
+    return {"who": who, "peer": address, "certificate": certificate(context)}
 
 
 async def _only(route: Route, messages: AsyncGenerator[Any, None]) -> Any:

@@ -41,15 +41,13 @@ class Leaf:
     not_after: float
 
 
-def owner(who: str, context: Any) -> dict[str, str]:
-    """Whose connection it is, for the server's own log: under which name it was let in, its address, its certificate.
+def certificate(context: Any) -> str:
+    """What a caller showed, for the server's own log, by its digest as in the audit log; "none" without one.
 
-    The certificate is named by its digest, as in the audit log: what stands in one that was turned away is its holder's
-    choice.
+    Not by what stands in it: that is its holder's choice, also in one that is turned away.
     """
     shown = context.auth_context().get("x509_pem_cert")
-    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown[0].decode())).hexdigest() if shown else "none"
-    return {"who": who, "peer": context.peer(), "certificate": digest}
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown[0].decode())).hexdigest() if shown else "none"
 
 
 class Leaves:

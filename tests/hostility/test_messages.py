@@ -1,0 +1,30 @@
+"""Every hostile message: an answer with a reason, the owner in the server's log, little memory, nobody else disturbed."""
+
+import pytest
+
+from tests.hostility.messages import ADMIN, MEMBER, MESSAGES, STRANGER, Hostile
+from tests.hostility.target import MIB, Target, extra_memory, until
+
+MOST = 64 * MIB
+WHO = {MEMBER: "silo mallory", ADMIN: "spiffe://federation.local/admin/admin", STRANGER: "ipv4:127.0.0.1"}
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.name)
+def test_hostile_message(target: Target, message: Hostile) -> None:
+    with extra_memory(target.pid) as memory:
+        assert message.send(target) == message.expected
+    assert memory.extra <= MOST, f"{memory.extra / MIB:.0f} MiB"
+    until(lambda: _owner_named(target, message), "the connection's owner stands in the server's log")
+    target.honest_call()
+
+
+def _owner_named(target: Target, message: Hostile) -> bool:
+    """Refused by us with the reason, refused and recorded as an update, or cut off by gRPC over its size or encoding."""
+    who, method, reason = WHO[message.by], message.method, message.expected
+    refused = target.said(event="refused", method=method, reason=reason, who=who)
+    recorded = target.said(event="update refused", silo=who.removeprefix("silo "), reason=reason)
+    cut_off = target.said(event="a call was cut off", method=method)
+    named = [
+        line for line in cut_off if line["who"] == who or (message.by == STRANGER and line["peer"] == "")
+    ]
+    return bool(refused or recorded or named)
