@@ -1,11 +1,9 @@
 """Those who take a place and leave it empty: connections without a call, calls without a message, one byte now and then."""
 
-import resource
 import socket
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -14,15 +12,13 @@ import pytest
 from anabranch.errors import Reason
 from anabranch.v1 import federation_pb2, update_pb2
 from server.transport import interceptor
-from tests.e2e.federation import Federation
-from tests.hostility.target import MIB, Target, extra_memory, met, until
+from tests.hostility.target import FEW, MIB, Target, extra_memory, met, until
 from tests.server.edge import Edge
 from tests.server.harness import Server
 from tests.server.test_tls import ADMIN_CALLS, ADMIN_STREAMS, SILO_CALLS, SILO_STREAMS
 from tests.server.test_transport import LARGE, at_work, leased
 
 KINDS = {"Session": "stream_stream", "Submit": "stream_unary", "SubmitJob": "stream_unary"}
-FEW = 256  # files a process may open until it asks for more, as some systems set it
 
 
 @pytest.fixture
@@ -110,38 +106,19 @@ def _nothing(stop: threading.Event) -> Iterator[federation_pb2.AgentMessage]:
     stop.wait(60)
 
 
-@contextmanager
-def few_files() -> Iterator[None]:
-    """What a child process inherits."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_connections_without_a_call_do_not_take_the_servers_files(tmp_path: Path) -> None:
-    """Strangers with nothing but a socket: more of them than files the server may open by default."""
-    federation = Federation(tmp_path)
-    with few_files():
-        federation.create()
-    target = Target(federation).join()
-    try:
-        with extra_memory(target.pid) as memory, ExitStack() as strangers:
-            for port in federation.ports[:2]:
-                for _ in range(FEW):
-                    strangers.enter_context(socket.create_connection(("localhost", port), 5))
-            time.sleep(0.5)
-            target.honest_call()
-            target.lease("honest")  # writes: database, blob store and checkpoint register each open files
-            fresh = target.member(target.members["honest"].key, target.members["honest"].chain)
-            request = federation_pb2.ListJobsRequest()
-            assert met(lambda: fresh.federation.ListJobs(request, timeout=30)) == "ok"
-            fresh.channel.close()
-        assert memory.extra <= 64 * MIB
-    finally:
-        target.close()
+def test_connections_without_a_call_do_not_take_the_servers_files(target: Target) -> None:
+    """Strangers with nothing but a socket: more of them than files the server process was started with."""
+    with extra_memory(target.pid) as memory, ExitStack() as strangers:
+        for port in target.federation.ports[:2]:
+            for _ in range(FEW):
+                strangers.enter_context(socket.create_connection(("localhost", port), 5))
+        target.honest_call()
+        target.lease("honest")  # writes: database, blob store and checkpoint register each open files
+        fresh = target.member(target.members["honest"].key, target.members["honest"].chain)
+        request = federation_pb2.ListJobsRequest()
+        assert met(lambda: fresh.federation.ListJobs(request, timeout=30)) == "ok"
+        fresh.channel.close()
+    assert memory.extra <= 64 * MIB
 
 
 @pytest.mark.soak
