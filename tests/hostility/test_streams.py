@@ -121,6 +121,17 @@ def test_connections_without_a_call_do_not_take_the_servers_files(target: Target
     assert memory.extra <= 64 * MIB
 
 
+def test_strangers_who_connect_and_leave_do_not_end_the_server(target: Target) -> None:
+    """Nothing but TCP, a hundred times over: gRPC freed twice what it serves connections with, and the process died."""
+    for _ in range(8):
+        with ExitStack() as strangers:
+            for port in target.federation.ports[:2]:
+                for _ in range(FEW):
+                    strangers.enter_context(socket.create_connection(("localhost", port), 5))
+            target.honest_call()
+    assert target.federation.processes["server"].poll() is None
+
+
 @pytest.mark.soak
 def test_connections_that_say_nothing_are_closed(target: Target) -> None:
     """Half a handshake ends after ten seconds; a finished one without a call after a minute."""
