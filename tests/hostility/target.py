@@ -104,11 +104,11 @@ class Target:
             initial_sha256=digest,
             manifest_sha256=MANIFEST.digest(),
         )
-        return answer(
-            lambda: self.admin.admin.SubmitJob(
-                submission(terms, MANIFEST.encode(), archive, initial.read_bytes()), timeout=CALL_SECONDS
-            )
-        ).job, terms
+        parts = submission(terms, MANIFEST.encode(), archive, initial.read_bytes())
+        return self.send(parts).job, terms
+
+    def send(self, parts: Iterator[admin_pb2.SubmitJobRequest]) -> admin_pb2.SubmitJobReply:
+        return answer(lambda: self.admin.admin.SubmitJob(parts, timeout=CALL_SECONDS))
 
     def decide(self, name: str, job: str, terms: JobTerms) -> None:
         who = self.silos[name]
