@@ -40,7 +40,8 @@ class SpoolFile:
     _resumed: bool = False
 
     def __post_init__(self) -> None:
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        with _storing():
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         if self.offset > os.fstat(self._fd).st_size:
             self.close()
             raise Refused(
@@ -103,7 +104,8 @@ class SpoolFile:
 
     def suspend(self) -> None:
         """The stream broke: keep what arrived, so that the silo resumes behind it."""
-        durable.sync(self._fd)
+        with _storing():
+            durable.sync(self._fd)
         self.close()
 
     def discard(self) -> None:

@@ -15,6 +15,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
+from anabranch import durable
 from anabranch.errors import AnabranchError, Corrupt, Reason, Refused, Unavailable
 from anabranch.wire import limits
 from anabranch.wire.status import to_status
@@ -165,6 +166,8 @@ class Door:
             failure = Unavailable(f"{route.name} took too long; ask again")
         if isinstance(failure, Corrupt):
             logger.error("storage is damaged", method=route.name, error=str(failure), **who)
+        elif isinstance(failure, OSError) and failure.errno in durable.UNWRITABLE:
+            logger.error("the disk takes nothing", method=route.name, error=str(failure), **who)
         elif not isinstance(failure, AnabranchError):
             logger.error("a call met a bug", method=route.name, exc_info=failure, **who)
         code, message, metadata = to_status(failure)

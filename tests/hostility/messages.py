@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import grpc
 
 from anabranch.terms import JobTerms
 from anabranch.v1 import admin_pb2, enrolment_pb2, federation_pb2, update_pb2
-from anabranch.wire import canonical, codec, limits, statements
+from anabranch.wire import canonical, codec, limits
 from anabranch.wire.tensors import Manifest, TensorSpec
 from server.transport.interceptor import CONTROL
 from tests.hostility.target import CALL_SECONDS, MANIFEST, MIB, Target, met, submission
@@ -140,28 +139,10 @@ def _upload(content: Callable[[], bytes]) -> Callable[[Target], str]:
     """An update whose statement is right and whose bytes are `content`, as far as the server takes them."""
 
     def send(target: Target) -> str:
-        lease, signer, data = target.lease("mallory"), target.signer("mallory"), content()
-        update = hashlib.sha256(data[:4096] + random.randbytes(8)).hexdigest()[:32]
-        assert target.terms is not None
-        statement = statements.UpdateStatement(
-            update=update,
-            federation=target.silos["mallory"].federation.federation,
-            job=target.job,
-            lease=lease.id,
-            nonce=lease.nonce,
-            sequence=1,
-            base_version=lease.view.version,
-            base_sha256=lease.view.digest,
-            delta_sha256=canonical.sha256(data),
-            bytes=MANIFEST.file_bytes,
-            terms_sha256=target.terms.digest(),
-            manifest_sha256=MANIFEST.digest(),
-            num_examples=None,
-            steps=lease.local_steps,
-            release="0.1.0",
-            checkpoint=statements.SeenCheckpoint(size=1, root="0" * 64),
-        )
-        header = update_pb2.SubmitHeader(update=update, envelope=signer.sign(statement.encode()))
+        lease, data = target.lease("mallory"), content()
+        update = hashlib.sha256(data[:4096] + lease.id.encode()).hexdigest()[:32]
+        envelope = target.envelope("mallory", lease, update, data)
+        header = update_pb2.SubmitHeader(update=update, envelope=envelope)
 
         def messages() -> Iterator[update_pb2.SubmitRequest]:
             yield update_pb2.SubmitRequest(header=header)

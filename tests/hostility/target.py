@@ -14,7 +14,8 @@ import numpy as np
 import server  # noqa: F401 - before grpc is used: it switches TLS 1.2 off
 from anabranch.errors import AnabranchError
 from anabranch.terms import JobTerms, parse_job_file
-from anabranch.tlog.entry import Actor
+from anabranch.tlog.note import NoteVerifier
+from anabranch.tlog.receipt import verify_receipt
 from anabranch.v1 import admin_pb2, federation_pb2
 from anabranch.wire import canonical, codec, dsse, statements, status, tls
 from anabranch.wire.bundle import parse_bundle
@@ -24,7 +25,6 @@ from silo_agent.client import Enroller
 from silo_agent.identity import SiloIdentity
 from tests.e2e.federation import Federation
 from tests.server.edge import Member, candidate
-from tests.server.harness import FakeSilo
 
 MANIFEST = Manifest((TensorSpec("layer.weight", (700, 1000), "trainable"),))  # 2.8 MB: three chunks
 CALL_SECONDS = 60.0
@@ -96,7 +96,7 @@ class Target:
 
     def submit(self, archive: bytes, text: str = "[aggregation]\nbuffer = 100\n") -> tuple[str, JobTerms]:
         initial = self.federation.root / "initial"
-        digest = write_tensors(initial, MANIFEST, {s.name: _zeros(s) for s in MANIFEST.specs})
+        digest = write_tensors(initial, MANIFEST, tensors(0.0))
         file = parse_job_file('[job]\nname = "digits"\ntask = "task.py:Digits"\ndata = "records"\n' + text)
         terms = JobTerms(
             file=file,
@@ -130,9 +130,32 @@ class Target:
             lambda: self.members[name].federation.NextTask(request, timeout=CALL_SECONDS, wait_for_ready=True)
         ).lease
 
-    def signer(self, name: str) -> FakeSilo:
+    def envelope(self, name: str, lease: federation_pb2.Lease, update: str, delta: bytes) -> bytes:
+        """What the silo would sign about `delta`, true in everything but perhaps the bytes themselves."""
         who = self.silos[name]
-        return FakeSilo(name, who.update_key, who.approver_key, Actor(id=who.uri, auth="mtls"))
+        assert self.terms is not None
+        verifier = NoteVerifier.from_vkey(who.federation.log_vkey)
+        receipt = codec.receipt_from_proto(lease.issued)
+        _, seen = verify_receipt(receipt, verifier, who.federation.log_origin)
+        statement = statements.UpdateStatement(
+            update=update,
+            federation=who.federation.federation,
+            job=self.job,
+            lease=lease.id,
+            nonce=lease.nonce,
+            sequence=1,
+            base_version=lease.view.version,
+            base_sha256=lease.view.digest,
+            delta_sha256=canonical.sha256(delta),
+            bytes=MANIFEST.file_bytes,
+            terms_sha256=self.terms.digest(),
+            manifest_sha256=MANIFEST.digest(),
+            num_examples=None,
+            steps=lease.local_steps,
+            release="0.1.0",
+            checkpoint=statements.SeenCheckpoint(size=seen.size, root=seen.root.hex()),
+        )
+        return dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), who.update_key).encode()
 
     def honest_call(self) -> float:
         """Seconds an honest member waits for an answer that needs the database."""
@@ -217,5 +240,5 @@ def until(holds: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
     raise AssertionError(f"never: {what}")
 
 
-def _zeros(spec: TensorSpec) -> Any:
-    return np.zeros(spec.shape, np.float32)
+def tensors(value: float) -> dict[str, Any]:
+    return {spec.name: np.full(spec.shape, value, np.float32) for spec in MANIFEST.specs}

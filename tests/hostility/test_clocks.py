@@ -18,7 +18,7 @@ NAMES = {"silo": "hospital-a", "server": "server"}
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seconds", [HOUR, -HOUR, DAY, -DAY])
 @pytest.mark.parametrize("where", ["silo", "server"])
-def test_a_clock_that_jumps_is_named_and_loses_nothing(tmp_path: Path, where: str, seconds: int) -> None:
+def test_wrong_time_is_named_and_loses_nothing(tmp_path: Path, where: str, seconds: int) -> None:
     federation = Federation(tmp_path)
     federation.create()
     try:
@@ -66,6 +66,6 @@ def _start(federation: Federation, where: str, fault: Fault) -> None:
 
 def _told(federation: Federation, where: str) -> bool:
     """By the silo, whose log its administrator reads; or by a server that does not start."""
-    said = (federation.root / "hospital-a.log").read_text()
+    said = (federation.root / "hospital-a.log").read_text()  # no path of this test says "clock"
     own = (federation.root / f"{NAMES[where]}.log").read_text()
     return "clock" in said or "clock" in own
