@@ -97,6 +97,8 @@ def from_rpc_error(error: grpc.RpcError) -> AnabranchError:
         return KINDS[kind][0](message)
     if code is _Code.RESOURCE_EXHAUSTED:
         return Refused(Reason.SIZE_LIMIT, f"gRPC refused the size of a message: {message}")
+    if code is _Code.UNIMPLEMENTED and "ompression algorithm" in message:
+        return Refused(Reason.MALFORMED, f"compressed messages are not taken ({message})")
     if code in _FOREIGN:
         return Misuse(f"{_FOREIGN[code]} ({code.name}: {message})")
     return Unavailable(f"no answer from the server ({code.name}: {message})")

@@ -6,7 +6,7 @@ from tests.hostility.messages import ADMIN, MEMBER, MESSAGES, STRANGER, Hostile
 from tests.hostility.target import MIB, Target, extra_memory, until
 
 MOST = 64 * MIB
-WHO = {MEMBER: "silo mallory", ADMIN: "spiffe://federation.local/admin/admin", STRANGER: "ipv4:127.0.0.1"}
+WHO = {MEMBER: "silo mallory", ADMIN: "spiffe://federation.local/admin/admin", STRANGER: "ipv"}  # its address
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.name)
@@ -21,10 +21,15 @@ def test_hostile_message(target: Target, message: Hostile) -> None:
 def _owner_named(target: Target, message: Hostile) -> bool:
     """Refused by us with the reason, refused and recorded as an update, or cut off by gRPC over its size or encoding."""
     who, method, reason = WHO[message.by], message.method, message.expected
-    refused = target.said(event="refused", method=method, reason=reason, who=who)
-    recorded = target.said(event="update refused", silo=who.removeprefix("silo "), reason=reason)
-    cut_off = target.said(event="a call was cut off", method=method)
-    named = [
-        line for line in cut_off if line["who"] == who or (message.by == STRANGER and line["peer"] == "")
+    lines = [
+        *target.said(event="refused", method=method, reason=reason),
+        *(
+            {**line, "who": f"silo {line['silo']}"}
+            for line in target.said(event="update refused", reason=reason)
+        ),
+        *target.said(event="a call was cut off", method=method),
     ]
-    return bool(refused or recorded or named)
+    # gRPC has forgotten a stranger's address where it cut off the call itself.
+    return any(
+        line["who"].startswith(who) or (message.by == STRANGER and line["peer"] == "") for line in lines
+    )
