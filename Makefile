@@ -22,8 +22,8 @@ demo: $(BIN)/.ready  ## a federation of five silos on this machine, trained and 
 test: $(BIN)/.ready  ## the tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
-soak: $(BIN)/.ready  ## a long deterministic simulation: UPDATES=1000000 make soak
-	$(BIN)/python -m pytest -m soak tests/simulation
+soak: $(BIN)/.ready  ## hostility, then a long deterministic simulation: UPDATES=1000000 make soak
+	$(BIN)/python -m pytest -m soak tests/hostility tests/simulation
 	$(BIN)/python -m tests.simulation.soak --updates $(or $(UPDATES),100000) --seed $(or $(SEED),0)
 
 check: $(BIN)/.ready  ## ruff, mypy, floors, generated code and pages
