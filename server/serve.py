@@ -19,6 +19,8 @@ from sqlalchemy import select
 
 import anabranch
 from anabranch.terms import seconds
+from anabranch.tlog.entry import parse_entry
+from anabranch.wire import canonical
 from server import metrics, setup
 from server.allow_list import AllowList
 from server.attendance import Attendance
@@ -29,7 +31,8 @@ from server.membership import Membership
 from server.sessions import JobChanged, Sessions
 from server.startup import Core
 from server.state import records
-from server.state.tables import jobs, updates
+from server.state.database import Reader
+from server.state.tables import entries, jobs, updates
 from server.state.writer import Logged
 from server.transport.calls import Calls
 from server.transport.failures import Failures
@@ -37,6 +40,7 @@ from server.transport.rooms import Rooms
 from server.transport.serve import Ports
 
 logger = structlog.get_logger("server")
+CLOCK_TOLERANCE = 60.0  # seconds; certificates are backdated by as much
 WATCH_EVERY = 1.0  # seconds between looks at the writer, at who is here, and for administrators' requests
 
 
@@ -65,6 +69,7 @@ def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     allow_list.load(core.reader, world.clock())
     membership = setup.open_membership(directory, config, core, authority, allow_list, sessions, calls, world)
     rooms = Rooms(core.intake, core.scheduling, core.jobs, membership, core.log, sessions, allow_list)
+    judge_clock(core.reader, world.clock())
     core.start()
     restore_metrics(core)
     ports = Ports(
@@ -122,6 +127,20 @@ async def _repeatedly(chore: Callable[[], None]) -> None:
         except Exception:
             logger.exception("a chore failed; trying again", chore=str(chore))
         await asyncio.sleep(WATCH_EVERY)
+
+
+def judge_clock(reader: Reader, now: float) -> None:
+    """The log is dated by this machine, so an entry from the future says that its clock has gone back since. Served all the
+    same: nothing rests on it but certificates, which TLS judges by the same clock and may turn away.
+    """
+    with reader.connect() as connection:
+        newest = connection.execute(select(entries.c.data).order_by(entries.c.index.desc()).limit(1)).scalar()
+    behind = canonical.from_utc(parse_entry(bytes(newest)).time) - now if newest else 0.0
+    if behind > CLOCK_TOLERANCE:
+        logger.error(
+            "this machine's clock is behind its own log; silos' certificates may be not valid yet by it: set the clock",
+            seconds=round(behind),
+        )
 
 
 def restore_metrics(core: Core) -> None:

@@ -7,11 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from server.serve import judge_clock
 from tests.e2e.federation import Federation
 from tests.hostility.fault import Fault, make_fault
+from tests.server.harness import Server
 
 HOUR, DAY = 3600, 86400
 NAMES = {"silo": "hospital-a", "server": "server"}
+
+
+@pytest.mark.parametrize(
+    ("behind", "told"), [(0, False), (50, False), (HOUR, True), (DAY, True), (-DAY, False)]
+)
+def test_a_server_that_starts_before_its_newest_entry_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], behind: int, told: bool
+) -> None:
+    """By such a clock TLS turns silos away whose certificates are younger; they would only see a broken handshake."""
+    server = Server(tmp_path / "server")
+    server.submit()
+    judge_clock(server.core.reader, server.clock() - behind)
+    assert ("set the clock" in capsys.readouterr().out) is told
+    server.core.close()
 
 
 @pytest.mark.soak
