@@ -14,7 +14,8 @@ from pathlib import Path
 
 from anabranch.errors import Unavailable
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+# A disk that is full or was mounted read-only: no bug, and over once somebody has acted.
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 StrPath = str | os.PathLike[str]
 
@@ -23,15 +24,15 @@ def write(path: StrPath, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data`, durably, with exactly the permission bits `mode`.
 
     Killed before the rename: the old content stands, and a file `.<name>.<random>.tmp` is left beside it,
-    which nothing reads. Killed after: old or new, whole. Raises Unavailable when the disk is full; the old
-    content stands.
+    which nothing reads. Killed after: old or new, whole. Raises Unavailable when the disk is full or
+    read-only; the old content stands.
     """
     target = Path(path)
     try:
         _write_beside_and_rename(target, data, mode)
     except OSError as error:
-        if error.errno in _FULL:
-            raise Unavailable(f"{target}: {error.strerror}; free some space, then retry") from error
+        if error.errno in UNWRITABLE:
+            raise Unavailable(f"{target}: {error.strerror}; make it writable again, then retry") from error
         raise
     sync_dir(target.parent)
 

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     POLICY = "policy"  # the silo's policy forbids it
     QUOTA = "quota"  # too much at once from one identity
     REVOKED_IDENTITY = "revoked_identity"
+    DUPLICATE_IDENTITY = "duplicate_identity"  # another agent talks under the same identity at the same time
     BAD_CERTIFICATE = "bad_certificate"  # outside the X.509 profile, expired, or not on the allow-list
     BAD_TOKEN = "bad_token"  # noqa: S105 - a code: join token unknown, used, expired or for another silo
     WRONG_ROLE = "wrong_role"  # this identity may not call this method

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from anabranch.errors import AnabranchError, Refused
+from anabranch.errors import AnabranchError, Corrupt, Refused
 from anabranch.rules import step as rules
 from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.rules.strategies import Input, plan
@@ -36,6 +36,7 @@ from server.state.writer import Transaction, Writer
 from server.tallies import tally
 
 logger = structlog.get_logger("aggregation")
+DAMAGED = "storage_damaged"  # why a job is paused, in the log
 IDLE = 1.0  # seconds between looks at the clock when nothing arrives
 
 _FROZEN = select(steps).where(steps.c.job == bindparam("job"), steps.c.status == "frozen")
@@ -144,10 +145,11 @@ class Aggregation:
         try:
             with metrics.AGGREGATION_SECONDS.time():
                 snapshot = self._compute(frozen)
-        except Refused as refusal:
-            # The arithmetic left float32: training on would only make it worse. The operator decides.
-            reason = refusal.code.value
-            logger.error("job paused", job=job, error=str(refusal))
+        except (Refused, Corrupt) as error:
+            # The arithmetic left float32: training on would only make it worse. Or a blob is not what was stored: its
+            # updates wait until the operator has restored it and resumes the job. Either way a person decides.
+            reason = error.code.value if isinstance(error, Refused) else DAMAGED
+            logger.error("job paused", job=job, reason=reason, error=str(error))
             self._writer.run(lambda tx: self._give_up(tx, frozen, reason), "pause")
             return False
         return self._writer.run(lambda tx: self._publish(tx, frozen, snapshot), "publish").value
@@ -368,7 +370,7 @@ def _abandon(tx: Transaction, frozen: Step) -> None:
 
 
 def _reader(files: ExitStack, blobs: BlobStore) -> Callable[[str, Manifest], TensorFile]:
-    return lambda digest, manifest: files.enter_context(TensorFile(blobs.require(digest), manifest))
+    return lambda digest, manifest: files.enter_context(TensorFile(blobs.intact(digest), manifest))
 
 
 def _hex(scalars: Any) -> dict[str, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from anabranch.errors import Conflict, Reason, Refused
@@ -34,6 +35,8 @@ from server.tallies import tally
 
 _UPDATE = select(tables.updates).where(tables.updates.c.id == bindparam("update"))
 _FULFIL = update(tables.leases).where(tables.leases.c.id == bindparam("lease")).values(status="fulfilled")
+
+logger = structlog.get_logger("intake")
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class Intake:
         """Record why an update does not enter, and prove it to the silo."""
         self.blobs.put(claim.envelope.payload)
         committed = self.writer.run(lambda tx: _record_refusal(tx, claim, refusal.code), "intake")
+        _tell(claim, refusal.code, str(refusal))
         return Decided(committed.receipts[0], refusal.code)
 
     def decide(self, claim: Claim, norm: float) -> Decided:
@@ -140,7 +144,9 @@ class Intake:
             self.blobs.put(claim.envelope.payload)
             self.reached(Gap.STORED)
             committed = self.writer.run(lambda tx: _decide(tx, self.federation, claim, norm), "intake")
-        if not committed.value:
+        if committed.value:
+            _tell(claim, committed.value, "decided when all bytes had come")
+        else:
             self.wake()
         return Decided(committed.receipts[0], committed.value)
 
@@ -237,6 +243,12 @@ def _digest(*words: str) -> str:
 def leases_behind(leases: Iterable[str]) -> set[str]:
     """How the names of the uploads end that belong to these leases."""
     return {f"-{_digest(lease)}" for lease in leases}
+
+
+def _tell(claim: Claim, reason: str, error: str) -> None:
+    """The operator sees more than the code that the silo and the audit log get."""
+    update_id = claim.statement.update
+    logger.warning("update refused", silo=claim.silo, update=update_id, reason=reason, error=error[:300])
 
 
 def _admit(connection: Connection, federation: str, claim: Claim) -> int:

@@ -5,6 +5,7 @@ Start and end are the only places that know all rooms.
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 import time
@@ -19,6 +20,8 @@ from sqlalchemy import select
 
 import anabranch
 from anabranch.terms import seconds
+from anabranch.tlog.entry import parse_entry
+from anabranch.wire import canonical
 from server import metrics, setup
 from server.allow_list import AllowList
 from server.attendance import Attendance
@@ -30,7 +33,8 @@ from server.membership import Membership
 from server.sessions import JobChanged, Sessions
 from server.startup import Core
 from server.state import records
-from server.state.tables import jobs, updates
+from server.state.database import Reader
+from server.state.tables import entries, jobs, updates
 from server.state.writer import Logged
 from server.transport.calls import Calls
 from server.transport.failures import Failures
@@ -39,13 +43,22 @@ from server.transport.serve import Ports
 from server.vitals import Vitals
 
 logger = structlog.get_logger("server")
+CLOCK_TOLERANCE = 60.0  # seconds; certificates are backdated by as much
 WATCH_EVERY = 1.0  # seconds between looks at the writer, at who is here, and for administrators' requests
+
+
+def take_many_files() -> None:
+    """A connection takes a file descriptor before anybody knows whose it is; the state store must never be short of one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # a system with a limit of its own: what there is must do
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     """Serve until SIGTERM or SIGINT. Raises Conflict, Corrupt, Unavailable or Misuse when it must not serve."""
     setup.require_state(directory)
     configure_logs(log_format)
+    take_many_files()
     world = setup.real_world()
     sessions = Sessions(world.clock)
 
@@ -61,6 +74,7 @@ def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     membership = setup.open_membership(directory, config, core, authority, allow_list, sessions, calls, world)
     vitals = Vitals(directory, sessions)
     rooms = Rooms(core.intake, core.scheduling, core.jobs, membership, core.log, sessions, allow_list, vitals)
+    judge_clock(core.reader, world.clock())
     core.start()
     restore_metrics(core)
     REGISTRY.register(Gauges(lambda: core.jobs.going_on(()), vitals.look))
@@ -121,6 +135,20 @@ async def _repeatedly(chore: Callable[[], None]) -> None:
         except Exception:
             logger.exception("a chore failed; trying again", chore=str(chore))
         await asyncio.sleep(WATCH_EVERY)
+
+
+def judge_clock(reader: Reader, now: float) -> None:
+    """The log is dated by this machine, so an entry from the future says that its clock has gone back since. Served all the
+    same: nothing rests on it but certificates, which TLS judges by the same clock and may turn away.
+    """
+    with reader.connect() as connection:
+        newest = connection.execute(select(entries.c.data).order_by(entries.c.index.desc()).limit(1)).scalar()
+    behind = canonical.from_utc(parse_entry(bytes(newest)).time) - now if newest else 0.0
+    if behind > CLOCK_TOLERANCE:
+        logger.error(
+            "this machine's clock is behind its own log; silos' certificates may be not valid yet by it: set the clock",
+            seconds=round(behind),
+        )
 
 
 def restore_metrics(core: Core) -> None:

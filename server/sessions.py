@@ -10,6 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+TWIN = (
+    7.0  # seconds two sessions of one agent both talk before it is two agents: two heartbeats, and one late
+)
 UNREAD = 64  # messages an agent may leave unread before it has to reconnect and look afresh
 
 
@@ -56,6 +59,9 @@ class Mailbox:
     """The outgoing half of one session, on the event loop that made it."""
 
     silo: str
+    agent: str  # its whole identity: a silo may have several agents
+    opened: float  # unix seconds
+    heard: float  # unix seconds
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     _queue: asyncio.Queue[Push | None] = field(default_factory=lambda: asyncio.Queue(UNREAD))
 
@@ -125,20 +131,33 @@ class Sessions:
         for mailbox in mailboxes:
             mailbox.put(message)
 
-    def open(self, silo: str, release: str) -> Mailbox:
+    def open(self, silo: str, agent: str, release: str) -> Mailbox:
         """A session began. On the event loop only; pair it with `close`."""
-        mailbox = Mailbox(silo)
+        now = self._clock()
+        mailbox = Mailbox(silo, agent, now, now)
         with self._lock:
             self._mailboxes.add(mailbox)
             before = self._presence.get(silo, Presence())
-            self._presence[silo] = Presence(before.sessions + 1, self._clock(), release)
+            self._presence[silo] = Presence(before.sessions + 1, now, release)
         return mailbox
 
-    def heard(self, silo: str, progress: Iterable[tuple[str, int, int]]) -> None:
-        """A heartbeat with (lease, step, steps) of everything the agent works on; replaces the last report."""
+    def heard(self, mailbox: Mailbox, progress: Iterable[tuple[str, int, int]]) -> bool:
+        """A heartbeat with (lease, step, steps) of everything the agent works on; replaces the last report.
+
+        True: a younger session of the same agent has long been talking too, so there are two. One that broke and was
+        opened again is not: nothing comes out of the old stream any more.
+        """
+        silo, now = mailbox.silo, self._clock()
         with self._lock:
-            self._presence[silo] = replace(self._presence[silo], last_seen=self._clock())
+            mailbox.heard = now
+            self._presence[silo] = replace(self._presence[silo], last_seen=now)
             self._progress[silo] = {lease: (step, steps) for lease, step, steps in progress}
+            return any(
+                other.agent == mailbox.agent
+                and other.opened > mailbox.opened
+                and min(now, other.heard) > other.opened + TWIN
+                for other in self._mailboxes
+            )
 
     def close(self, mailbox: Mailbox) -> None:
         with self._lock:

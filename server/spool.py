@@ -42,7 +42,8 @@ class SpoolFile:
 
     def __post_init__(self) -> None:
         self._values = Values(self.manifest)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        with _storing():
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         if self.offset > os.fstat(self._fd).st_size:
             self.close()
             raise Refused(
@@ -106,7 +107,8 @@ class SpoolFile:
 
     def suspend(self) -> None:
         """The stream broke: keep what arrived, so that the silo resumes behind it."""
-        durable.sync(self._fd)
+        with _storing():
+            durable.sync(self._fd)
         self.close()
 
     def discard(self) -> None:

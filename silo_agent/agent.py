@@ -157,6 +157,10 @@ class Agent:
                     asked = time.monotonic()
                 except (Unavailable, Conflict) as error:
                     logger.debug("jobs are looked at again when the server is back", error=str(error))
+                except OSError as error:
+                    if error.errno not in durable.UNWRITABLE:
+                        raise
+                    logger.error("this disk takes nothing; jobs are looked at again", error=str(error))
             self._woken.wait(LOOK)
 
     # --- what the session hears -------------------------------------------------------------------------------------
@@ -180,6 +184,8 @@ class Agent:
         who = identity.load(self._c.home.identity)
         if isinstance(error, Refused) and error.code in NOT_ABOUT_THE_UPDATE:
             self._fail(error)
+        elif isinstance(error, Refused) and error.code is Reason.DUPLICATE_IDENTITY:
+            logger.error("somebody else works under this identity; this agent goes on", error=str(error))
         elif time.time() > who.leaf.not_valid_after_utc.timestamp():
             self._fail(
                 Refused(

@@ -75,7 +75,8 @@ class _WrongBytes(Refused):
     def __init__(self, view: View) -> None:
         super().__init__(
             Reason.DIGEST_MISMATCH,
-            f"version {view.version} arrived with other bytes than its digest {view.digest}",
+            f"version {view.version} arrived with other bytes than its digest {view.digest}; it was not used. The server's "
+            "copy is probably damaged: tell its operator",
         )
 
 

@@ -24,6 +24,8 @@ from silo_agent.agent import Agent, Connection, connect, interpreter
 from silo_agent.approval import STATUS, Decision, Decisions, Proposal
 from silo_agent.config import Home, load_settings
 from silo_agent.enrol import enrol as enrol_silo
+from silo_agent.fetch import fetch_archive
+from silo_agent.training import archive
 from silo_agent.training.isolation import protect_agent
 from silo_agent.trial import Tried, try_job
 
@@ -286,9 +288,10 @@ def _decide_alone(
 
 
 def _show_before_approving(connection: Connection, proposal: Proposal, yes: bool, as_json: bool) -> None:
-    """Nobody approves what cannot run here, or without having seen it. Raises Refused naming what is missing."""
+    """Nobody approves what cannot run here, or without having seen it. Raises Refused naming what is missing or wrong."""
     rules = policy.load_policy(connection.home.policy)
     approval.check_runnable(proposal, rules, interpreter(rules))
+    archive.check(fetch_archive(connection.client, proposal.job.id, proposal.terms))
     if yes:
         return
     if as_json:

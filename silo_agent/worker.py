@@ -1,6 +1,5 @@
 """One approved job at this silo: its thread asks for tasks, works on them one after another, and says when it fails."""
 
-import errno
 import hashlib
 import shutil
 import threading
@@ -34,6 +33,7 @@ from silo_agent.turns import TICK, Turns
 TOLERATED = 3  # failures in a row before pauses begin
 PAUSES = (1.0, 5.0, 30.0, 120.0, 300.0)  # seconds; the last one from then on
 LONGEST_WAIT = 30.0  # seconds between two questions for work, whatever the server says
+DISK_PAUSE = 5.0  # seconds between two tries while the disk is full or read-only
 CLOSED_PAUSE = 60.0  # seconds between two looks at the clock, outside the policy's hours
 
 logger = structlog.get_logger("job")
@@ -80,10 +80,12 @@ class Worker:
                     except Refused as error:
                         self._refused(error)
                     except OSError as error:
-                        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        if error.errno not in durable.UNWRITABLE:
                             raise
-                        logger.error("the disk is full; free some space", path=str(self._site.home.path))
-                        self._pause(LONGEST_WAIT)
+                        logger.error(
+                            "this disk takes nothing", error=str(error), path=str(self._site.home.path)
+                        )
+                        self._pause(DISK_PAUSE)
             finally:
                 if self._trainer is not None:
                     self._trainer.stop(GRACE if self._stopping.is_set() else 0.0)
@@ -138,7 +140,8 @@ class Worker:
         except TaskFailed as failure:
             self._failed(task, failure)
         except Refused as error:
-            if error.code is Reason.POLICY:  # nobody waits for work this site will not do
+            # Nobody waits for work this site will not do, or cannot do on the bytes it was sent.
+            if error.code in (Reason.POLICY, Reason.DIGEST_MISMATCH) and not isinstance(error, Untrusted):
                 self._release(task, error.code)
             raise
         finally:

@@ -76,7 +76,8 @@ def parse_slots(text: bytes) -> dict[str, Slot]:
     """Any safetensors header within our limits; `__metadata__` is dropped. Raises Refused(SIZE_LIMIT,
     MALFORMED).
     """
-    if text.count(b"{") > limits.TENSORS + 2:  # one per tensor, one around them, one of the metadata
+    # An object per tensor, one around them, one of the metadata; two lists per tensor.
+    if text.count(b"{") > limits.TENSORS + 2 or text.count(b"[") > 2 * limits.TENSORS:
         raise Refused(Reason.SIZE_LIMIT, f"the header names more than {limits.TENSORS} tensors")
     try:
         entries = json.loads(

@@ -5,12 +5,12 @@ metadata keys, which carry kind and reason exactly. What concerns our storage or
 without a word about internals.
 """
 
-import errno
 from collections.abc import Mapping
 from typing import Any, Final
 
 import grpc
 
+from anabranch import durable
 from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Reason, Refused, Unavailable
 from anabranch.wire import limits
 
@@ -41,6 +41,7 @@ REFUSED: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.POLICY: _Code.PERMISSION_DENIED,
     Reason.QUOTA: _Code.RESOURCE_EXHAUSTED,
     Reason.REVOKED_IDENTITY: _Code.UNAUTHENTICATED,
+    Reason.DUPLICATE_IDENTITY: _Code.FAILED_PRECONDITION,
     Reason.BAD_CERTIFICATE: _Code.UNAUTHENTICATED,
     Reason.BAD_TOKEN: _Code.UNAUTHENTICATED,
     Reason.WRONG_ROLE: _Code.PERMISSION_DENIED,
@@ -60,7 +61,6 @@ _SILENT: Final[Mapping[str, str]] = {
     "misuse": "the server failed on a bug of ours; its operator finds the cause in the server's log",
 }
 _REASONS = frozenset(reason.value for reason in Reason)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 # Codes of gRPC itself that waiting cannot cure; from a peer of ours they would carry our metadata.
 _FOREIGN: Final[Mapping[grpc.StatusCode, str]] = {
@@ -97,6 +97,8 @@ def from_rpc_error(error: grpc.RpcError) -> AnabranchError:
         return KINDS[kind][0](message)
     if code is _Code.RESOURCE_EXHAUSTED:
         return Refused(Reason.SIZE_LIMIT, f"gRPC refused the size of a message: {message}")
+    if code is _Code.UNIMPLEMENTED and "ompression algorithm" in message:
+        return Refused(Reason.MALFORMED, f"compressed messages are not taken ({message})")
     if code in _FOREIGN:
         return Misuse(f"{_FOREIGN[code]} ({code.name}: {message})")
     return Unavailable(f"no answer from the server ({code.name}: {message})")
@@ -106,8 +108,8 @@ def _kind(error: BaseException) -> tuple[str, str]:
     for kind, (cls, _) in KINDS.items():
         if isinstance(error, cls):
             return kind, _SILENT.get(kind, str(error))
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        return "unavailable", "the server's disk is full; retry when its operator has made room"
+    if isinstance(error, OSError) and error.errno in durable.UNWRITABLE:
+        return "unavailable", "the server's disk is full or read-only; retry when its operator has seen to it"
     return "misuse", _SILENT["misuse"]
 
 

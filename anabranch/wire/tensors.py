@@ -280,8 +280,8 @@ def _disk_full(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Unavailable(f"{path.name}: {error.strerror}; free some space, then retry") from error
+        if error.errno in durable.UNWRITABLE:
+            raise Unavailable(f"{path.name}: {error.strerror}; make room for it, then retry") from error
         raise
 
 

@@ -5,7 +5,6 @@ A blob is written to the spool, synced, renamed into place, and the directory sy
 process died in between) is harmless: the same content lands on the same name.
 """
 
-import errno
 import hashlib
 import os
 import shutil
@@ -43,6 +42,15 @@ class BlobStore:
             raise Corrupt(
                 f"blob {digest} is missing from {self.root}; restore it from a backup before serving"
             )
+        return path
+
+    def intact(self, digest: str) -> Path:
+        """The path of a blob that still has the content its name promises, however large. Raises Corrupt."""
+        path = self.require(digest)
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise Corrupt(f"{path} does not have the content its name promises; restore it from a backup")
         return path
 
     def spool(self, name: str | None = None) -> Path:
@@ -115,12 +123,12 @@ class BlobStore:
 
 @contextmanager
 def _room() -> Iterator[None]:
-    """A full disk is no bug. Raises Unavailable."""
+    """A full or read-only disk is no bug. Raises Unavailable."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in durable.UNWRITABLE:
             raise Unavailable(
-                f"the server could not store it: {error.strerror}; free some space, then retry"
+                f"the server could not store it: {error.strerror}; retry when its operator has seen to the disk"
             ) from error
         raise

@@ -49,12 +49,25 @@ class ServerCertificate:
 
     def credentials(self, *, client_certificate: bool) -> Any:
         """For a port; `client_certificate`: whether a caller must present one that our root has signed."""
+        given = self._configuration()
+
+        def changed() -> Any:
+            """None as long as nothing has. gRPC asks on every new connection, from threads of its own, and exchanges what
+            it has for whatever it gets, without a lock: under connections that come and go a double free, by which any
+            stranger could end this process. Once a day it is exchanged.
+            """
+            nonlocal given
+            current = self._configuration()
+            if current is given:
+                return None
+            given = current
+            return current
+
         return grpc.dynamic_ssl_server_credentials(
-            self._configuration(), self._configuration, require_client_authentication=client_certificate
+            given, changed, require_client_authentication=client_certificate
         )
 
     def _configuration(self) -> Any:
-        """gRPC asks on every new connection, from threads of its own."""
         if self._current is None:
             raise Misuse("the server's certificate is used before it was issued")
         return self._current.configuration

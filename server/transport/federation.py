@@ -38,9 +38,9 @@ class Federation:
         """Hello → Welcome; then heartbeats in, news out, until either side leaves."""
         sessions = self._rooms.sessions
         hello = await _hello(messages)
-        mailbox = sessions.open(peer.silo, hello.release)
+        mailbox = sessions.open(peer.silo, peer.identity.uri, hello.release)
         metrics.SESSIONS.set(sessions.count())
-        hearing = asyncio.create_task(self._hear(messages, peer))
+        hearing = asyncio.create_task(self._hear(messages, mailbox))
         hearing.add_done_callback(lambda _: mailbox.hang_up())
         try:
             yield self._welcome()
@@ -69,12 +69,18 @@ class Federation:
         self._rooms.sessions.close(mailbox)
         metrics.SESSIONS.set(self._rooms.sessions.count())
 
-    async def _hear(self, messages: AsyncIterator[pb.AgentMessage], peer: Peer) -> None:
+    async def _hear(self, messages: AsyncIterator[pb.AgentMessage], mailbox: Mailbox) -> None:
         async for message in messages:
             if message.WhichOneof("body") != "heartbeat":
                 raise Refused(Reason.MALFORMED, "after its hello a session carries heartbeats only")
             progress = codec.capped(message.heartbeat.progress, limits.PROGRESS, "leases")
-            self._rooms.sessions.heard(peer.silo, [(p.lease, p.step, p.steps) for p in progress])
+            if self._rooms.sessions.heard(mailbox, [(p.lease, p.step, p.steps) for p in progress]):
+                raise Refused(
+                    Reason.DUPLICATE_IDENTITY,
+                    f"another agent talks as {mailbox.agent} too: was this agent's folder copied? Stop one of the two, and "
+                    f"enrol it with a bundle of its own (anabranch silo invite {mailbox.silo}). If nobody here made a copy, "
+                    "its keys are stolen: have the silo revoked",
+                )
 
     async def ListJobs(self, _request: pb.ListJobsRequest, peer: Peer) -> pb.ListJobsReply:
         offered = await asyncio.to_thread(self._rooms.jobs.offered, peer.silo)

@@ -1,11 +1,12 @@
 """Between gRPC and the servicers: every call of all four kinds goes through `Door._serve`.
 
-Handlers are registered for raw bytes, so a message is measured and charged to its sender before it is parsed.
-Servicers see messages and a `Peer`, never gRPC; what they raise becomes a status here and nowhere else.
+Handlers are registered for raw bytes and for streams of requests, so the caller is known before a byte of its message is
+taken, and a message is measured and charged to its sender before it is parsed. Servicers see messages and a `Peer`, never
+gRPC; what they raise becomes a status here and nowhere else.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -14,12 +15,15 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from anabranch.errors import AnabranchError, Reason, Refused, Unavailable
+from anabranch import durable
+from anabranch.errors import AnabranchError, Corrupt, Reason, Refused, Unavailable
 from anabranch.wire import limits
 from anabranch.wire.status import to_status
 from server import metrics
 from server.transport.calls import Call, Calls
 from server.transport.failures import Failures
+from server.transport.files import ended_short
+from server.transport.peer import certificate
 
 logger = structlog.get_logger("transport")
 
@@ -75,21 +79,27 @@ class Door:
         async def call(incoming: Any, context: Any) -> bytes | None:
             return await self._serve(route, incoming, context)
 
-        kinds = (
-            "stream" if streaming else "unary"
-            for streaming in (route.request_streaming, route.response_streaming)
-        )
-        return getattr(grpc, "_".join([*kinds, "rpc_method_handler"]))(call)
+        # A single request is a stream of one, the same bytes on the wire; gRPC would take it before it asks us.
+        if route.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(call)
+        return grpc.stream_unary_rpc_method_handler(call)
 
     async def _serve(self, route: Route, incoming: Any, context: Any) -> bytes | None:
         """One call, from its caller's identity to its status."""
         call: Call | None = None
+        address = context.peer()  # gRPC forgets it when the call fails
         try:
             call = await self._entrance.admit(route.name, context)
             reply = await self._run(route, call, incoming, context)
         except asyncio.CancelledError:
             if call is None or not call.ended:
-                raise  # the caller has gone, or this server is going
+                # The caller has gone, or this server is going, or gRPC ended the call over the size of a message.
+                logger.info(
+                    "a call was cut off",
+                    method=route.name,
+                    **_owner(call, address, context),
+                )
+                raise
             call.task.uncancel()
             failure: Exception = Refused(Reason.REVOKED_IDENTITY, call.ended)
         except grpc.aio.BaseError:
@@ -102,16 +112,13 @@ class Door:
         finally:
             if call is not None:
                 self._calls.leave(call)
-        await self._fail(route, failure, context)
+        await self._fail(route, failure, context, _owner(call, address, context))
         return None
 
     async def _run(self, route: Route, call: Call, incoming: Any, context: Any) -> bytes | None:
         async with AsyncExitStack() as stack:
-            if route.request_streaming:
-                messages = self._messages(route, call, incoming)
-                request = await stack.enter_async_context(aclosing(messages))
-            else:
-                request = self._parse(route, call, incoming)
+            messages = await stack.enter_async_context(aclosing(self._messages(route, call, incoming)))
+            request = messages if route.request_streaming else await _only(route, messages)
             if not route.response_streaming:
                 async with asyncio.timeout(None if route.request_streaming else ANSWER):
                     return _serialise(route, await route.behaviour(request, call.peer))
@@ -151,14 +158,18 @@ class Door:
                 Reason.MALFORMED, f"{route.name}: the message is not what its schema says"
             ) from error
 
-    async def _fail(self, route: Route, failure: Exception, context: Any) -> None:
+    async def _fail(self, route: Route, failure: Exception, context: Any, who: Mapping[str, str]) -> None:
         """Turn an error into a status; does not return."""
         if isinstance(failure, Refused):
-            self._failures.count(failure.code, route.name)
+            self._failures.count(failure, route.name, who)
         if isinstance(failure, TimeoutError):
             failure = Unavailable(f"{route.name} took too long; ask again")
-        if not isinstance(failure, AnabranchError):
-            logger.error("a call met a bug", method=route.name, exc_info=failure)
+        if isinstance(failure, Corrupt):
+            logger.error("storage is damaged", method=route.name, error=str(failure), **who)
+        elif isinstance(failure, OSError) and failure.errno in durable.UNWRITABLE:
+            logger.error("the disk takes nothing", method=route.name, error=str(failure), **who)
+        elif not isinstance(failure, AnabranchError):
+            logger.error("a call met a bug", method=route.name, exc_info=failure, **who)
         code, message, metadata = to_status(failure)
         metrics.CALLS.labels(route.name, code.name).inc()
         await context.abort(code, message, metadata)
@@ -181,6 +192,20 @@ def _route(path: str, handler: Any) -> Route:
         parse=handler.request_deserializer,
         serialise=handler.response_serializer,
     )
+
+
+def _owner(call: Call | None, address: str, context: Any) -> dict[str, str]:
+    who = "nobody" if call is None else call.allowance.who
+    return {"who": who, "peer": address, "certificate": certificate(context)}
+
+
+async def _only(route: Route, messages: AsyncGenerator[Any, None]) -> Any:
+    """The request of a method that takes one. Raises Refused(MALFORMED)."""
+    request = await anext(messages, None)
+    if request is None:
+        await ended_short()  # gRPC did not take the message, and is about to say so itself
+        raise Refused(Reason.MALFORMED, f"{route.name}: the call ended without a message")
+    return request
 
 
 def _serialise(route: Route, reply: Any) -> bytes:

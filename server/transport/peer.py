@@ -1,8 +1,11 @@
 """Who is at the other end of a call, from its TLS certificate and nothing else."""
 
 import asyncio
+import hashlib
+import ssl
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from anabranch.errors import Misuse
 from anabranch.tlog.entry import Actor
@@ -36,6 +39,15 @@ class Leaf:
     peer: Peer
     not_before: float  # unix seconds
     not_after: float
+
+
+def certificate(context: Any) -> str:
+    """What a caller showed, for the server's own log, by its digest as in the audit log; "none" without one.
+
+    Not by what stands in it: that is its holder's choice, also in one that is turned away.
+    """
+    shown = context.auth_context().get("x509_pem_cert")
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown[0].decode())).hexdigest() if shown else "none"
 
 
 class Leaves:

@@ -48,6 +48,9 @@ OPTIONS: Mapping[str, int | str] = {
     "grpc.max_connection_age_grace_ms": 300_000,
     "grpc.max_concurrent_streams": 64,  # of one connection
     "grpc.max_metadata_size": 16 << 10,  # bytes
+    # A connection takes a file descriptor before anybody knows whose it is.
+    "grpc.server_handshake_timeout_ms": 10_000,
+    "grpc.max_connection_idle_ms": 60_000,  # without a call
 }
 
 

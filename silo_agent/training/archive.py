@@ -70,6 +70,12 @@ def unpack(data: bytes, destination: Path) -> None:
         raise
 
 
+def check(data: bytes) -> None:
+    """That `unpack` would write these files. Raises Refused(SIZE_LIMIT, MALFORMED)."""
+    for _ in _members(data):
+        pass
+
+
 def read(data: bytes, name: str) -> bytes:
     """One file of an archive, without unpacking it. Raises Refused(NOT_FOUND) and what `unpack` raises."""
     for found, content in _members(data):

@@ -159,7 +159,7 @@ def test_a_session_that_does_not_begin_with_hello_is_refused(edge: Edge) -> None
 
 def test_an_agent_that_does_not_listen_is_told_to_look_again(edge: Edge) -> None:
     async def overflow() -> tuple[int, object]:
-        mailbox = edge.sessions.open("north", "0.1.0")
+        mailbox = edge.sessions.open("north", "spiffe://fed.test/silo/north/agent/0", "0.1.0")
         for number in range(UNREAD + 1):
             mailbox._put(JobChanged(f"job-{number}", "running"))
         left = mailbox._queue.qsize(), await mailbox.next()

@@ -126,3 +126,10 @@ def test_size_is_judged_first():
     assert refused(dsse.parse_envelope, b"{" * (limits.ENVELOPE + 1)) is Reason.SIZE_LIMIT
     with pytest.raises(Misuse):
         dsse.sign(TYPE, bytes(limits.ENVELOPE), KEY).encode()
+
+
+def test_an_envelope_of_many_lists_is_refused_before_it_is_read():
+    lists = b"[" + b",".join([b"[]"] * 20_000) + b"]"
+    with pytest.raises(Refused, match="more objects and lists") as caught:
+        dsse.parse_envelope(lists)
+    assert caught.value.code is Reason.MALFORMED
