@@ -35,8 +35,7 @@ def open_engine(path: Path, begin: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        driver: Any = connection.connection.dbapi_connection
-        driver.execute(begin)
+        connection.exec_driver_sql(begin)
 
     return engine
 
