@@ -32,8 +32,8 @@ def jobs_table(statuses: list[admin_pb2.JobStatus]) -> RenderableType:
     for status in statuses:
         connected = sum(silo.connected for silo in status.silos)
         table.add_row(
-            status.job,
-            status.name,
+            Text(status.job),
+            Text(status.name),
             _status(status),
             f"{status.head}/{status.versions}",
             str(status.best),

@@ -23,7 +23,7 @@ from auditor.receipts import check_receipt, read_receipts
 from auditor.report import Report
 from auditor.tree import Tree
 from auditor.verify import Verified, verify
-from console import silos, watch
+from console import board, documents, silos
 from console.client import presentable
 from console.export import receive
 from tests.auditor import trouble
@@ -206,7 +206,7 @@ def sealed_facts(data: bytes) -> None:
     (root / "sealed").mkdir(exist_ok=True)
     (root / "sealed" / f"{COMMITMENT}.json").write_bytes(data)
     report = Report("")
-    objects.check(Export(root), objects.Named(sealed={COMMITMENT: "a"}), report, lambda *_: None)
+    objects.check(Export(root), objects.Named(sealed={COMMITMENT: "a"}), {}, report, lambda *_: None)
     assert report.opened + len(report.findings) == 1
     shown(view.verified(report))
 
@@ -220,11 +220,11 @@ COMMITMENT = objects.seal(FACTS, SALT).commit
 
 
 def job_status(data: bytes) -> None:
-    status = presentable(parsed(admin_pb2.JobStatus, data))
-    json.dumps(watch.document(status), ensure_ascii=False).encode()
-    shown(watch.view(status))
-    shown(watch.jobs_table([status]))
-    assert watch.line(status).isprintable()
+    overview = admin_pb2.Overview(jobs=[presentable(parsed(admin_pb2.JobStatus, data))])
+    json.dumps(documents.snapshot(overview), ensure_ascii=False).encode()
+    shown(board.board(overview, every_silo=True))
+    shown(board.jobs_table(list(overview.jobs)))
+    assert board.line(overview.jobs[0]).isprintable()
 
 
 def silo_row(data: bytes) -> None:

@@ -38,6 +38,7 @@ from server.transport.peer import Peer
 from server.transport.rooms import Rooms
 from server.transport.submission import Submission, check_sizes
 from server.transport.updates import Updates
+from server.vitals import Vitals
 from tests.fuzz import scratch, shapes
 from tests.fuzz.target import Target
 from tests.fuzz.wire import ORIGIN, VERIFIER, notes, parsed
@@ -80,6 +81,7 @@ class Scene:
             core.log,
             self.sessions,
             membership.allow_list,
+            Vitals(self.server.directory, self.sessions),
         )
         self.north = self.server.enrol("north")
         self.job, self.terms = self.server.submit()
@@ -138,9 +140,9 @@ async def drained(stream: AsyncIterator[Any]) -> None:
         pass
 
 
-async def watched(found: Scene, request: admin_pb2.WatchJobRequest) -> None:
+async def watched(found: Scene, request: admin_pb2.WatchRequest) -> None:
     """The first state, and when the next would come."""
-    stream = Admin(found.rooms).WatchJob(request, found.admin)
+    stream = Admin(found.rooms).Watch(request, found.admin)
     await anext(stream)
     await stream.aclose()
     assert FASTEST <= between_looks(request.interval_seconds) <= SLOWEST
@@ -278,10 +280,10 @@ def heartbeat(data: bytes) -> None:
     found, message = scene(), parsed(federation_pb2.AgentMessage, data)
 
     async def hear() -> None:
-        mailbox = found.sessions.open("north", "0.1.0")
+        mailbox = found.sessions.open("north", "0", "0.1.0")
         try:
-            await Federation(found.rooms)._hear(given_one_by_one([message]), found.peer)
-            await watched(found, admin_pb2.WatchJobRequest(job=found.job))
+            await Federation(found.rooms)._hear(given_one_by_one([message]), mailbox)
+            await watched(found, admin_pb2.WatchRequest(job=found.job))
         finally:
             found.sessions.close(mailbox)
 
@@ -408,7 +410,7 @@ SERVER = (
     unary("GetConsistency", audit_pb2.GetConsistencyRequest, lambda s, r: Audit(s.rooms).GetConsistency(r, s.peer), {"old_size": 1, "new_size": 2}),
     unary("ChangeJob", admin_pb2.ChangeJobRequest, lambda s, r: Admin(s.rooms).ChangeJob(r, s.admin), {"action": "resume", "reason": "operator asked"}),
     unary("ExportModel", admin_pb2.ExportModelRequest, lambda s, r: drained(Admin(s.rooms).ExportModel(r, s.admin)), {"version": "head"}, {"version": "0"}),
-    unary("WatchJob", admin_pb2.WatchJobRequest, watched, {"interval_seconds": 1.0}),
+    unary("Watch", admin_pb2.WatchRequest, watched, {"interval_seconds": 1.0}),
     unary("InviteSilo", admin_pb2.InviteSiloRequest, lambda s, r: Admin(s.rooms).InviteSilo(r, s.admin), {"silo": "south", "ttl_seconds": 60}),
     unary("RevokeSilo", admin_pb2.RevokeSiloRequest, lambda s, r: Admin(s.rooms).RevokeSilo(r, s.admin), {"silo": "south", "reason": "left"}),
     unary("Begin", enrolment_pb2.BeginRequest, lambda s, r: Enrolment(s.rooms).Begin(r, None), {"token_id": "t1"}),

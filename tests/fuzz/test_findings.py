@@ -28,7 +28,7 @@ from auditor.objects import Named, check
 from auditor.pin import pin
 from auditor.receipts import read_receipts
 from auditor.report import Report
-from console import silos, watch
+from console import board, silos
 from console.client import presentable
 from server.audit.register import CheckpointRegister
 from server.ca.authority import ISSUING_KEY, ROOT, create_authority, open_authority
@@ -380,7 +380,7 @@ def test_sealed_facts_that_nest_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "sealed").mkdir()
     (tmp_path / "sealed" / f"{'a' * 64}.json").write_bytes(b'{"fields":' + DEEP + b"}")
     report = Report("")
-    check(Export(tmp_path), Named(), report, lambda *_: None)
+    check(Export(tmp_path), Named(), {}, report, lambda *_: None)
     assert [finding.step for finding in report.findings] == [6]
 
 
@@ -396,6 +396,6 @@ def test_names_from_a_server_are_no_markup() -> None:
     status = presentable(
         admin_pb2.JobStatus(job="[/red]", name="\x1b[31m", silos=[admin_pb2.SiloStatus(silo="\x1b")])
     )
-    shown(watch.jobs_table([status]))
-    shown(watch.view(status))
-    assert watch.line(status).isprintable()
+    shown(board.jobs_table([status]))
+    shown(board.board(admin_pb2.Overview(jobs=[status]), every_silo=True))
+    assert board.line(status).isprintable()

@@ -143,7 +143,10 @@ def test_failures_tell_the_owner_a_type_and_a_line_and_the_silo_the_rest(probe: 
         "exception": "KeyError",
         "code_line": f"task.py:{at}",
     }
-    assert "patient 12 has the flu" in (probe.job.folder / "training.log").read_text()
+    log, until = probe.job.folder / "training.log", time.monotonic() + 20
+    while "patient 12 has the flu" not in log.read_text():  # another thread of the agent writes it down
+        assert time.monotonic() < until
+        time.sleep(0.05)
     assert (probe("odd")["exception"], probe("leaves")["exception"]) == ("Exception", "SystemExit")
     garbage = probe("nan")
     defined = next(n for n, line in enumerate(lines, 1) if "def loss" in line)
