@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.simulation.operations import Approve, Join, Operation, SubmitJob, Turn
+from tests.simulation.operations import Aggregate, Approve, Join, Operation, Revoke, SubmitJob, Turn
 from tests.simulation.search import Simulator
 
 pytestmark = pytest.mark.soak
@@ -10,5 +10,7 @@ pytestmark = pytest.mark.soak
 
 def test_a_job_whose_model_stays_as_it_was_completes(simulator: Simulator) -> None:
     """Seeds 7000002 and 6000045: updates cancelled out, two versions had one digest, and nobody could fetch the second."""
-    sequence: list[Operation] = [Join(0), SubmitJob(1), Approve(0, 0), Turn(0, 0, "still")]
-    assert simulator.run(1, sequence).updates > 1
+    stage: list[Operation] = [Join(0), SubmitJob(1), Approve(0, 0)]
+    # Revoked, so that every silo there is at the end has to fetch.
+    equal: list[Operation] = [Turn(0, 0, "still"), Aggregate(0), Revoke(0)]
+    assert simulator.run(1, [*stage, *equal]).updates > 1
