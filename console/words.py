@@ -1,5 +1,6 @@
 """Numbers as a person reads them."""
 
+import math
 import time
 
 
@@ -13,7 +14,9 @@ def size(count: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """The largest unit only: `3 min`."""
+    """The largest unit only: `3 min`; a dash for what a server says that is no length of time."""
+    if not math.isfinite(seconds):
+        return "–"
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{int(seconds // length)} {unit}"

@@ -122,7 +122,8 @@ def test_faulty_task(federation: Federation, fault: str) -> None:
     federation.agent("hospital-a")
     from tests.e2e.federation import JOB
 
-    text = JOB.replace("batch_size = 8", 'batch_size = 8\nprogress_timeout = "3s"')
+    patience = "3s" if fault == "hangs" else "1m"
+    text = JOB.replace("batch_size = 8", f'batch_size = 8\nprogress_timeout = "{patience}"')
     job = federation.submit(task=TASK.replace(line, bad), text=text)
     federation.approve("hospital-a", job)
     federation.until(

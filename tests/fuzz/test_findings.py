@@ -399,3 +399,9 @@ def test_names_from_a_server_are_no_markup() -> None:
     shown(board.jobs_table([status]))
     shown(board.board(admin_pb2.Overview(jobs=[status]), every_silo=True))
     assert board.line(status).isprintable()
+
+
+@pytest.mark.parametrize("left", [math.inf, -math.inf, math.nan])
+def test_a_time_left_that_is_no_number(left: float) -> None:
+    status = admin_pb2.JobStatus(job="digits-1", status="running", eta_seconds=left)
+    shown(board.board(admin_pb2.Overview(jobs=[status]), every_silo=True))

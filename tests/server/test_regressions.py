@@ -529,3 +529,14 @@ def test_a_manifest_is_parsed_once(server: Server) -> None:
     job, _ = server.submit("")
     with server.core.reader.connect() as connection:
         assert records.job_manifest(connection, job) is records.job_manifest(connection, job)
+
+
+def test_a_version_equal_to_an_earlier_one_is_the_one_that_was_leased(server: Server) -> None:
+    """Updates that cancel out leave the model as it was: the silo was shown version 0 for its lease of version 1."""
+    job, terms, [silo] = start(server, ONE, "a")
+    server.send(silo, job, terms, 0.0)
+    assert server.core.aggregation.advance(job)
+    lease = server.lease(silo, job)
+    assert lease.view.version == 1
+    found = server.core.jobs.model(silo.name, job, lease.view.digest)
+    assert found.view == lease.view

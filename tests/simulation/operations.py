@@ -72,8 +72,8 @@ class Lease:
 class Turn:
     """One turn of the real worker: send what is left, lease, prove, fetch, train or evaluate, sign, submit, prove.
 
-    `made`: what the job's code does. "good"; "loud", an update above the job's norm; "garbage", no update at all;
-    "raises".
+    `made`: what the job's code does. "good"; "still", an update of zeros; "loud", one above the job's norm; "garbage", no
+    update at all; "raises".
     """
 
     silo: int
@@ -346,7 +346,7 @@ def _one(random: Random, terms: int, calm: bool) -> Operation:
         (2, lambda: Prune()),
     ]
     faults = [
-        (1, lambda: Turn(silo, job, random.choice(["loud", "garbage", "raises"]))),
+        (1, lambda: Turn(silo, job, random.choice(["still", "loud", "garbage", "raises"]))),
         (1, lambda: Lease(silo, job)),
         (
             2,

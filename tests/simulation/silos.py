@@ -264,7 +264,7 @@ class Trainer:
         out.parent.mkdir(parents=True, exist_ok=True)
         if self.made == "raises":
             raise TaskFailed(Reason.TASK_FAILED, "ValueError", "task.py:7")
-        scale = {"good": 0.01, "loud": 1e6, "garbage": float("nan")}[self.made]
+        scale = {"good": 0.01, "still": 0.0, "loud": 1e6, "garbage": float("nan")}[self.made]
         manifest = self.manifest()
         value = scale * (1 + (self.seed * 7 + request["version"]) % 13)
         write_tensors(out, manifest, {s.name: np.full(s.shape, value, np.float32) for s in manifest.specs})

@@ -1,6 +1,5 @@
 """A few dozen seeds of the simulation, and that it notices when something is wrong."""
 
-from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -9,7 +8,6 @@ from server import aggregation, intake, lifecycle
 from server.aggregation import Aggregation
 from server.audit.register import CheckpointRegister
 from server.gaps import Gap
-from tests.simulation.once import prepare
 from tests.simulation.operations import (
     Abort,
     Advance,
@@ -33,14 +31,6 @@ pytestmark = pytest.mark.soak  # it replaces parts of the rooms for a whole proc
 SEEDS = 12
 OPERATIONS = 40
 STAGE: list[Operation] = [Join(0), Join(1), SubmitJob(1), Approve(0, 0), Approve(1, 0)]
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulator]:
-    prepare()
-    made = Simulator(versions=2)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
