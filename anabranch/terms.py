@@ -105,7 +105,14 @@ class Aggregation(BaseModel, extra="forbid", frozen=True):
     max_staleness: int = Field(default=1000, ge=0)  # versions
     max_update_norm: float | None = Field(default=None, gt=0)
     server_optimizer: ServerOptimizer = ServerOptimizer()
-    ema: float | None = Field(default=0.9, gt=0, lt=1)  # decay per version of the average beside the head
+    ema: float | None = Field(
+        default=0.9, ge=0, lt=1
+    )  # decay per version of the average beside the head; 0: no average
+
+    @field_validator("ema")
+    @classmethod
+    def _none_for_zero(cls, ema: float | None) -> float | None:
+        return ema or None
 
 
 class Evaluation(BaseModel, extra="forbid", frozen=True):

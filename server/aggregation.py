@@ -24,11 +24,12 @@ from anabranch.rules.strategies import Input, plan
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
-from anabranch.wire.tensors import Manifest, TensorFile, TensorWriter, parse_manifest
+from anabranch.wire.tensors import TensorWriter, parse_manifest
 from server import lifecycle, metrics
 from server.blobs.local import BlobStore
 from server.core.buffer import Closing, StillOpen, Waiting, close
 from server.gaps import Gap, Reached, nothing
+from server.inputs import Inputs
 from server.state import records
 from server.state.database import Reader
 from server.state.tables import jobs, steps, updates, versions
@@ -209,22 +210,22 @@ class Aggregation:
         terms, manifest = parse_terms(job.terms), parse_manifest(job.manifest)
         keeps = rules.optimizer_manifest(manifest, terms.file.aggregation.server_optimizer)
         with ExitStack() as files:
-            read = _reader(files, self._blobs)
-            deltas = [read(delta, manifest) for delta in frozen.deltas]
             parameters = files.enter_context(TensorWriter(self._blobs.spool(), manifest))
             optimizer = files.enter_context(TensorWriter(self._blobs.spool(), keeps)) if keeps else None
             averaged = terms.file.aggregation.ema is not None
             ema = files.enter_context(TensorWriter(self._blobs.spool(), manifest)) if averaged else None
-            rules.aggregate(
-                terms,
-                manifest,
-                list(zip(frozen.inputs, deltas, strict=True)),
-                base=read(head.parameters, manifest),
-                optimizer=read(head.optimizer, keeps) if keeps and head.optimizer else None,
-                ema=read(head.ema, manifest) if head.ema else None,
-                scalars=frozen.scalars,
-                outputs=rules.Outputs(parameters, optimizer, ema),
-            )
+            with Inputs(self._blobs) as inputs:
+                deltas = [inputs.open(delta, manifest) for delta in frozen.deltas]
+                rules.aggregate(
+                    terms,
+                    manifest,
+                    list(zip(frozen.inputs, deltas, strict=True)),
+                    base=inputs.open(head.parameters, manifest),
+                    optimizer=inputs.open(head.optimizer, keeps) if keeps and head.optimizer else None,
+                    ema=inputs.open(head.ema, manifest) if head.ema else None,
+                    scalars=frozen.scalars,
+                    outputs=rules.Outputs(parameters, optimizer, ema),
+                )
             snapshot = Snapshot(
                 parameters=self._store(parameters),
                 optimizer=self._store(optimizer) if optimizer else None,
@@ -367,10 +368,6 @@ def _abandon(tx: Transaction, frozen: Step) -> None:
         .where(updates.c.id.in_(inputs), updates.c.status == "frozen")
         .values(status="received")
     )
-
-
-def _reader(files: ExitStack, blobs: BlobStore) -> Callable[[str, Manifest], TensorFile]:
-    return lambda digest, manifest: files.enter_context(TensorFile(blobs.intact(digest), manifest))
 
 
 def _hex(scalars: Any) -> dict[str, str]:

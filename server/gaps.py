@@ -11,7 +11,7 @@ from enum import StrEnum
 class Gap(StrEnum):
     """What is true if the process dies here."""
 
-    SPOOLED = "intake.spooled"  # some bytes are synced; the upload resumes behind them
+    SPOOLED = "intake.spooled"  # some bytes have come; the upload resumes behind those that are left
     STORED = (
         "intake.stored"  # the blob is safe but nobody knows it; the silo sends again, the same name is reused
     )

@@ -16,7 +16,9 @@ from anabranch.wire.manifest import Manifest
 from anabranch.wire.values import Values
 from server.gaps import Gap, Reached
 
-SYNC_EVERY = 16 * 1024 * 1024  # bytes an interrupted upload may have to send again
+WRITE_OUT = (
+    8 * 1024 * 1024
+)  # bytes after which the disk begins to work, so that little is left to sync at the end
 
 
 @dataclass
@@ -35,7 +37,7 @@ class SpoolFile:
     reached: Reached
     _hash: Any = field(default_factory=hashlib.sha256)
     _fd: int = -1
-    _unsynced: int = 0
+    _dirty: int = 0
     _header: bytes = b""  # until it is known to be right
     _header_good: bool = False
     _resumed: bool = False
@@ -64,11 +66,10 @@ class SpoolFile:
         _write(self._fd, chunk, self.offset)
         self.offset += len(chunk)
         self._take(chunk)
-        self._unsynced += len(chunk)
-        if self._unsynced >= SYNC_EVERY:
-            with _storing():
-                durable.sync(self._fd)
-            self._unsynced = 0
+        self._dirty += len(chunk)
+        if self._dirty >= WRITE_OUT:
+            durable.begin_sync(self._fd, self.offset - self._dirty, self._dirty)
+            self._dirty = 0
             self.reached(Gap.SPOOLED)
 
     def _take(self, chunk: bytes) -> None:

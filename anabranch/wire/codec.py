@@ -66,7 +66,7 @@ def task_kind_from_proto(value: int) -> TaskKind:
     raise Refused(Reason.MALFORMED, f"task kind {value} is unknown to this release; update the agent")
 
 
-def chunk_message(data: bytes) -> bytes:
+def chunk_message(data: bytes | memoryview) -> bytes:
     """The serialised message whose only field is `chunk = 2`: of every stream of bulk data but archives.
 
     The bytes the generated classes write, without their two copies through a growing arena: bulk data is most of what

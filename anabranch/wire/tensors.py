@@ -53,6 +53,7 @@ __all__ = [
 
 _F32: Final = np.dtype("<f4")
 _CHUNK_ELEMENTS: Final = limits.CHUNK // ITEM_BYTES
+_WRITE_OUT: Final = 8 * limits.MIB  # bytes after which the disk begins to work
 Floats = NDArray[np.float32]
 
 
@@ -115,6 +116,7 @@ class TensorWriter:
         self.manifest = manifest
         self._hash = hashlib.sha256()
         self._left = manifest.file_bytes
+        self._begun = 0  # bytes the disk has been told to write
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self.path, flags, 0o644)
         try:
@@ -165,6 +167,10 @@ class TensorWriter:
         with _disk_full(self.path):
             while len(data):
                 data = data[os.write(self._fd, data) :]
+        written = self.manifest.file_bytes - self._left
+        if written - self._begun >= _WRITE_OUT:
+            durable.begin_sync(self._fd, self._begun, written - self._begun)
+            self._begun = written
 
 
 def check_file(path: str | os.PathLike[str], manifest: Manifest) -> Checked:

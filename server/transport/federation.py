@@ -100,7 +100,7 @@ class Federation:
         path = await asyncio.to_thread(self._rooms.jobs.archive, request.job)
         async with aclosing(read_chunks(path, 0)) as chunks:
             async for chunk in chunks:
-                yield pb.Chunk(data=chunk)
+                yield pb.Chunk(data=bytes(chunk))
 
     async def Decide(self, request: pb.DecideRequest, peer: Peer) -> pb.DecideReply:
         receipt = await asyncio.to_thread(

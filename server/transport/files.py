@@ -1,4 +1,4 @@
-"""Bulk data between streams and disk, one chunk ahead: a thread works on one chunk while the next one travels."""
+"""Bulk data between streams and disk: a thread works on the next bytes while these travel."""
 
 import asyncio
 import os
@@ -12,6 +12,7 @@ from anabranch.wire import limits
 
 T = TypeVar("T")
 BREAK_SECONDS = 1.0
+READ = 2 * limits.CHUNK  # bytes a thread reads at once: waking it costs as much as reading one chunk
 
 
 def in_thread(call: Callable[..., T], *arguments: object) -> "asyncio.Future[T]":
@@ -36,7 +37,7 @@ async def settled(work: "asyncio.Future[T]") -> T:
     return work.result()
 
 
-async def read_chunks(path: Path, offset: int) -> AsyncGenerator[bytes, None]:
+async def read_chunks(path: Path, offset: int) -> AsyncGenerator[memoryview, None]:
     """The file from `offset` on, in chunks of at most limits.CHUNK bytes. Raises Refused(SIZE_LIMIT) behind its end."""
     descriptor = await settled(in_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC))
     reading: asyncio.Future[bytes] | None = None
@@ -44,11 +45,12 @@ async def read_chunks(path: Path, offset: int) -> AsyncGenerator[bytes, None]:
         size = os.fstat(descriptor).st_size
         if offset > size:
             raise Refused(Reason.SIZE_LIMIT, f"there are {size} bytes; {offset} is behind their end")
-        reading = in_thread(os.pread, descriptor, limits.CHUNK, offset)
-        while chunk := await asyncio.shield(reading):
-            offset += len(chunk)
-            reading = in_thread(os.pread, descriptor, limits.CHUNK, offset)
-            yield chunk
+        reading = in_thread(os.pread, descriptor, READ, offset)
+        while read := memoryview(await asyncio.shield(reading)):
+            offset += len(read)
+            reading = in_thread(os.pread, descriptor, READ, offset)
+            for start in range(0, len(read), limits.CHUNK):
+                yield read[start : start + limits.CHUNK]
     finally:
         try:
             if reading is not None:

@@ -26,7 +26,7 @@ QUIET = structlog.make_filtering_bound_logger(50)
 def prepare() -> None:
     """For the rest of this process: nothing logs, a few bytes are a sync's worth, and what is pure is computed once."""
     structlog.configure(wrapper_class=QUIET)
-    server.spool.SYNC_EVERY = 128
+    server.spool.WRITE_OUT = 128
     parse = lru_cache(256)(terms.parse_terms)
     for module in (aggregation, intake, jobs, lifecycle, records, scheduling, approval):
         _put(module, "parse_terms", parse)
