@@ -100,6 +100,7 @@ class Intake:
             spool.unlink(missing_ok=True)
             return self.refuse(claim, refusal)
         self.blobs.reserve(claim.statement.bytes - offset)
+        self.blobs.put(claim.envelope.payload)
         statement, manifest = claim.statement, records.manifest_of(job.manifest)
         file = SpoolFile(spool, statement.bytes, statement.delta_sha256, manifest, offset, self.reached)
         return Upload(self, claim, parse_terms(job.terms), file)
@@ -139,9 +140,8 @@ class Intake:
         return Decided(committed.receipts[0], refusal.code)
 
     def decide(self, claim: Claim, norm: float) -> Decided:
-        """The blob is safe; admit it or not, in one transaction."""
+        """The blob is safe, and the statement since the upload began; admit it or not, in one transaction."""
         with metrics.INTAKE_SECONDS.time():
-            self.blobs.put(claim.envelope.payload)
             self.reached(Gap.STORED)
             committed = self.writer.run(lambda tx: _decide(tx, self.federation, claim, norm), "intake")
         if committed.value:

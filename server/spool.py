@@ -53,6 +53,8 @@ class SpoolFile:
             )
         self._resumed = self.offset > 0
         os.ftruncate(self._fd, self.offset)
+        with _storing():
+            durable.reserve(self._fd, self.size)
         try:
             for start in range(0, self.offset, limits.CHUNK):
                 self._take(os.pread(self._fd, min(limits.CHUNK, self.offset - start), start))

@@ -120,6 +120,8 @@ class TensorWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self.path, flags, 0o644)
         try:
+            with _disk_full(self.path):
+                durable.reserve(self._fd, manifest.file_bytes)
             self._put(memoryview(manifest.header()))
         except BaseException:
             self.abandon()
