@@ -94,6 +94,7 @@ def reserve(fd: int, size: int) -> None:
     """
     if size and _fallocate is not None and _fallocate(fd, 1, 0, size):  # FALLOC_FL_KEEP_SIZE
         number = ctypes.get_errno()
+        os.ftruncate(fd, os.fstat(fd).st_size)  # a disk that became full on the way gets its room back
         if number in UNWRITABLE:
             raise OSError(number, os.strerror(number))
 

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.errors import Reason, Refused
-from anabranch.wire import limits
 from anabranch.wire.manifest import ITEM_BYTES, Manifest, TensorSpec
 
 Bytes = bytes | memoryview
 _F32 = np.dtype("<f4")
+PIECE = 1 << 16  # elements judged at once: their squares fit the cache of a core
 
 
 class Values:
@@ -28,7 +28,7 @@ class Values:
         self._done = 0  # elements of `_tensor` that have passed
         self._split = b""  # the first bytes of an element whose others are in the next piece
         self._squares = 0.0
-        self._wide = np.empty(limits.CHUNK // ITEM_BYTES, np.float64)
+        self._wide = np.empty(PIECE, np.float64)
 
     @property
     def norm(self) -> float:

@@ -25,6 +25,7 @@ def submit(federation: Federation, name: str, task: str, silos: list[str], versi
     return job
 
 
+@pytest.mark.soak
 def test_a_fast_job_starts_and_finishes_while_a_slow_one_goes_on(federation: Federation) -> None:
     """On the same two silos; the slow one cannot finish a step before the fast one has ended."""
     names = ["hospital-a", "hospital-b"]

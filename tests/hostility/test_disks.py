@@ -90,6 +90,7 @@ def what_a_server_without_a_disk_owes(target: Target, break_it: object, mend: ob
     target.federation.call("anabranch-audit", "verify", out, "--vkey", out / "keys/log.vkey")
 
 
+@pytest.mark.soak
 def test_a_full_disk_under_a_running_server(tmp_path: Path) -> None:
     federation = Federation(tmp_path)
     with small_disk(federation.server_dir):

@@ -177,3 +177,20 @@ def test_sync_takes_an_open_file(tmp_path):
         file.flush()
         durable.sync(file.fileno())
     assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_room_is_taken_without_making_the_file_longer(tmp_path):
+    path = tmp_path / "file"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        durable.reserve(fd, 1 << 20)
+        found = os.fstat(fd)
+        assert found.st_size == 0
+        os.pwrite(fd, b"abc", 0)
+        durable.begin_sync(fd, 0, 3)
+        durable.reserve(fd, 0)
+        assert path.read_bytes() == b"abc"
+    finally:
+        os.close(fd)
+    if found.st_blocks:  # a file system that can
+        assert found.st_blocks * 512 >= 1 << 20
