@@ -31,8 +31,7 @@ class Bare:
 
     def __init__(self, directory: Path, size: int, durable: bool) -> None:
         self._directory, self._durable = directory, durable
-        self._sum = np.zeros(size // 4, np.float32)  # it overflows in the end, at no cost
-        np.seterr(over="ignore", invalid="ignore")
+        self._sum = np.zeros(size // 4, np.float32)
         self._lock = threading.Lock()
         self._updates = count()
         self._model = directory / "model"
@@ -46,7 +45,7 @@ class Bare:
             if self._durable:
                 os.write(fd, chunk)
             values = np.frombuffer(chunk, np.float32)
-            with self._lock:
+            with self._lock, np.errstate(over="ignore", invalid="ignore"):
                 part = self._sum[offset : offset + values.size]
                 np.add(part, values, out=part)
             offset += values.size
