@@ -238,11 +238,11 @@ class Wire:
         if how == "stream":
             upload.suspend()
             raise Unavailable("the stream broke")
-        file, synced = upload.file, upload.file.offset - upload.file._unsynced
-        file.close()  # no sync
-        if how == "power" and file.offset > synced:
+        file = upload.file
+        file.close()  # no sync: of what came, any part may be on the disk
+        if how == "power":
             kept = file.path.read_bytes()
-            half = (synced + file.offset) // 2
+            half = file.offset // 2
             file.path.write_bytes(kept[:half] + bytes(len(kept) - half))
         self._machine.die("in mid upload")
 
