@@ -16,9 +16,7 @@ from anabranch.wire.manifest import Manifest
 from anabranch.wire.values import Values
 from server.gaps import Gap, Reached
 
-WRITE_OUT = (
-    8 * 1024 * 1024
-)  # bytes after which the disk begins to work, so that little is left to sync at the end
+WRITE_OUT = 8 * limits.MIB  # bytes after which the disk begins to work: little is left to sync at the end
 
 
 @dataclass
@@ -53,8 +51,12 @@ class SpoolFile:
             )
         self._resumed = self.offset > 0
         os.ftruncate(self._fd, self.offset)
-        with _storing():
-            durable.reserve(self._fd, self.size)
+        try:
+            with _storing():
+                durable.reserve(self._fd, self.size)
+        except Unavailable:
+            self.close()
+            raise
         try:
             for start in range(0, self.offset, limits.CHUNK):
                 self._take(os.pread(self._fd, min(limits.CHUNK, self.offset - start), start))
