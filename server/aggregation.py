@@ -34,6 +34,7 @@ from server.state import records
 from server.state.database import Reader
 from server.state.tables import jobs, steps, updates, versions
 from server.state.writer import Transaction, Writer
+from server.step import Step, dump, hexed, load
 from server.tallies import tally
 
 logger = structlog.get_logger("aggregation")
@@ -51,20 +52,6 @@ _MERGE = (
     .where(updates.c.id == bindparam("which"))
     .values(status="merged", version=bindparam("number"), staleness=bindparam("late"))
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """A frozen aggregation: everything its result depends on."""
-
-    id: str
-    job: str
-    head: int
-    inputs: tuple[Input, ...]
-    deltas: tuple[str, ...]  # digests, in the order of `inputs`
-    scalars: rules.Scalars
-    closed_by: str
-    absent: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -159,7 +146,7 @@ class Aggregation:
         """A step that a crash interrupted between its two transactions."""
         with self._reader.connect() as connection:
             row = connection.execute(_FROZEN, {"job": job}).first()
-            return _load(row) if row else None
+            return load(row) if row else None
 
     def _freeze(self, tx: Transaction, job_id: str) -> Step | None:
         """Transaction 1."""
@@ -175,7 +162,7 @@ class Aggregation:
         frozen = self._step(tx.connection, job, terms, closing)
         tx.connection.execute(
             insert(steps).values(
-                id=frozen.id, job=job_id, head=frozen.head, status="frozen", plan=_dump(frozen)
+                id=frozen.id, job=job_id, head=frozen.head, status="frozen", plan=dump(frozen)
             )
         )
         tx.connection.execute(update(updates).where(updates.c.id.in_(closing.inputs)).values(status="frozen"))
@@ -263,7 +250,7 @@ class Aggregation:
                 optimizer=snapshot.optimizer,
                 ema=snapshot.ema,
                 bytes=manifest.file_bytes,
-                scalars=json.dumps(_hex(frozen.scalars.optimizer)),
+                scalars=json.dumps(hexed(frozen.scalars.optimizer)),
                 published_at=tx.now,
                 entry=entry,
             )
@@ -307,10 +294,10 @@ class Aggregation:
                 "step": frozen.id,
                 "strategy": terms.file.aggregation.strategy,
                 "inputs": inputs,
-                "scalars": _hex(frozen.scalars.strategy),
+                "scalars": hexed(frozen.scalars.strategy),
                 "optimizer": {
                     "name": terms.file.aggregation.server_optimizer.name,
-                    **_hex(frozen.scalars.optimizer),
+                    **hexed(frozen.scalars.optimizer),
                 },
                 "absent": list(frozen.absent),
                 "closed_by": frozen.closed_by,
@@ -367,39 +354,4 @@ def _abandon(tx: Transaction, frozen: Step) -> None:
         update(updates)
         .where(updates.c.id.in_(inputs), updates.c.status == "frozen")
         .values(status="received")
-    )
-
-
-def _hex(scalars: Any) -> dict[str, str]:
-    return {name: canonical.hexfloat(value) for name, value in scalars.items()}
-
-
-def _dump(step: Step) -> str:
-    return json.dumps(
-        {
-            "inputs": [vars(one) for one in step.inputs],
-            "deltas": step.deltas,
-            "strategy": _hex(step.scalars.strategy),
-            "optimizer": _hex(step.scalars.optimizer),
-            "closed_by": step.closed_by,
-            "absent": step.absent,
-        }
-    )
-
-
-def _load(row: Any) -> Step:
-    plan = json.loads(row.plan)
-
-    def floats(name: str) -> dict[str, float]:
-        return {key: canonical.from_hexfloat(text) for key, text in plan[name].items()}
-
-    return Step(
-        id=row.id,
-        job=row.job,
-        head=row.head,
-        inputs=tuple(Input(**one) for one in plan["inputs"]),
-        deltas=tuple(plan["deltas"]),
-        scalars=rules.Scalars(floats("strategy"), floats("optimizer")),
-        closed_by=plan["closed_by"],
-        absent=tuple(plan["absent"]),
     )

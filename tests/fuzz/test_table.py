@@ -37,7 +37,7 @@ OURS = {
     "console/demo/page.py:render": "a style sheet of the package",
     "console/demo/processes.py:tail": SHOWN,
     "server/vitals.py:resident": "what the kernel says of this process",
-    "server/aggregation.py:_load": OWN_ROWS,
+    "server/step.py:load": OWN_ROWS,
     "server/aggregation.py:_step": OWN_ROWS,
     "server/audit/export.py:_write_sealed": OWN_ROWS,
     "server/lifecycle.py:_note_best": OWN_ROWS,
