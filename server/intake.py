@@ -22,7 +22,7 @@ from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
 from server import metrics
-from server.audit.log import Log, entry_signature
+from server.audit.log import Log
 from server.audit.sealing import keep_sealed
 from server.blobs.local import BlobStore
 from server.core import admission
@@ -100,7 +100,6 @@ class Intake:
             spool.unlink(missing_ok=True)
             return self.refuse(claim, refusal)
         self.blobs.reserve(claim.statement.bytes - offset)
-        self.blobs.put(claim.envelope.payload)
         statement, manifest = claim.statement, records.manifest_of(job.manifest)
         file = SpoolFile(spool, statement.bytes, statement.delta_sha256, manifest, offset, self.reached)
         return Upload(self, claim, parse_terms(job.terms), file)
@@ -134,13 +133,12 @@ class Intake:
 
     def refuse(self, claim: Claim, refusal: Refused) -> Decided:
         """Record why an update does not enter, and prove it to the silo."""
-        self.blobs.put(claim.envelope.payload)
         committed = self.writer.run(lambda tx: _record_refusal(tx, claim, refusal.code), "intake")
         _tell(claim, refusal.code, str(refusal))
         return Decided(committed.receipts[0], refusal.code)
 
     def decide(self, claim: Claim, norm: float) -> Decided:
-        """The blob is safe, and the statement since the upload began; admit it or not, in one transaction."""
+        """The blob is safe; admit it or not, in one transaction."""
         with metrics.INTAKE_SECONDS.time():
             self.reached(Gap.STORED)
             committed = self.writer.run(lambda tx: _decide(tx, self.federation, claim, norm), "intake")
@@ -165,7 +163,6 @@ class Intake:
         known = self._recorded(silo, statement, payload)
         if known is not None:
             return known
-        self.blobs.put(payload)
         committed = self.writer.run(
             lambda tx: _record_evaluation(tx, silo, actor, statement, envelope, self.entropy(32)),
             "evaluation",
@@ -282,7 +279,7 @@ def _decide(tx: Transaction, federation: str, claim: Claim, norm: float) -> str:
             "statement_sha256": canonical.sha256(claim.envelope.payload),
             "norm": canonical.hexfloat(norm),
         },
-        sigs=[entry_signature(claim.envelope)],
+        signed=claim.envelope,
     )
     _insert(tx, claim, status="received", entry=entry, staleness=staleness)
     tx.connection.execute(_FULFIL, {"lease": s.lease})
@@ -304,7 +301,7 @@ def _record_refusal(tx: Transaction, claim: Claim, code: Reason) -> str:
         status="denied",
         reason=code,
         detail={"update": s.update, "silo": claim.silo, "code": code, "delta_sha256": s.delta_sha256},
-        sigs=[entry_signature(claim.envelope)],
+        signed=claim.envelope,
     )
     if known_job:
         _insert(tx, claim, status="refused", entry=entry, reason=code)
@@ -342,7 +339,6 @@ def _insert(tx: Transaction, claim: Claim, **columns: Any) -> None:
         "lease": s.lease,
         "base": s.base_version,
         "delta": s.delta_sha256,
-        "statement": canonical.sha256(claim.envelope.payload),
         "bytes": s.bytes,
         "examples": s.num_examples,
         "received_at": tx.now,
@@ -377,7 +373,7 @@ def _record_evaluation(
         job=statement.job,
         detail={"version": statement.version, "silo": silo, "split": statement.split},
         sealed=keep_sealed(tx.connection, silo, facts, salt),
-        sigs=[entry_signature(envelope)],
+        signed=envelope,
     )
     tx.connection.execute(
         insert(tables.evaluations).values(

@@ -18,7 +18,7 @@ from anabranch.wire import canonical, dsse, limits, statements
 from anabranch.wire.tensors import check_file, check_values, parse_manifest
 from server import card, lifecycle
 from server.aggregation import publish_initial
-from server.audit.log import Log, entry_signature
+from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.scheduling import View
 from server.state import records
@@ -180,7 +180,6 @@ class Jobs:
         statement = statements.parse_decision(payload)
         if (statement.silo, statement.job, statement.federation) != (silo, job, self.federation):
             raise Refused(Reason.BAD_SIGNATURE, f"the signed decision is not silo {silo}'s about job {job}")
-        self.blobs.put(payload)
         receipts = self.writer.run(
             lambda tx: self._decide(tx, silo, actor, statement, envelope), "decide"
         ).receipts
@@ -214,7 +213,7 @@ class Jobs:
             target=Target(kind="job", id=job.id, sha256=job.terms_digest),
             job=job.id,
             detail={"silo": silo, "terms_sha256": job.terms_digest},
-            sigs=[entry_signature(envelope)],
+            signed=envelope,
         )
         mine = (decisions.c.job == job.id, decisions.c.silo == silo)
         tx.connection.execute(delete(decisions).where(*mine))

@@ -10,12 +10,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, select
 
 from anabranch.errors import Conflict, Reason, Refused
 from anabranch.tlog import tiles
 from anabranch.tlog.entry import Entry, parse_entry
+from anabranch.wire import canonical
 from server.audit.log import newest_checkpoint, node_reader
 from server.audit.objects import named
 from server.blobs.local import BlobStore
@@ -66,8 +68,10 @@ def export(
         _write(out / "README.txt", README.encode())
         _write_tiles(connection, out, size)
         found, pruned, lost = set[str](), set[str](), set[str]()
-        for index, entry in enumerate(_entries(connection, size)):
-            for digest in _objects(entry, with_sealed):
+        for index, (entry, signed) in enumerate(_entries(connection, size)):
+            if signed is not None and (with_sealed or entry.type != "model.evaluated"):
+                found.add(_write_object(out, signed))
+            for digest in named(entry.type, _detail(entry)):
                 if not records.kept(connection, digest):
                     pruned.add(digest)
                 else:
@@ -88,16 +92,15 @@ def _require_unpruned(reader: Reader, lost: set[str]) -> None:
             )
 
 
-def _entries(connection: Connection, size: int) -> Iterator[Entry]:
-    query = select(entries.c.data).where(entries.c.index < size).order_by(entries.c.index)
-    for data in connection.execute(query).scalars():
-        yield parse_entry(bytes(data))
+def _entries(connection: Connection, size: int) -> Iterator[tuple[Entry, bytes | None]]:
+    """Each entry with the payload of its signature."""
+    query = select(entries).where(entries.c.index < size).order_by(entries.c.index)
+    for row in connection.execute(query):
+        yield parse_entry(bytes(row.data)), row.signed
 
 
-def _objects(entry: Entry, with_sealed: bool) -> set[str]:
-    detail = entry.detail if isinstance(entry.detail, dict) else entry.detail.model_dump(exclude_none=True)
-    private = entry.type == "model.evaluated" and not with_sealed
-    return named(entry.type, detail, () if private else entry.sigs or ())
+def _detail(entry: Entry) -> dict[str, Any]:
+    return entry.detail if isinstance(entry.detail, dict) else entry.detail.model_dump(exclude_none=True)
 
 
 def _write_tiles(connection: Connection, out: Path, size: int) -> None:
@@ -129,6 +132,12 @@ def _copy(blobs: BlobStore, digest: str, target: Path) -> bool:
         return False
     shutil.copyfile(source, target)  # not a link: whoever edits an export must not edit the server's blobs
     return True
+
+
+def _write_object(out: Path, data: bytes) -> str:
+    digest = canonical.sha256(data)
+    _write(out / "objects" / digest, data)
+    return digest
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,10 +1,8 @@
 """Which content an entry names: digests of blobs that must be kept while the log does not say they were pruned."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
-
-from anabranch.tlog.entry import Sig
 
 _DIGESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -15,7 +13,6 @@ _DIGESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def named(type: str, detail: Mapping[str, Any], sigs: Sequence[Sig]) -> set[str]:
-    """What the detail names, and what was signed. The initial model is named by version 0, which is it."""
-    content = {detail[field] for field in _DIGESTS.get(type, ()) if detail.get(field) is not None}
-    return content | {sig.payload_sha256 for sig in sigs}
+def named(type: str, detail: Mapping[str, Any]) -> set[str]:
+    """What the detail names. The initial model is named by version 0, which is it."""
+    return {detail[field] for field in _DIGESTS.get(type, ()) if detail.get(field) is not None}

@@ -43,12 +43,19 @@ class Growth:
     def size(self) -> int:
         return self.frontier.size
 
-    def append(self, data: Sequence[bytes]) -> str:
-        """Insert entries at the next indices and every tree node they complete; return the new signed checkpoint."""
+    def append(self, fresh: Sequence[tuple[bytes, bytes | None]]) -> str:
+        """Insert entries, with what was signed, at the next indices, and every tree node they complete.
+
+        Returns the new signed checkpoint.
+        """
         first = self.size
-        grown = [node for entry in data for node in self.frontier.append(leaf_hash(entry))]
+        grown = [node for entry, _ in fresh for node in self.frontier.append(leaf_hash(entry))]
         self.connection.execute(
-            insert(entries), [{"index": first + i, "data": entry} for i, entry in enumerate(data)]
+            insert(entries),
+            [
+                {"index": index, "data": entry, "signed": payload}
+                for index, (entry, payload) in enumerate(fresh, first)
+            ],
         )
         self.nodes.keep(grown)
         self.connection.execute(insert(nodes), [{"level": lvl, "index": i, "hash": h} for lvl, i, h in grown])

@@ -33,6 +33,7 @@ entries = Table(
     metadata,
     Column("index", Integer, primary_key=True, autoincrement=False),
     Column("data", LargeBinary, nullable=False),
+    Column("signed", LargeBinary),  # the payload its signature covers; the entry has the digest
 )
 nodes = Table(  # complete nodes of the RFC 6962 tree; level 0 holds the leaf hashes
     "nodes",
@@ -190,7 +191,6 @@ updates = Table(
     Column("lease", String, nullable=False),
     Column("base", Integer, nullable=False),
     Column("delta", String, nullable=False),  # digest; of a refused update only what it claimed
-    Column("statement", String),  # digest of the signed statement
     Column("bytes", Integer, nullable=False),
     Column("examples", Integer),
     Column("received_at", Float, nullable=False),

@@ -11,7 +11,7 @@ the next start; the callers were not answered and ask again.
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,9 +23,10 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from anabranch.errors import AnabranchError, Conflict, Corrupt, Misuse, Unavailable
 from anabranch.tlog import merkle
-from anabranch.tlog.entry import Actor, Outcome, Sealed, Sig, Target
+from anabranch.tlog.entry import Actor, Outcome, Sealed, Target
 from anabranch.tlog.receipt import Receipt
-from server.audit.log import Nodes
+from anabranch.wire import dsse
+from server.audit.log import Nodes, entry_signature
 from server.audit.objects import named
 from server.audit.register import CheckpointRegister
 from server.audit.sequencer import EntryWriter, Sequencer
@@ -58,6 +59,7 @@ class Logged:
     job: str | None
     detail: dict[str, Any]
     data: bytes
+    signed: bytes | None  # the payload its signature covers
 
 
 Watcher = Callable[[Logged], None]  # told of each entry after it is durable; must neither block nor raise
@@ -85,7 +87,7 @@ class Transaction:
         reason: str | None = None,
         job: str | None = None,
         sealed: Sealed | None = None,
-        sigs: Sequence[Sig] = (),
+        signed: dsse.Envelope | None = None,
     ) -> int:
         """Append one entry in this transaction; return its log index.
 
@@ -101,16 +103,16 @@ class Transaction:
             outcome=outcome,
             job=job,
             sealed=sealed,
-            sigs=sigs,
+            sigs=() if signed is None else [entry_signature(signed)],
         )
         index = self._first + len(self._entries)
-        for digest in named(type, detail, sigs):
+        for digest in named(type, detail):
             if not self._holds(digest):
                 raise Unavailable(
                     f"{digest[:12]}… was removed as pruned content while it arrived; send it again"
                 )
             self.connection.execute(insert(tables.named).values(digest=digest, entry=index))
-        self._entries.append(Logged(type, job, detail, data))
+        self._entries.append(Logged(type, job, detail, data, signed.payload if signed else None))
         return index
 
 
@@ -229,7 +231,7 @@ class Writer:
             fresh: list[Logged] = []
             for job in jobs:
                 self._decide(job, connection, growth.size, fresh)
-            note = growth.append([entry.data for entry in fresh]) if fresh else ""
+            note = growth.append([(entry.data, entry.signed) for entry in fresh]) if fresh else ""
             node, first = self._nodes.reader(connection), growth.size - len(fresh)
             receipts = [
                 Receipt(entry.data, index, tuple(merkle.inclusion_proof(index, growth.size, node)), note)
@@ -240,7 +242,11 @@ class Writer:
             self._reached(f"{job.label}.committed")
         if note:
             # Dies here: the database is ahead of the register; the next start advances it.
-            self._register.advance(self._registered, note)
+            try:
+                self._register.advance(self._registered, note)
+            except (OSError, Unavailable):
+                self._registered = self._register.read()
+                raise
             self._registered = note
         for job in decided:
             self._reached(f"{job.label}.registered")

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 
 from anabranch.errors import Conflict, Corrupt, Refused, Unavailable
 from anabranch.terms import parse_terms, seconds
+from anabranch.tlog.checkpoint import Checkpoint, sign
 from anabranch.tlog.note import NoteSigner
 from anabranch.v1 import admin_pb2, audit_pb2, enrolment_pb2, federation_pb2, update_pb2
 from anabranch.wire import canonical, dsse, statements
@@ -41,7 +42,7 @@ from server.transport.updates import Updates
 from server.vitals import Vitals
 from tests.fuzz import scratch, shapes
 from tests.fuzz.target import Target
-from tests.fuzz.wire import ORIGIN, VERIFIER, notes, parsed
+from tests.fuzz.wire import ORIGIN, SIGNER, VERIFIER, parsed
 from tests.server import harness
 from tests.server.edge import candidate, make_membership
 from tests.server.harness import ADMIN, MANIFEST, Server
@@ -335,6 +336,18 @@ def register(data: bytes) -> None:
     registered_checkpoint(CheckpointRegister(scratch.file("register", data)), VERIFIER, ORIGIN)
 
 
+def registers() -> list[bytes]:
+    """One after its first note, one after its second."""
+    path = scratch.folder("registers") / "checkpoint"
+    found, before = [], ""
+    for size in (1, 2):
+        note = sign(Checkpoint(ORIGIN, size, bytes(32)), SIGNER)
+        CheckpointRegister(path).advance(before, note)
+        before = note
+        found.append(path.read_bytes())
+    return found
+
+
 def authority_file(name: str) -> Target:
     """One file of the authority damaged."""
 
@@ -426,7 +439,7 @@ SERVER = (
     Target("certificate request", lambda data: read_request(data) and None, lambda: [csr(pki.p256())]),
     Target("enrolment", claim, claims, shapes.message(enrolment_pb2.EnrolRequest)),
     Target("server.toml", server_toml, settings, shapes.toml_text),
-    Target("checkpoint register", register, notes, errors=(Corrupt,)),
+    Target("checkpoint register", register, registers, errors=(Corrupt,)),
     *map(authority_file, (ROOT, ISSUING, ISSUING_KEY)),
     Target("health port", probe, lambda: PROBES),
 )  # fmt: skip

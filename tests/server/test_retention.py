@@ -160,13 +160,17 @@ def test_after_its_window_an_ended_job_keeps_head_and_statements(server: Server)
     server.core.retention.prune()
     assert [one.rule for one in pruned(server)][-1:] == ["updates"]
     with server.core.reader.connect() as connection:
-        updates = connection.execute(select(tables.updates)).all()
+        deltas = connection.execute(select(tables.updates.c.delta)).scalars().all()
+        signed = connection.execute(select(tables.entries.c.signed)).scalars().all()
         assert records.job_row(connection, job).pruned_at == server.clock()
     holds = server.core.blobs.holds
-    assert [(holds(row.delta), holds(row.statement)) for row in updates] == [(False, True)] * 2
+    assert [holds(delta) for delta in deltas] == [False, False]
     assert holds(parameters(server, job, 2))
     assert not holds(parameters(server, job, 0))
     assert exported(server, "export").missing == 0
+    statements = {canonical.sha256(payload) for payload in signed if payload is not None}
+    assert len(statements) == 3  # an approval and two updates
+    assert statements <= {path.name for path in (server.directory / "export" / "objects").iterdir()}
 
 
 def test_content_that_another_job_names_stays(server: Server) -> None:

@@ -28,6 +28,7 @@ def upgrade() -> None:
     op.create_table('entries',
     sa.Column('index', sa.Integer(), autoincrement=False, nullable=False),
     sa.Column('data', sa.LargeBinary(), nullable=False),
+    sa.Column('signed', sa.LargeBinary(), nullable=True),
     sa.PrimaryKeyConstraint('index')
     )
     op.create_table('epoch',
@@ -183,7 +184,6 @@ def upgrade() -> None:
     sa.Column('lease', sa.String(), nullable=False),
     sa.Column('base', sa.Integer(), nullable=False),
     sa.Column('delta', sa.String(), nullable=False),
-    sa.Column('statement', sa.String(), nullable=True),
     sa.Column('bytes', sa.Integer(), nullable=False),
     sa.Column('examples', sa.Integer(), nullable=True),
     sa.Column('received_at', sa.Float(), nullable=False),
