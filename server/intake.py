@@ -21,6 +21,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
+from anabranch.wire.values import Bytes
 from server import metrics
 from server.audit.log import Log
 from server.audit.sealing import keep_sealed
@@ -203,7 +204,7 @@ class Upload:
     def complete(self) -> bool:
         return self.file.offset == self.file.size
 
-    def append(self, chunk: bytes) -> None:
+    def append(self, chunk: Bytes) -> None:
         """The next bytes. Raises Refused for what cannot become this update (hand it to `refuse`), Unavailable."""
         self.file.append(chunk)
 

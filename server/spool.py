@@ -13,7 +13,7 @@ from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.wire import limits
 from anabranch.wire.header import check_header_bytes
 from anabranch.wire.manifest import Manifest
-from anabranch.wire.values import Values
+from anabranch.wire.values import Bytes, Values
 from server.gaps import Gap, Reached
 
 WRITE_OUT = 8 * limits.MIB  # bytes after which the disk begins to work: little is left to sync at the end
@@ -63,7 +63,7 @@ class SpoolFile:
         except Refused as error:
             raise self._start_over() from error
 
-    def append(self, chunk: bytes) -> None:
+    def append(self, chunk: Bytes) -> None:
         """Write the next bytes. Raises Refused when there are more than announced, Unavailable on a full disk."""
         if self.offset + len(chunk) > self.size:
             raise Refused(Reason.SIZE_LIMIT, f"more than the {self.size} announced bytes arrived")
@@ -76,7 +76,7 @@ class SpoolFile:
             self._dirty = 0
             self.reached(Gap.SPOOLED)
 
-    def _take(self, chunk: bytes) -> None:
+    def _take(self, chunk: Bytes) -> None:
         """Hash it, and refuse a wrong header or value as soon as it can be told."""
         self._hash.update(chunk)
         if not self._header_good:
@@ -136,7 +136,7 @@ def synced_bytes(path: Path) -> int:
         return 0
 
 
-def _write(fd: int, chunk: bytes, offset: int) -> None:
+def _write(fd: int, chunk: Bytes, offset: int) -> None:
     """All of `chunk` at `offset`. Raises Unavailable when the disk is full; what was written before stays resumable."""
     view = memoryview(chunk)
     with _storing():

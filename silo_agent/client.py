@@ -25,6 +25,7 @@ from anabranch.v1 import (
     update_pb2_grpc,
 )
 from anabranch.wire import codec, limits, status, tls
+from anabranch.wire.values import Bytes
 from silo_agent import messages
 from silo_agent.messages import (
     Certified,
@@ -61,6 +62,11 @@ class Client:
             "/anabranch.v1.Updates/Submit",
             request_serializer=codec.serialise,
             response_deserializer=update_pb2.SubmitReply.FromString,
+        )
+        self._fetch_model = self._channel.unary_stream(
+            "/anabranch.v1.Federation/FetchModel",
+            request_serializer=codec.serialise,
+            response_deserializer=codec.chunk_or(federation_pb2.FetchModelReply.FromString),
         )
         self._audit: Any = audit_pb2_grpc.AuditStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -140,12 +146,14 @@ class Client:
             for chunk in self._federation.FetchArchive(request, timeout=BULK_SECONDS):
                 yield chunk.data
 
-    def model(self, job: str, digest: str, offset: int) -> Iterator[tuple[View, tuple[Receipt, ...]] | bytes]:
+    def model(self, job: str, digest: str, offset: int) -> Iterator[tuple[View, tuple[Receipt, ...]] | Bytes]:
         """The header (what it is, and the proofs), then the bytes from `offset` on."""
         with self._answering():
             request = federation_pb2.FetchModelRequest(job=job, digest=digest, offset=offset)
-            for message in self._federation.FetchModel(request, timeout=BULK_SECONDS):
-                if message.WhichOneof("body") == "header":
+            for message in self._fetch_model(request, timeout=BULK_SECONDS):
+                if isinstance(message, memoryview):
+                    yield message
+                elif message.WhichOneof("body") == "header":
                     proofs = codec.capped(message.header.receipts, limits.RECEIPTS, "receipts")
                     yield messages.viewed(message.header.view), tuple(map(codec.receipt_from_proto, proofs))
                 else:

@@ -11,9 +11,11 @@ from anabranch.errors import Corrupt, Reason, Refused, wording
 from anabranch.terms import JobTerms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import limits
+from anabranch.wire.values import Bytes
 from silo_agent.messages import View
 from silo_agent.receipts import LogView, journal, require
 
+WRITE_OUT = 8 * limits.MIB  # bytes after which the disk begins to work, while the next ones travel
 Header = tuple[View, tuple[Receipt, ...]]
 
 
@@ -21,7 +23,7 @@ class Source(Protocol):
     """The calls a fetch makes; `silo_agent.client.Client` has them."""
 
     def archive(self, job: str) -> Iterator[bytes]: ...
-    def model(self, job: str, digest: str, offset: int) -> Iterator[Header | bytes]: ...
+    def model(self, job: str, digest: str, offset: int) -> Iterator[Header | Bytes]: ...
 
 
 def fetch_archive(source: Source, job: str, terms: JobTerms) -> bytes:
@@ -84,7 +86,7 @@ def _download(source: Source, job: str, view: View, part: Path, prove: Callable[
     """Append to `part` until it is whole and synced. Killed inside: the next attempt resumes behind what is there."""
     digest = hashlib.sha256()
     with open(part, "a+b") as file:
-        offset = min(_hash_prefix(file.fileno(), digest), view.bytes)
+        begun = offset = min(_hash_prefix(file.fileno(), digest), view.bytes)
         proven = False
         for message in source.model(job, view.digest, offset):
             if isinstance(message, tuple):
@@ -99,6 +101,9 @@ def _download(source: Source, job: str, view: View, part: Path, prove: Callable[
                 )
             digest.update(message)
             file.write(message)
+            if offset - begun >= WRITE_OUT:
+                durable.begin_sync(file.fileno(), begun, offset - begun)
+                begun = offset
         file.flush()
         durable.sync(file.fileno())
     if digest.hexdigest() != view.digest or not proven:

@@ -5,7 +5,7 @@ Parsing a repeated message field costs memory once its elements are touched from
 on the wire; `capped` looks at the length only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeVar
 
 from google.protobuf.message import Message
@@ -25,6 +25,7 @@ _KINDS: dict[TaskKind, federation_pb2.TaskKind] = {
 }
 _CHUNK_TAG = bytes([2 << 3 | 2])  # field 2, length-delimited
 _Element = TypeVar("_Element")
+_Message = TypeVar("_Message")
 
 
 def capped(field: Sequence[_Element], most: int, what: str) -> Sequence[_Element]:
@@ -72,12 +73,33 @@ def chunk_message(data: bytes | memoryview) -> bytes:
     The bytes the generated classes write, without their two copies through a growing arena: bulk data is most of what
     crosses the wire, and those copies cost more than TLS does.
     """
-    size, length = len(data), bytearray(_CHUNK_TAG)
+    return b"".join((_before_chunk(len(data)), data))
+
+
+def chunk_or(parse: Callable[[bytes], _Message]) -> Callable[[bytes], memoryview | _Message]:
+    """A deserialiser of such a stream: of what `chunk_message` writes the chunk, not copied; of the rest what `parse` reads.
+
+    A writer that encodes its lengths in more bytes than it needs is understood as well, by `parse`.
+    """
+
+    def read(data: bytes) -> memoryview | _Message:
+        for start in range(2, 6):
+            before = _before_chunk(max(0, len(data) - start))
+            if len(before) == start and data.startswith(before):
+                return memoryview(data)[start:]
+        return parse(data)
+
+    return read
+
+
+def _before_chunk(size: int) -> bytes:
+    """Tag and length of a chunk; the length takes one byte for each seven bits."""
+    before = bytearray(_CHUNK_TAG)
     while size > 0x7F:
-        length.append(size & 0x7F | 0x80)
+        before.append(size & 0x7F | 0x80)
         size >>= 7
-    length.append(size)
-    return b"".join((length, data))
+    before.append(size)
+    return bytes(before)
 
 
 def serialise(message: Message | bytes) -> bytes:

@@ -12,10 +12,19 @@ from anabranch.wire import codec, limits
 from server.lifecycle import ENDED
 from server.membership import SiloRow
 from server.status import Evaluated, JobStatus, SiloStatus
-from server.transport.files import ended_short, in_thread, pour, read_chunks, settled
+from server.transport.files import (
+    Bulk,
+    chunks_of,
+    ended_short,
+    header_of,
+    in_thread,
+    pour,
+    read_chunks,
+    settled,
+)
 from server.transport.peer import Peer
 from server.transport.rooms import Rooms
-from server.transport.submission import Submission, check_sizes, submitted
+from server.transport.submission import Submission, check_sizes
 from server.vitals import ServerStatus
 
 TOLD = limits.REPLY_MESSAGE - limits.MIB  # bytes of jobs in one message
@@ -26,17 +35,14 @@ class Admin:
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
 
-    async def SubmitJob(self, messages: AsyncIterator[pb.SubmitJobRequest], peer: Peer) -> pb.SubmitJobReply:
+    async def SubmitJob(self, messages: AsyncIterator[Bulk], peer: Peer) -> pb.SubmitJobReply:
         """Sizes are judged from the header; then the archive is taken into memory, the initial model onto disk."""
         jobs = self._rooms.jobs
-        first = await anext(messages, None)
-        if first is None or first.WhichOneof("body") != "header":
-            raise Refused(Reason.MALFORMED, "a submission begins with its header")
-        header = first.header
+        header: pb.SubmitJobHeader = await header_of(messages)
         await asyncio.to_thread(check_sizes, header)
         submission = await settled(in_thread(Submission, header, jobs.spool()))
         try:
-            await pour(submitted(messages), submission.take)
+            await pour(chunks_of(messages), submission.take)
             if submission.missing:
                 await ended_short()
             job, receipt = await settled(in_thread(submission.hand_over, jobs.submit, peer.actor()))

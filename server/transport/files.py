@@ -5,12 +5,14 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from anabranch.errors import Reason, Refused
 from anabranch.wire import limits
+from anabranch.wire.values import Bytes
 
 T = TypeVar("T")
+Bulk = Any  # a message of a bulk request as `codec.chunk_or` reads it: a chunk, or a message with a header or a chunk
 BREAK_SECONDS = 1.0
 READ = 2 * limits.CHUNK  # bytes a thread reads at once: waking it costs as much as reading one chunk
 
@@ -59,7 +61,26 @@ async def read_chunks(path: Path, offset: int) -> AsyncGenerator[memoryview, Non
             os.close(descriptor)
 
 
-async def pour(chunks: AsyncIterator[bytes], take: Callable[[bytes], None]) -> None:
+async def header_of(messages: AsyncIterator[Bulk]) -> Any:
+    """What the first message of a bulk request announces. Raises Refused(MALFORMED)."""
+    first = await anext(messages, None)
+    if first is None or isinstance(first, memoryview) or first.WhichOneof("body") != "header":
+        raise Refused(Reason.MALFORMED, "a bulk request begins with its header")
+    return first.header
+
+
+async def chunks_of(messages: AsyncIterator[Bulk]) -> AsyncIterator[Bytes]:
+    """What follows the header. Raises Refused: MALFORMED, SIZE_LIMIT."""
+    async for message in messages:
+        if not isinstance(message, memoryview) and message.WhichOneof("body") != "chunk":
+            raise Refused(Reason.MALFORMED, "after its header a bulk request carries chunks only")
+        chunk = message if isinstance(message, memoryview) else message.chunk
+        if len(chunk) > limits.CHUNK:
+            raise Refused(Reason.SIZE_LIMIT, f"chunk of {len(chunk)} bytes; at most {limits.CHUNK}")
+        yield chunk
+
+
+async def pour(chunks: AsyncIterator[Bytes], take: Callable[[Bytes], None]) -> None:
     """Hand every chunk to `take`, in order, in a thread. When this returns or raises, `take` is not running."""
     taking: asyncio.Future[None] | None = None
     try:

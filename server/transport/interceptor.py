@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from anabranch import durable
 from anabranch.errors import AnabranchError, Corrupt, Reason, Refused, Unavailable
-from anabranch.wire import limits
+from anabranch.wire import codec, limits
 from anabranch.wire.status import to_status
 from server import metrics
 from server.transport.calls import Call, Calls
@@ -189,7 +189,7 @@ def _route(path: str, handler: Any) -> Route:
         request_streaming=handler.request_streaming,
         response_streaming=handler.response_streaming,
         behaviour=next(behaviour for behaviour in behaviours if behaviour),
-        parse=handler.request_deserializer,
+        parse=codec.chunk_or(handler.request_deserializer) if name in BULK else handler.request_deserializer,
         serialise=handler.response_serializer,
     )
 

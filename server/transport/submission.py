@@ -1,6 +1,6 @@
 """A job on its way in: one header, then the archive's bytes, then the initial model's."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from anabranch.errors import Reason, Refused
@@ -9,6 +9,7 @@ from anabranch.tlog.receipt import Receipt
 from anabranch.v1 import admin_pb2 as pb
 from anabranch.wire import limits
 from anabranch.wire.manifest import parse_manifest
+from anabranch.wire.values import Bytes
 
 Submit = Callable[[Actor, bytes, bytes, bytes, Path], tuple[str, Receipt]]
 
@@ -23,7 +24,7 @@ class Submission:
         self._file = open(initial, "xb", buffering=0)  # noqa: SIM115 - `discard` closes it
         self.missing = header.archive_bytes + header.initial_bytes
 
-    def take(self, chunk: bytes) -> None:
+    def take(self, chunk: Bytes) -> None:
         """Raises Refused(SIZE_LIMIT)."""
         if len(chunk) > self.missing:
             raise Refused(
@@ -68,13 +69,3 @@ def check_sizes(header: pb.SubmitJobHeader) -> None:
             Reason.SIZE_LIMIT,
             f"initial model: {header.initial_bytes} bytes; by its manifest it has {expected}",
         )
-
-
-async def submitted(messages: AsyncIterator[pb.SubmitJobRequest]) -> AsyncIterator[bytes]:
-    """The chunks after the header. Raises Refused."""
-    async for message in messages:
-        if message.WhichOneof("body") != "chunk":
-            raise Refused(Reason.MALFORMED, "after its header a submission carries chunks only")
-        if len(message.chunk) > limits.CHUNK:
-            raise Refused(Reason.SIZE_LIMIT, f"chunk of {len(message.chunk)} bytes; at most {limits.CHUNK}")
-        yield message.chunk

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from anabranch.errors import Conflict, Reason, Refused
+from anabranch.errors import Conflict, Refused
 from anabranch.v1 import update_pb2 as pb
-from anabranch.wire import codec, limits
+from anabranch.wire import codec
+from anabranch.wire.values import Bytes
 from server.intake import Decided, Intake, Upload
-from server.transport.files import ended_short, in_thread, pour, settled
+from server.transport.files import Bulk, chunks_of, ended_short, header_of, in_thread, pour, settled
 from server.transport.peer import Peer
 from server.transport.rooms import Rooms
 
@@ -42,23 +43,19 @@ class Updates:
         decided = _reply(status.decided) if status.decided is not None else None
         return pb.UploadStatusReply(synced=status.synced, reply=decided)
 
-    async def Submit(self, messages: AsyncIterator[pb.SubmitRequest], peer: Peer) -> pb.SubmitReply:
-        first = await anext(messages, None)
-        if first is None or first.WhichOneof("body") != "header":
-            raise Refused(Reason.MALFORMED, "an upload begins with its header")
-        async with self._alone(peer.silo, first.header.update):
-            return _reply(await self._receive(first.header, messages, peer))
+    async def Submit(self, messages: AsyncIterator[Bulk], peer: Peer) -> pb.SubmitReply:
+        header: pb.SubmitHeader = await header_of(messages)
+        async with self._alone(peer.silo, header.update):
+            return _reply(await self._receive(header, messages, peer))
 
-    async def _receive(
-        self, header: pb.SubmitHeader, messages: AsyncIterator[pb.SubmitRequest], peer: Peer
-    ) -> Decided:
+    async def _receive(self, header: pb.SubmitHeader, messages: AsyncIterator[Bulk], peer: Peer) -> Decided:
         """Take the bytes; decide when all are here. A refusal that the bytes caused is recorded like any other."""
         upload = await self._open(header, peer)
         if isinstance(upload, Decided):
             return upload
         found: list[Refused] = []
 
-        def take(chunk: bytes) -> None:
+        def take(chunk: Bytes) -> None:
             try:
                 upload.append(chunk)
             except Refused as refusal:
@@ -66,7 +63,7 @@ class Updates:
                 raise
 
         try:
-            await pour(_chunks(messages), take)
+            await pour(chunks_of(messages), take)
             if not upload.complete:
                 await ended_short()
         except BaseException:
@@ -119,16 +116,6 @@ class Updates:
         evaluate = self._intake.evaluation
         decided = await asyncio.to_thread(evaluate, peer.silo, peer.actor(), request.lease, request.envelope)
         return _reply(decided)
-
-
-async def _chunks(messages: AsyncIterator[pb.SubmitRequest]) -> AsyncIterator[bytes]:
-    async for message in messages:
-        if message.WhichOneof("body") != "chunk":
-            raise Refused(Reason.MALFORMED, "after its header an upload carries chunks only")
-        chunk = message.chunk
-        if len(chunk) > limits.CHUNK:
-            raise Refused(Reason.SIZE_LIMIT, f"chunk of {len(chunk)} bytes; at most {limits.CHUNK}")
-        yield chunk
 
 
 def _reply(decided: Decided) -> pb.SubmitReply:

@@ -1,4 +1,7 @@
+from typing import Any
+
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +73,42 @@ def test_a_chunk_is_written_as_the_generated_classes_write_it(size: int) -> None
     for message in (update_pb2.SubmitRequest, admin_pb2.SubmitJobRequest, federation_pb2.FetchModelReply):
         assert message(chunk=data).SerializeToString() == written
         assert message.FromString(written).chunk == data
+
+
+MESSAGES = (update_pb2.SubmitRequest, admin_pb2.SubmitJobRequest, federation_pb2.FetchModelReply)
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, 127, 128, 129, 16383, 16384, 16385, limits.CHUNK, (1 << 21) - 1, 1 << 21]
+)
+def test_a_chunk_is_read_where_it_lies(size: int) -> None:
+    written = codec.chunk_message(bytes(size))
+    chunk = codec.chunk_or(update_pb2.SubmitRequest.FromString)(written)
+    assert isinstance(chunk, memoryview)
+    assert chunk.obj is written
+    assert chunk == bytes(size)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.tuples(st.binary(max_size=6), st.integers(0, 300)).map(
+            lambda two: b"\x12" + two[0] + bytes(two[1])
+        ),
+        st.binary(max_size=300).map(codec.chunk_message),
+        st.binary(max_size=20).map(
+            lambda name: update_pb2.SubmitRequest(header={"envelope": name}).SerializeToString()
+        ),
+    ),
+    st.sampled_from(MESSAGES),
+)
+def test_any_bulk_message_is_read_as_the_generated_classes_read_it(data: bytes, message: Any) -> None:
+    try:
+        found = codec.chunk_or(message.FromString)(data)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            message.FromString(data)
+        return
+    if isinstance(found, memoryview):
+        found = message(chunk=bytes(found))
+    assert found == message.FromString(data)
