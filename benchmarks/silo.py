@@ -90,7 +90,7 @@ class Silo:
     def send(self) -> None:
         """Upload; return with the server's receipt proven."""
         assert self._pending is not None
-        reason = self._site.sender.deliver(self._pending)
+        reason = self._site.sender.deliver(self._pending, resume=False)
         assert not reason, reason
 
     def small(self) -> dict[str, float]:

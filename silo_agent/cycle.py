@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,7 +75,10 @@ class Cycle:
         pending = self._train(trainer, base)
         # A lease that is taken back now changes nothing: the update is signed, and the server decides about it. But it
         # is not sent before a person's later word: that is announced first, then what lies in the outbox.
-        self._patiently(lambda: self.site.sender.deliver(pending), interrupt=self.allowed)
+        attempts = count()
+        self._patiently(
+            lambda: self.site.sender.deliver(pending, resume=next(attempts) > 0), interrupt=self.allowed
+        )
 
     @property
     def folder(self) -> Path:
@@ -96,7 +100,7 @@ class Cycle:
             nonce=lease.nonce,
             local_steps=lease.local_steps,
         )
-        receipts.journal(self.folder / "receipts.jsonl", lease.issued)
+        receipts.journal(self.folder / "receipts.jsonl", lease.issued, sync=False)
 
     def _fetch(self) -> Path:
         self.interrupt()

@@ -29,15 +29,17 @@ class Sender:
     log: LogView
     outbox: Outbox
 
-    def deliver(self, pending: Pending) -> str:
+    def deliver(self, pending: Pending, resume: bool = True) -> str:
         """Send one update and forget it once its receipt is verified. The reason it was refused for, or "".
+
+        `resume` asks the server first how much it has; False: nothing of it was ever sent.
 
         Killed anywhere inside: it is still in the outbox, is offered again under the same id, and gets the decision it
         got first. Raises Untrusted, Unavailable, Conflict, and Refused for what concerns this silo's identity.
         """
         statement = pending.statement
         try:
-            decided = _decision(self.client, pending)
+            decided = _resumed(self.client, pending) if resume else _sent(self.client, pending, 0)
         except Refused as refusal:
             if refusal.code in NOT_ABOUT_THE_UPDATE:
                 raise
@@ -80,21 +82,25 @@ class Sender:
         )
 
 
-def _decision(client: Client, pending: Pending) -> Decided:
+def _sent(client: Client, pending: Pending, offset: int) -> Decided:
+    return client.submit(pending.statement.update, pending.envelope, offset, _chunks(pending.delta, offset))
+
+
+def _resumed(client: Client, pending: Pending) -> Decided:
     statement = pending.statement
     synced, decided = client.upload_status(statement.update)
     if decided is not None:
         return decided
     offset = min(synced, statement.bytes)
     try:
-        return client.submit(statement.update, pending.envelope, offset, _chunks(pending.delta, offset))
+        return _sent(client, pending, offset)
     except Refused as error:
         if error.code is not Reason.DIGEST_MISMATCH or offset == 0:
             raise
     logger.warning(
         "the server's part of the update is damaged; sending it from the start", update=statement.update
     )
-    return client.submit(statement.update, pending.envelope, 0, _chunks(pending.delta, 0))
+    return _sent(client, pending, 0)
 
 
 def _chunks(delta: Path, offset: int) -> Iterator[bytes]:
