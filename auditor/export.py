@@ -82,9 +82,14 @@ class Export:
     def objects(self) -> Iterator[tuple[str, int]]:
         """(digest, bytes) of every object, sorted."""
         directory = self.root / "objects"
-        for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-            if _OBJECT.fullmatch(f"objects/{path.name}"):
-                yield path.name, path.lstat().st_size
+        if directory.is_dir():
+            with os.scandir(directory) as files:
+                found = [
+                    (file.name, file.stat(follow_symlinks=False).st_size)
+                    for file in files
+                    if _OBJECT.fullmatch(f"objects/{file.name}")
+                ]
+            yield from sorted(found)
 
     def hash_object(self, digest: str, progress: Callable[[int], None]) -> bool:
         """Whether an object has the digest it is named by. Streams; `progress` gets the bytes of each piece."""
@@ -116,9 +121,10 @@ class Export:
         return sorted(found)
 
     def _open(self, name: str) -> int:
-        path = self.root / name
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(
+                f"{self.root}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
         except FileNotFoundError as error:
             raise Refused(Reason.NOT_FOUND, f"{name} is missing from the export") from error
         except OSError as error:

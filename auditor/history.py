@@ -37,14 +37,14 @@ class Decision:
     keyid: str
 
 
-@dataclass
+@dataclass(slots=True)  # a log has very many
 class Lease:
     index: int
     job: str
     issued: LeaseIssued
 
 
-@dataclass
+@dataclass(slots=True)  # a log has very many
 class Update:
     index: int  # of update.received
     time: str
@@ -56,7 +56,7 @@ class Update:
     fate: Literal["open", "merged", "retired"] = "open"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Version:
     index: int  # of model.published
     time: str

@@ -1,10 +1,11 @@
 """Entries and statements, faster: the same verdict as the contract's own parsers, which have the last word.
 
-Nearly every entry is plain ASCII without long numbers, and for those the C encoder of `json` writes exactly what
-RFC 8785 asks for: keys sorted, no white space, the same escapes. So such bytes are canonical when encoding their value
-gives them again. Whatever is unusual, or not accepted here, goes to `parse_entry` and `statements.parse_update`.
+Most are told by `plain`. Nearly all others are ASCII without long numbers, and for those the C encoder of `json` writes
+exactly what RFC 8785 asks for: keys sorted, no white space, the same escapes. So such bytes are canonical when encoding
+their value gives them again. Whatever is unusual, or not accepted here, goes to `parse_entry` and
+`statements.parse_update`.
 
-`revive` makes an entry of bytes that `parse` has accepted before, in another process, without judging them again.
+`revive` makes an entry of bytes that were accepted before, perhaps in another process, without judging them again.
 """
 
 import json
@@ -19,11 +20,12 @@ from pydantic_core import from_json
 from anabranch.tlog.entry import ENTRY_TYPES, MAX_ENTRY, Actor, Entry, Outcome, parse_entry
 from anabranch.wire import statements
 from anabranch.wire.statements import UpdateStatement
+from auditor.plain import plain, plain_update
 
 FEW = 4096
 LONG = 15  # digits of an integer that canonical JSON allows, whatever they are
+_new = object.__new__
 _set = object.__setattr__  # past the models' own, which are frozen
-_SUBJECT = {"update", "delta_sha256"}  # fields of an update's statement that are its subject
 
 
 def _no_number(text: str) -> NoReturn:
@@ -44,6 +46,8 @@ _encode = json.JSONEncoder(
 
 def parse(data: bytes) -> Entry:
     """As `parse_entry`, with its errors."""
+    if plain(data):
+        return revive(data)
     value = _canonical(data)
     if value is None:
         return parse_entry(data)
@@ -56,25 +60,13 @@ def parse(data: bytes) -> Entry:
 
 def parse_update(payload: bytes) -> UpdateStatement:
     """As `statements.parse_update`, with its errors."""
-    match _canonical(payload):
-        case {
-            "_type": statements.STATEMENT_TYPE,
-            "subject": [
-                {"name": str(name), "digest": {"sha256": str(digest), **more_digests}, **more_subject}
-            ],
-            "predicateType": statements.UPDATE_TYPE,
-            "predicate": dict(predicate),
-            **more,
-        } if not (more or more_subject or more_digests or _SUBJECT & predicate.keys()):
-            try:
-                statement = UpdateStatement.model_validate(
-                    {**predicate, "update": name, "delta_sha256": digest}
-                )
-            except ValidationError:
-                return statements.parse_update(payload)  # which says why not
-            if statement.model_dump(mode="json", exclude=_SUBJECT, exclude_none=True) == predicate:
-                return statement
-    return statements.parse_update(payload)
+    if not plain_update(payload):
+        return statements.parse_update(payload)
+    value = from_json(payload, cache_strings="keys")
+    (subject,) = value["subject"]
+    said = value["predicate"] | {"update": subject["name"], "delta_sha256": subject["digest"]["sha256"]}
+    statement: UpdateStatement = revive_model(UpdateStatement, said)
+    return statement
 
 
 def _canonical(data: bytes) -> Any:
@@ -115,13 +107,14 @@ def revive(data: bytes) -> Entry:
 
 
 def revive_model(model: type[BaseModel], value: dict[str, Any]) -> Any:
-    """An instance of `model` with the fields of a `value` that was valid for it."""
+    """An instance of `model` with the fields of a `value` that was valid for it; `value` becomes part of it."""
     names, defaults, nested = _plan(model)
-    fields = {**defaults, **value}
+    fields = value if len(value) == len(names) else {**defaults, **value}
     for name, convert in nested:
-        if fields[name] is not None:
-            fields[name] = convert(fields[name])
-    made = model.__new__(model)
+        inner = fields[name]
+        if inner is not None:
+            fields[name] = convert(inner)
+    made = _new(model)
     _set(made, "__dict__", fields)
     _set(made, "__pydantic_fields_set__", names)
     _set(made, "__pydantic_extra__", None)

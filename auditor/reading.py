@@ -22,6 +22,7 @@ from anabranch.tlog.entry import Entry
 from anabranch.wire import dsse, limits
 from auditor.export import Export
 from auditor.parsing import parse, revive
+from auditor.plain import plain
 from auditor.signatures import Doubt, Prepared, prepare
 from auditor.tree import Tree, read_entries
 
@@ -29,6 +30,7 @@ ALONE = 20_000  # entries up to which starting other processes takes longer than
 CHUNK = 1024  # entries handed to a worker at a time
 AHEAD = 3  # chunks in flight for each worker
 MOST = 16  # workers
+_SIGNED = b'"sigs":['
 _ENROLLED = b'"type":"silo.enrolled"'
 
 Keys = dict[str, bytes]  # keyid → public key: named by some entry so far, whether rightly or not
@@ -37,7 +39,7 @@ Good = tuple[
 ]  # positions that do not parse; what was signed, where that is good
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Read:
     index: int
     entry: Entry | None
@@ -111,6 +113,8 @@ def work(root: Path, leaves: list[bytes], keys: Keys) -> Good:
     bad: list[int] = []
     good: dict[int, Prepared] = {}
     for position, data in enumerate(leaves):
+        if _SIGNED not in data and plain(data):
+            continue
         try:
             entry = parse(data)
         except Refused:

@@ -175,8 +175,8 @@ def _agree(entry: Entry, sig: Sig, statement: Statement) -> None:
             said = {"update": detail.update, "lease": detail.lease, "delta_sha256": detail.delta_sha256}
             logged = {name: value for name, value in said.items() if value is not None}
         case UpdateReceived():
-            logged |= detail.model_dump(include={"update", "lease", "sequence", "bytes", "delta_sha256"})
-            logged |= {"base_version": detail.version}
+            same = ("update", "lease", "sequence", "bytes", "delta_sha256")
+            logged |= {name: getattr(detail, name) for name in same} | {"base_version": detail.version}
             if detail.statement_sha256 != sig.payload_sha256:
                 raise Doubt(
                     f"names the statement {detail.statement_sha256[:16]}…, but another one was signed"

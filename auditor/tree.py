@@ -80,12 +80,11 @@ def read_entries(export: Export, tree: Tree) -> Iterator[tuple[int, bytes]]:
     for bundle, width in tiles.bundles(tree.size):
         first = tiles.WIDTH * bundle
         entries = export.bundle(bundle, width)
-        for position, entry in enumerate(entries):
-            if leaf_hash(entry) != tree.leaf(first + position):
-                raise Refused(
-                    Reason.DIGEST_MISMATCH, f"entry {first + position} changed while it was verified"
-                )
-            yield first + position, entry
+        hashes = list(map(leaf_hash, entries))
+        if b"".join(hashes) != tree.leaves[HASH_SIZE * first : HASH_SIZE * (first + width)]:
+            changed = next(at for at, value in enumerate(hashes, first) if value != tree.leaf(at))
+            raise Refused(Reason.DIGEST_MISMATCH, f"entry {changed} changed while it was verified")
+        yield from enumerate(entries, first)
 
 
 def _collect(

@@ -41,7 +41,7 @@ ORIGIN = rf"^{_DOMAIN}(?:/[a-z0-9._-]{{1,64}}){{0,4}}$"
 VKEY = rf"^{_DOMAIN}(?:/[a-z0-9._-]{{1,64}}){{0,4}}\+[0-9a-f]{{8}}\+[A-Za-z0-9+/]{{44}}$"
 
 
-def _is_hexfloat(text: str) -> str:
+def is_hexfloat(text: str) -> str:
     try:
         canonical.from_hexfloat(text)
     except Refused as error:
@@ -49,7 +49,7 @@ def _is_hexfloat(text: str) -> str:
     return text
 
 
-def _is_time(text: str) -> str:
+def is_time(text: str) -> str:
     try:
         canonical.from_utc(text)
     except Refused as error:
@@ -63,7 +63,7 @@ def _is_optimizer(value: dict[str, str]) -> dict[str, str]:
         raise ValueError("an optimizer has a name of letters and digits")
     for key, text in value.items():
         if key != "name":
-            _is_hexfloat(text)
+            is_hexfloat(text)
     return value
 
 
@@ -72,8 +72,8 @@ Nonce = Annotated[str, Field(pattern=NONCE)]
 Word = Annotated[str, Field(pattern=WORD)]
 FieldName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
 Count = Annotated[int, Field(strict=True, ge=0, le=canonical.MAX_INT)]  # versions, sizes, steps, bytes
-Time = Annotated[str, Field(pattern=canonical.UTC_TIME), AfterValidator(_is_time)]
-HexFloat = Annotated[str, Field(pattern=canonical.HEXFLOAT), AfterValidator(_is_hexfloat)]
+Time = Annotated[str, Field(pattern=canonical.UTC_TIME), AfterValidator(is_time)]
+HexFloat = Annotated[str, Field(pattern=canonical.HEXFLOAT), AfterValidator(is_hexfloat)]
 Pin = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Ed25519Public = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Serial = Annotated[str, Field(pattern=r"^[0-9a-f]{1,40}$")]

@@ -36,11 +36,11 @@ AUTH = frozenset({"mtls", "token", "local"})
 _UUID7 = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 _TYPE = r"^[a-z][a-z0-9_]{0,31}(?:\.[a-z][a-z0-9_]{0,31}){1,3}$"
 _VERSION_OF = r"^[0-9a-z](?:[0-9a-z_-]{0,62}[0-9a-z])?/(?:0|[1-9][0-9]{0,15})$"  # <job>/<version>
-_TARGET_ID = {"log": ORIGIN, "model": _VERSION_OF, "server": IDENTITY, "certificate": IDENTITY}
+TARGET_ID = {"log": ORIGIN, "model": _VERSION_OF, "server": IDENTITY, "certificate": IDENTITY}
 _PAYLOAD_TYPE = r"^application/[a-z0-9][a-z0-9.+-]{0,79}$"
 _SIGNATURE = r"^[A-Za-z0-9+/]{85}[AQgw]==$"  # base64 of 64 bytes, no stray bits
 
-_OF_A_JOB = frozenset(
+OF_A_JOB = frozenset(
     {
         type
         for type in ENTRY_TYPES
@@ -48,7 +48,7 @@ _OF_A_JOB = frozenset(
     }
     | {"update.received", "update.retired"}
 )  # the envelope says of which; a refused update may belong to none
-_SIGNED = frozenset({"job.approved", "job.denied", "job.withdrawn", "model.evaluated", "update.received"})
+SIGNED = frozenset({"job.approved", "job.denied", "job.withdrawn", "model.evaluated", "update.received"})
 _REASON_CODED = frozenset({"auth.failed", "update.refused"})
 
 
@@ -62,12 +62,12 @@ class Actor(BaseModel, extra="forbid", frozen=True):
 
 class Target(BaseModel, extra="forbid", frozen=True):
     kind: Word  # one of TARGET_KINDS
-    id: str  # an identifier, or what `_TARGET_ID` says of its kind
+    id: str  # an identifier, or what `TARGET_ID` says of its kind
     sha256: Digest | None = None
 
     @model_validator(mode="after")
     def _named_by_kind(self) -> "Target":
-        if not any(re.fullmatch(pattern, self.id) for pattern in (ID, _TARGET_ID.get(self.kind, ID))):
+        if not any(re.fullmatch(pattern, self.id) for pattern in (ID, TARGET_ID.get(self.kind, ID))):
             raise ValueError(f"{self.id[:80]!r} does not name a {self.kind}")
         return self
 
@@ -159,9 +159,9 @@ class Entry(BaseModel, extra="forbid", frozen=True):
             raise ValueError(f"target: {self.target.kind!r} is none of {', '.join(sorted(TARGET_KINDS))}")
         if self.actor.auth not in AUTH:
             raise ValueError(f"actor: {self.actor.auth!r} is none of {', '.join(sorted(AUTH))}")
-        if self.type in _OF_A_JOB and self.job is None:
+        if self.type in OF_A_JOB and self.job is None:
             raise ValueError(f"{self.type} names its job")
-        if self.type in _SIGNED and self.sigs is None:
+        if self.type in SIGNED and self.sigs is None:
             raise ValueError(f"{self.type} carries the silo's signature")
         if self.type == "model.evaluated" and self.sealed is None:
             raise ValueError("model.evaluated seals its metrics")

@@ -38,7 +38,8 @@ Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Hexfloat = Annotated[str, AfterValidator(_hexfloat)]
 Time = Annotated[str, AfterValidator(_time)]
 Nonce = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
-Label = Annotated[str, Field(pattern=r"^[ -~]{1,64}$")]
+LABEL = r"^[ -~]{1,64}$"
+Label = Annotated[str, Field(pattern=LABEL)]
 Metrics = Annotated[dict[Label, Hexfloat], Field(max_length=limits.METRICS)]
 
 

@@ -67,23 +67,11 @@ def build(
     """The document of report.json."""
     silos = [_silo(history, measured["silos"][silo.silo], silo) for silo in setup.silos]
     federated = silos[0]["federated"]["all"]
-    best_local = max(silo["local"]["all"] for silo in silos)
     return {
         "format": FORMAT,
         "release": __version__,
         "federation": history.federation,
-        "job": {
-            "id": history.job,
-            "name": history.name,
-            "terms_sha256": history.terms_sha256,
-            "outcome": history.outcome,
-            "reason": history.reason,
-            "seconds": round(history.ended - history.started, 3),
-            "strategy": setup.strategy,
-            "seed": setup.seed,
-            "local_steps": setup.local_steps,
-            "concentration": setup.concentration,
-        },
+        "job": _job(history, setup),
         "verdict": {
             "federated_beats_every_local_on_all": all(federated > silo["local"]["all"] for silo in silos),
             "log_verified": verify.ok,
@@ -97,19 +85,10 @@ def build(
             "accuracy_all": federated,
             "head_sha256": history.head.parameters_sha256,
             "head_accuracy_all": measured["versions"][str(history.head.number)],
-            "best_local_accuracy_all": best_local,
+            "best_local_accuracy_all": max(silo["local"]["all"] for silo in silos),
         },
         "silos": silos,
-        "log": {
-            "entries": history.entries,
-            "not_understood": history.not_understood,
-            "verify": _verdict(verify, _verified_words(verify)),
-            "replay": _verdict(replay, _replayed_words(replay)),
-            "approvals": [
-                {"silo": d.silo, "decision": d.decision, "log_index": d.index, "terms_sha256": d.terms_sha256}
-                for d in history.decisions
-            ],
-        },
+        "log": _log(history, verify, replay),
         "server_killed": _killed(history, setup.killed),
         "incidents": [
             {
@@ -120,17 +99,50 @@ def build(
             }
             for i in history.incidents
         ],
-        "accuracy_by_version": [
-            {
-                "version": version.number,
-                "seconds": round(version.time - history.started, 3),
-                "accuracy_all": measured["versions"][str(version.number)],
-                "ema_accuracy_all": measured["averages"].get(str(version.number)),
-            }
-            for version in history.versions
-            if str(version.number) in measured["versions"]
+        "accuracy_by_version": _accuracies(history, measured),
+    }
+
+
+def _job(history: History, setup: Setup) -> dict[str, Any]:
+    return {
+        "id": history.job,
+        "name": history.name,
+        "terms_sha256": history.terms_sha256,
+        "outcome": history.outcome,
+        "reason": history.reason,
+        "seconds": round(history.ended - history.started, 3),
+        "strategy": setup.strategy,
+        "seed": setup.seed,
+        "local_steps": setup.local_steps,
+        "concentration": setup.concentration,
+    }
+
+
+def _log(history: History, verify: Verdict, replay: Verdict) -> dict[str, Any]:
+    return {
+        "entries": history.entries,
+        "not_understood": history.not_understood,
+        "verify": _verdict(verify, _verified_words(verify)),
+        "replay": _verdict(replay, _replayed_words(replay)),
+        "approvals": [
+            {"silo": d.silo, "decision": d.decision, "log_index": d.index, "terms_sha256": d.terms_sha256}
+            for d in history.decisions
         ],
     }
+
+
+def _accuracies(history: History, measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each version that was evaluated."""
+    return [
+        {
+            "version": version.number,
+            "seconds": round(version.time - history.started, 3),
+            "accuracy_all": measured["versions"][str(version.number)],
+            "ema_accuracy_all": measured["averages"].get(str(version.number)),
+        }
+        for version in history.versions
+        if str(version.number) in measured["versions"]
+    ]
 
 
 def _silo(history: History, measured: Mapping[str, Any], setup: SiloSetup) -> dict[str, Any]:

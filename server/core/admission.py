@@ -44,7 +44,17 @@ def admit(
     5. The job can still use it: not ended, not older than `max_staleness`.
     6. Its size is what the manifest says; record counts come only if the terms ask for them.
     """
-    # 1
+    lease, job = _held(federation, silo, statement, lease, job)  # 1, 2
+    _follows_the_lease(silo, statement, lease, job)  # 3, 4
+    staleness = _staleness(lease, job)  # 5
+    _fits(statement, job)  # 6
+    return staleness
+
+
+def _held(
+    federation: str, silo: str, statement: UpdateStatement, lease: LeaseFacts | None, job: JobFacts | None
+) -> tuple[LeaseFacts, JobFacts]:
+    """The lease that waits for this update, and its job."""
     if statement.federation != federation:
         raise Refused(
             Reason.BAD_SIGNATURE,
@@ -56,26 +66,31 @@ def admit(
         )
     if lease.kind != "train" or lease.nonce != statement.nonce:
         raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} has another nonce or is not for training")
-    # 2
     if lease.status == "fulfilled":
         raise Refused(Reason.REPLAYED, f"lease {statement.lease} already has its update")
     if lease.status == "released":
         raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} was released; ask for the next task")
-    # 3
+    return lease, job
+
+
+def _follows_the_lease(silo: str, statement: UpdateStatement, lease: LeaseFacts, job: JobFacts) -> None:
+    """Made from the version that was leased, under the terms that the silo approves."""
     if (statement.base_version, statement.base_sha256) != (lease.version, job.base_sha256):
         raise Refused(
             Reason.UNKNOWN_BASE,
             f"lease {statement.lease} is for version {lease.version} ({job.base_sha256[:12]}…), "
             f"the update was trained from {statement.base_version} ({statement.base_sha256[:12]}…)",
         )
-    # 4
     if statement.terms_sha256 != job.terms_digest or statement.manifest_sha256 != job.terms.manifest_sha256:
         raise Refused(
             Reason.CODE_DIGEST_MISMATCH, f"the update was made under other terms than job {job.id} has"
         )
     if job.decision != "approved":
         raise Refused(Reason.JOB_NOT_APPROVED, f"silo {silo} has not approved job {job.id}, or has withdrawn")
-    # 5
+
+
+def _staleness(lease: LeaseFacts, job: JobFacts) -> int:
+    """How many versions late, if the job can still use it."""
     if job.status in ("completed", "aborted") or job.head >= job.terms.file.stop.versions:
         raise Refused(Reason.JOB_ENDED, f"job {job.id} has ended at version {job.head}")
     staleness = job.head - lease.version
@@ -84,7 +99,11 @@ def admit(
             Reason.TOO_STALE,
             f"the update is {staleness} versions old, the job takes at most {job.terms.file.aggregation.max_staleness}",
         )
-    # 6
+    return staleness
+
+
+def _fits(statement: UpdateStatement, job: JobFacts) -> None:
+    """What it announces is what the job takes."""
     if statement.bytes != job.file_bytes:
         raise Refused(
             Reason.SIZE_LIMIT,
@@ -99,7 +118,6 @@ def admit(
         raise Refused(
             Reason.MALFORMED, "an update of 0 examples has no weight; send it only after training on records"
         )
-    return staleness
 
 
 def check_norm(norm: float, limit: float | None) -> None:

@@ -1,18 +1,21 @@
 """The fast way of reading entries gives the verdict of the contract's own parser, and the same entry."""
 
 import json
+from re import _parser as sre
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, model_validator
 
 from anabranch.errors import Refused
-from anabranch.tlog.details import DETAILS
-from anabranch.tlog.entry import Actor, Entry, ModelRef, Outcome, Sealed, Sig, Target, parse_entry
+from anabranch.tlog.details import DETAILS, Id
+from anabranch.tlog.entry import TARGET_ID, Actor, Entry, ModelRef, Outcome, Sealed, Sig, Target, parse_entry
 from anabranch.wire import canonical, statements
 from auditor.export import Export
 from auditor.parsing import parse, parse_update, revive
 from auditor.pin import pin
+from auditor.plain import ESCAPED, JUDGED, Unread, entry_of, plain, plain_update, value
 from auditor.reading import work
 from auditor.signatures import revived
 from auditor.verify import verify
@@ -87,6 +90,177 @@ def test_no_schema_turns_one_value_into_another(leaves):
                 found = judged(parse, data)
                 if isinstance(found, Entry):  # what it does not accept it has asked `parse_entry` about
                     assert found == parse_entry(data), (path, other)
+
+
+EDGES = [
+    *("", "a", "a-", "A b", 'a"b', "a\\b", "a\n", "é", "a" * 64, "a" * 65, "0" * 64, "f" * 63),
+    *(
+        "fed.example",
+        "other.example",
+        "10.0.0.1",
+        "spiffe://fed.example/aggregator/0",
+        "spiffe://fed.example/silo/a",
+    ),
+    *(
+        "spiffe://other.example/silo/a/agent/0",
+        "spiffe://fed.example/silo/a/agent/0",
+        "spiffe://fed.example/admin/",
+    ),
+    *(
+        "digits-1/0",
+        "digits-1/01",
+        "log",
+        "model",
+        "certificate",
+        "server",
+        "mtls",
+        "none",
+        "success",
+        "denied",
+    ),
+    *("1969-12-31T00:00:00.000000Z", "2026-02-28T23:59:59.999999Z", "2026-02-29T00:00:00.000000Z"),
+    *("2028-02-29T00:00:00.000000Z", "2026-04-31T00:00:00.000000Z", "2026-12-31T23:59:60.000000Z"),
+    *("2199-12-31T24:00:00.000000Z", "2026-13-01T00:00:00.000000Z", "2026-01-00T00:00:00.000000Z"),
+    *("2241-10-30T00:00:00.000000Z", "9999-12-31T23:59:59.999999Z", "2026-01-01T00:00:00Z"),
+    *("0x0.0p+0", "-0x0.0p+0", "0x1.8000000000000p+1", "0x1.8000000000000p+01", "0x1.8000000000000p-0"),
+    *(
+        "0x1.0000000000000p+1023",
+        "0x1.0000000000000p+1024",
+        "0x1.0000000000000p-1022",
+        "0x1.0000000000000p-1023",
+    ),
+    *(
+        "0x0.0000000000001p-1022",
+        "0x0.0000000000000p-1022",
+        "0x1.0000000000000p+999",
+        "0x1.0000000000000p-999",
+    ),
+    *(0, 1, 2, -1, 10**15 - 1, 10**15, 2**53 - 1, 2**53, True, None, 1.0, [], {}, ["a"], [{}]),
+]
+
+
+def text_of(document):
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def test_values_at_the_edge_are_judged_alike_everywhere(leaves):
+    """Each value of an entry of each type replaced by each of `EDGES`."""
+    told = {json.loads(data)["type"]: data for data in leaves.book.entries}
+    accepted = 0
+    for original in told.values():
+        for path in places(json.loads(original)):
+            for edge in EDGES:
+                data = text_of(replaced(json.loads(original), path, edge))
+                if plain(data):
+                    accepted += 1
+                    assert revive(data) == parse_entry(data), (path, edge)
+    assert accepted > len(told) * 20
+
+
+def test_values_at_the_edge_of_a_statement_are_judged_alike(leaves):
+    payloads = (path.read_bytes() for path in (leaves.book.directory / "objects").iterdir())
+    original = next(data for data in payloads if b"update/v1" in data)
+    assert plain_update(original)
+    for path in places(json.loads(original)):
+        for edge in [*EDGES, ...]:
+            data = text_of(replaced(json.loads(original), path, edge))
+            assert judged(parse_update, data) == judged(statements.parse_update, data), (path, edge)
+
+
+def test_nearly_all_entries_are_plain(leaves):
+    """Those of the other types have a rule of their own, or free keys."""
+    others = {type for type in DETAILS if entry_of(type) is None}
+    assert others == {"model.published", "aggregation.performed", "retention.pruned"}
+    for data in leaves.book.entries:
+        assert plain(data) == (json.loads(data)["type"] in DETAILS.keys() - others), data
+
+
+def test_no_pattern_admits_what_needs_an_escape():
+    """Such as a quote: the next text would be taken for the rest of this one."""
+    schemas = [
+        model.__pydantic_core_schema__ for model in (*DETAILS.values(), Entry, statements.UpdateStatement)
+    ]
+    found = {pattern for schema in schemas for pattern in patterns(schema)} | set(TARGET_ID.values())
+    assert len(found) > 20
+    assert statements.LABEL in found
+    for pattern in found | set(JUDGED.values()):
+        admitted = letters(sre.parse(ESCAPED.get(pattern, pattern)))
+        assert admitted <= set(map(chr, range(0x20, 0x7F))) - {'"', "\\"}, pattern
+
+
+def patterns(schema):
+    items = (
+        schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
+    )
+    for name, inner in items:
+        if name == "pattern":
+            yield inner
+        elif name not in ("metadata", "serialization"):
+            yield from patterns(inner)
+
+
+def letters(tree):
+    """Every character that a parsed pattern can match; of a part that is no set of them, all."""
+    found = set()
+    for kind, inside in tree:
+        match kind:
+            case sre.LITERAL:
+                found.add(chr(inside))
+            case sre.RANGE:
+                found |= set(map(chr, range(inside[0], inside[1] + 1)))
+            case sre.IN:
+                found |= letters(inside)
+            case sre.MAX_REPEAT | sre.SUBPATTERN:
+                found |= letters(inside[-1])
+            case sre.BRANCH:
+                found |= set().union(*map(letters, inside[1]))
+            case sre.AT:
+                pass
+            case _:
+                found |= set(map(chr, range(256)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "str"},
+        {"type": "str", "pattern": "^a$", "to_lower": True},
+        {"type": "str", "pattern": "a"},
+        {"type": "int", "ge": 0},
+        {"type": "int", "ge": 0, "le": 10},
+        {"type": "int", "ge": 0, "le": 2**53 - 1, "multiple_of": 2},
+        {
+            "type": "function-after",
+            "function": {"function": len},
+            "schema": {"type": "str", "pattern": "^a$"},
+        },
+        {"type": "dict"},
+        {"type": "any"},
+    ],
+)
+def test_a_schema_that_says_more_is_not_read(schema):
+    with pytest.raises(Unread):
+        value(schema)
+
+
+def test_a_model_with_a_rule_of_its_own_is_not_read():
+    class Ruled(BaseModel):
+        one: Id
+
+        @model_validator(mode="after")
+        def _never(self):
+            raise ValueError
+
+    class Hooked(BaseModel):
+        one: Id
+
+        def model_post_init(self, _):
+            raise ValueError
+
+    for model in (Ruled, Hooked):
+        with pytest.raises(Unread):
+            value(model.__pydantic_core_schema__)
 
 
 def places(value, path=()):

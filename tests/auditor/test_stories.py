@@ -13,7 +13,7 @@ from tests.auditor.book import ADMIN, ORIGIN, key
 JOB = "digits-1"
 
 
-def found(report, step, text):
+def assert_found(report, step, text):
     """Something was found in this step, and it says this."""
     texts = [finding.what for finding in report.findings if finding.step == step]
     assert any(text in what for what in texts), report.findings
@@ -25,19 +25,19 @@ def found(report, step, text):
 
 def test_an_update_signed_by_another_silo(story, audit):
     story.begin().update("a", story.lease("a"), private=story.update_key("b"))
-    found(audit(story).report, 4, "no update key that silo a registered")
+    assert_found(audit(story).report, 4, "no update key that silo a registered")
 
 
 def test_an_update_signed_by_a_key_nobody_registered(story, audit):
     story.begin().update("a", story.lease("a"), private=key(9))
-    found(audit(story).report, 4, "no update key that silo a registered")
+    assert_found(audit(story).report, 4, "no update key that silo a registered")
 
 
 def test_an_approval_signed_with_the_update_key(story, audit):
     story.enrol("a")
     story.submit()
     story.decide("a", private=story.update_key("a"))
-    found(audit(story).report, 4, "no approver key that silo a registered")
+    assert_found(audit(story).report, 4, "no approver key that silo a registered")
 
 
 def test_a_key_is_worthless_after_its_silo_was_revoked(story, audit):
@@ -46,8 +46,8 @@ def test_a_key_is_worthless_after_its_silo_was_revoked(story, audit):
     story.revoke("a")
     story.update("a", lease)
     report = audit(story).report
-    found(report, 4, "after the silo was revoked")
-    found(report, 5, "silo a is not enrolled, or was revoked")
+    assert_found(report, 4, "after the silo was revoked")
+    assert_found(report, 5, "silo a is not enrolled, or was revoked")
 
 
 def test_a_silo_that_enrols_again_may_work_again(story, audit):
@@ -64,7 +64,7 @@ def test_a_revoked_key_does_not_come_back(story, audit):
     story.begin()
     story.revoke("a")
     story.enrol("a", token="second")
-    found(audit(story).report, 4, "which was revoked")
+    assert_found(audit(story).report, 4, "which was revoked")
 
 
 def test_the_statement_behind_an_update_is_gone(story, audit):
@@ -72,7 +72,7 @@ def test_the_statement_behind_an_update_is_gone(story, audit):
     report = audit(story).report
     assert report.verified
     story.book.path(_statement(story)).unlink()
-    found(audit(story).report, 4, "nothing proves it")
+    assert_found(audit(story).report, 4, "nothing proves it")
 
 
 def _statement(story):
@@ -87,7 +87,7 @@ def _statement(story):
 )
 def test_an_update_logged_with_other_words_than_were_signed(story, audit, changed):
     story.begin().update("a", story.lease("a"), **changed)
-    found(audit(story).report, 4, next(iter(changed)))
+    assert_found(audit(story).report, 4, next(iter(changed)))
 
 
 def test_a_statement_swapped_for_an_earlier_one(story, audit):
@@ -95,21 +95,21 @@ def test_a_statement_swapped_for_an_earlier_one(story, audit):
     first = story.update("a", story.lease("a"))
     document = canonical.decode(story.book.entries[-1])
     story.book.append(canonical.encode(document | {"id": document["id"][:-1] + "f"}))
-    found(audit(story).report, 5, f"update {first.id} was received before")
+    assert_found(audit(story).report, 5, f"update {first.id} was received before")
 
 
 def test_a_silo_that_was_shown_another_log(story, audit):
     story.begin()
     lease = story.lease("a")
     story.update("a", lease, seen=Checkpoint(ORIGIN, 5, b"\x05" * 32))
-    found(audit(story).report, 4, "not this log")
+    assert_found(audit(story).report, 4, "not this log")
 
 
 def test_a_silo_cannot_have_seen_the_future(story, audit):
     story.begin()
     lease = story.lease("a")
     story.update("a", lease, seen=Checkpoint(ORIGIN, 10_000, b"\x05" * 32))
-    found(audit(story).report, 4, "had seen a log of 10000 entries")
+    assert_found(audit(story).report, 4, "had seen a log of 10000 entries")
 
 
 def test_two_silos_with_one_key(story, audit):
@@ -117,7 +117,7 @@ def test_two_silos_with_one_key(story, audit):
     story.update_key = lambda silo: key(201)
     story.enrol("c")
     story.enrol("d")
-    found(audit(story).report, 4, "key of silo c, as update key of silo d")
+    assert_found(audit(story).report, 4, "key of silo c, as update key of silo d")
 
 
 # silos and jobs
@@ -127,7 +127,7 @@ def test_enrolled_without_an_invitation(story, audit):
     story.enrol("a")
     del story.book.entries[1]
     story.book.rebuild()
-    found(audit(story).report, 5, "was not invited with token t-a")
+    assert_found(audit(story).report, 5, "was not invited with token t-a")
 
 
 def test_a_token_used_twice(story, audit):
@@ -135,7 +135,7 @@ def test_a_token_used_twice(story, audit):
     document = canonical.decode(story.book.entries[-1])
     document["detail"]["csr_sha256"] = "d" * 64
     story.book.append(canonical.encode(document))
-    found(audit(story).report, 5, "token t-a was used before")
+    assert_found(audit(story).report, 5, "token t-a was used before")
 
 
 def test_an_enrolment_repeated_because_its_answer_was_lost(story, audit):
@@ -149,7 +149,7 @@ def test_a_job_started_without_approvals(story, audit):
     story.submit()
     story.decide("a")
     story.start(["a", "b"])
-    found(audit(story).report, 5, "silo b has not decided")
+    assert_found(audit(story).report, 5, "silo b has not decided")
 
 
 def test_a_job_started_with_too_few_silos(story, audit):
@@ -157,14 +157,14 @@ def test_a_job_started_with_too_few_silos(story, audit):
     story.submit()
     story.decide("a")
     story.start(["a"])
-    found(audit(story).report, 5, "its terms ask for 2")
+    assert_found(audit(story).report, 5, "its terms ask for 2")
 
 
 def test_work_for_a_silo_that_denied(story, audit):
     story.begin()
     story.decide("b", "withdraw")
     story.lease("b")
-    found(audit(story).report, 5, "silo b has withdrawn, not approved")
+    assert_found(audit(story).report, 5, "silo b has withdrawn, not approved")
 
 
 def test_a_job_whose_entry_differs_from_the_approved_terms(story, audit):
@@ -174,7 +174,7 @@ def test_a_job_whose_entry_differs_from_the_approved_terms(story, audit):
     document["detail"]["archive_sha256"] = "e" * 64
     story.book.entries[3] = canonical.encode(document)
     story.book.rebuild()
-    found(audit(story).report, 5, "the terms silos approve say")
+    assert_found(audit(story).report, 5, "the terms silos approve say")
 
 
 # leases and updates
@@ -186,7 +186,7 @@ def test_an_update_without_a_lease(story, audit):
     story.book.entries.pop()
     story.book.rebuild()
     story.update("a", lease)
-    found(audit(story).report, 5, f"lease {lease} was never issued")
+    assert_found(audit(story).report, 5, f"lease {lease} was never issued")
 
 
 def test_a_lease_used_for_two_updates(story, audit):
@@ -194,23 +194,23 @@ def test_a_lease_used_for_two_updates(story, audit):
     lease = story.lease("a")
     story.update("a", lease)
     story.update("a", lease)
-    found(audit(story).report, 5, f"lease {lease} was used for update")
+    assert_found(audit(story).report, 5, f"lease {lease} was used for update")
 
 
 def test_an_update_on_another_silos_lease(story, audit):
     story.begin().update("b", story.lease("a"))
-    found(audit(story).report, 5, "was issued to silo a")
+    assert_found(audit(story).report, 5, "was issued to silo a")
 
 
 def test_an_update_on_an_evaluation_lease(story, audit):
     story.begin().update("a", story.lease("a", "evaluate"))
-    found(audit(story).report, 5, "was issued to evaluate")
+    assert_found(audit(story).report, 5, "was issued to evaluate")
 
 
 @pytest.mark.parametrize("changed", [{"staleness": 3}, {"version": 7}], ids=str)
 def test_a_staleness_or_base_the_lease_does_not_give(story, audit, changed):
     story.begin().update("a", story.lease("a"), **changed)
-    found(audit(story).report, 5, str(next(iter(changed.values()))))
+    assert_found(audit(story).report, 5, str(next(iter(changed.values()))))
 
 
 def test_an_update_used_twice(story, audit):
@@ -218,14 +218,14 @@ def test_an_update_used_twice(story, audit):
     update = story.update("a", story.lease("a"))
     story.aggregate([update])
     story.aggregate([update])
-    found(audit(story).report, 5, f"update {update.id} was merged before")
+    assert_found(audit(story).report, 5, f"update {update.id} was merged before")
 
 
 def test_an_update_used_twice_in_one_aggregation(story, audit):
     story.begin()
     update = story.update("a", story.lease("a"))
     story.aggregate([update, update])
-    found(audit(story).report, 5, f"update {update.id} was merged before")
+    assert_found(audit(story).report, 5, f"update {update.id} was merged before")
 
 
 def test_a_retired_update_used_all_the_same(story, audit):
@@ -233,21 +233,21 @@ def test_a_retired_update_used_all_the_same(story, audit):
     update = story.update("a", story.lease("a"))
     story.retire(update, "withdrawn")
     story.aggregate([update])
-    found(audit(story).report, 5, f"update {update.id} was retired before")
+    assert_found(audit(story).report, 5, f"update {update.id} was retired before")
 
 
 def test_an_update_nobody_sent(story, audit):
     story.begin()
     update = story.update("a", story.lease("a"))
     story.aggregate([replace(update, id="update-invented")])
-    found(audit(story).report, 5, "update update-invented was never received")
+    assert_found(audit(story).report, 5, "update update-invented was never received")
 
 
 def test_an_update_passed_off_as_another_silos(story, audit):
     story.begin()
     update = story.update("a", story.lease("a"))
     story.aggregate([replace(update, silo="b")])
-    found(audit(story).report, 5, "as another one than was received")
+    assert_found(audit(story).report, 5, "as another one than was received")
 
 
 def test_a_received_update_refused_afterwards(story, audit):
@@ -255,14 +255,14 @@ def test_a_received_update_refused_afterwards(story, audit):
     update = story.update("a", story.lease("a"))
     detail = {"silo": "a", "code": "too_stale", "update": update.id}
     story.book.log("update.refused", Target(kind="update", id=update.id), detail, job=JOB)
-    found(audit(story).report, 5, "cannot be refused any more")
+    assert_found(audit(story).report, 5, "cannot be refused any more")
 
 
 def test_an_update_left_behind_by_a_job_that_ended(story, audit):
     story.begin()
     update = story.update("a", story.lease("a"))
     story.change("job.completed")
-    found(audit(story).report, 5, f"update {update.id} has no fate")
+    assert_found(audit(story).report, 5, f"update {update.id} has no fate")
 
 
 # versions
@@ -271,13 +271,13 @@ def test_an_update_left_behind_by_a_job_that_ended(story, audit):
 def test_work_after_the_end(story, audit):
     story.begin().whole()
     story.lease("a")
-    found(audit(story).report, 5, "has ended before")
+    assert_found(audit(story).report, 5, "has ended before")
 
 
 def test_a_version_from_nowhere(story, audit):
     story.begin()
     story.publish(parameters_sha256="f" * 64, parent=0, step="step-1")
-    found(audit(story).report, 5, "no aggregation made version 1")
+    assert_found(audit(story).report, 5, "no aggregation made version 1")
 
 
 def test_a_version_is_left_out(story, audit):
@@ -289,7 +289,7 @@ def test_a_version_is_left_out(story, audit):
     ]
     del story.book.entries[published[2]]
     story.book.rebuild()
-    found(audit(story).report, 5, "but the head is 1")
+    assert_found(audit(story).report, 5, "but the head is 1")
 
 
 def test_version_zero_is_what_the_owner_submitted(story, audit):
@@ -299,20 +299,20 @@ def test_version_zero_is_what_the_owner_submitted(story, audit):
     document["detail"]["parameters_sha256"] = "f" * 64
     story.book.entries[-1] = canonical.encode(document)
     story.book.rebuild()
-    found(audit(story).report, 5, "the version 0 is " + "f" * 64)
+    assert_found(audit(story).report, 5, "the version 0 is " + "f" * 64)
 
 
 def test_an_export_of_another_model(story, audit):
     story.begin()
     detail = {"version": 0, "sha256": "f" * 64, "selector": "head"}
     story.book.log("model.exported", Target(kind="model", id=f"{JOB}/0"), detail, actor=ADMIN, job=JOB)
-    found(audit(story).report, 5, "which is not version 0")
+    assert_found(audit(story).report, 5, "which is not version 0")
 
 
 def test_an_aggregation_that_skips_a_version(story, audit):
     story.begin()
     story.aggregate([story.update("a", story.lease("a"))], version=2, base=1)
-    found(audit(story).report, 5, "makes version 2 from 1, but the head is 0")
+    assert_found(audit(story).report, 5, "makes version 2 from 1, but the head is 0")
 
 
 def test_the_profile_is_the_one_the_log_names(story):

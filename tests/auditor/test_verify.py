@@ -4,12 +4,15 @@ import json
 
 import pytest
 
+from anabranch.errors import Refused
 from anabranch.tlog.checkpoint import Checkpoint, sign
 from anabranch.tlog.entry import Target
 from anabranch.tlog.merkle import EMPTY_ROOT, Frontier
+from anabranch.tlog.tiles import entries_path
 from anabranch.wire import canonical
 from auditor.export import Export
 from auditor.pin import pin
+from auditor.tree import read_entries, recompute
 from auditor.verify import verify
 from tests.auditor.book import ORIGIN, Book, key
 
@@ -36,6 +39,20 @@ def test_a_log_longer_than_one_bundle(story, audit):
     assert report.findings == []
     assert report.verified
     assert report.types["server.started"] == 600
+
+
+def test_an_entry_that_changes_after_it_was_hashed_is_named(story):
+    story.begin()
+    for epoch in range(300):
+        story.book.log("server.started", Target(kind="server", id="0"), {"release": "0.1.0", "epoch": epoch})
+    export = Export(story.book.write())
+    size = len(story.book.entries)
+    tree = recompute(export, size, lambda path, what: pytest.fail(f"{path} {what}"))
+    assert [data for _, data in read_entries(export, tree)] == story.book.entries
+    last = export.root / entries_path(1, size - 256)
+    last.write_bytes(last.read_bytes()[:-1] + b" ")
+    with pytest.raises(Refused, match=f"entry {size - 1} changed while it was verified"):
+        list(read_entries(export, tree))
 
 
 def test_open_updates_are_listed(story, audit):
