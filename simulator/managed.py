@@ -1,0 +1,110 @@
+"""Silos that train the job's own task with the platform's own loop (`silo_agent.training.managed`), in this process."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anabranch.terms import JobFile
+from anabranch.wire.manifest import Manifest
+from silo_agent.training import tensors
+from silo_agent.training.managed import Managed, build_model
+from silo_agent.training.task import SiloData, Task
+from simulator.engine import Trained
+from simulator.flat import Flat
+
+LOADED = 64  # silos whose model and records are in memory; what others need lies in their folders
+
+
+@dataclass
+class ManagedTrainer:
+    """One job's silos. `data` is what each reads; `test` what `measure` reads. Deterministic with one thread."""
+
+    task: Task
+    file: JobFile
+    data: Sequence[Path]
+    test: Path | None
+    folder: Path
+    _loaded: "OrderedDict[int, Managed]" = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+        model = build_model(self.task, self.file.job.seed)
+        self.manifest = tensors.manifest_of(model, self.file.training.buffers)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "initial.safetensors"
+        tensors.save_values(model, path, self.manifest)
+        self.initial = read(path, self.manifest)
+        self._base: tuple[Flat | None, Path] = None, self.folder / "base.safetensors"
+
+    def train(self, job: str, silo: int, cycle: str, base: Flat, version: int, steps: int) -> Trained:
+        out = self.folder / "update.safetensors"
+        done = self._silo(silo).train(
+            {
+                "do": "train",
+                "cycle": cycle,
+                "version": version,
+                "parameters": str(self._file(base)),
+                "steps": steps,
+                "out": str(out),
+            },
+            lambda progress: None,
+        )
+        assert done is not None  # nobody interrupts it
+        return Trained(read(out, self.manifest), done["num_examples"], done["metrics"]["loss"])
+
+    def evaluate(
+        self, job: str, silo: int, cycle: str, parameters: Flat, version: int, split: str
+    ) -> tuple[Mapping[str, float], int]:
+        found = self._silo(silo).evaluate(
+            {
+                "do": "evaluate",
+                "cycle": cycle,
+                "version": version,
+                "parameters": str(self._file(parameters)),
+                "split": split,
+            },
+            lambda progress: None,
+        )
+        return found["metrics"], found["num_examples"]
+
+    def measure(self, job: str, parameters: Flat, split: str) -> tuple[Mapping[str, float], int]:
+        return self.evaluate(job, -1, "measure", parameters, 0, split)
+
+    def _silo(self, number: int) -> Managed:
+        """Its model and records; the one used longest ago makes room."""
+        if number not in self._loaded:
+            if len(self._loaded) >= LOADED:
+                self._loaded.popitem(last=False)
+            path = self.data[number] if number >= 0 else self.test
+            assert path is not None
+            work = self.folder / f"silo-{number}"
+            work.mkdir(exist_ok=True)
+            data = SiloData(path, {"silo": number, "silos": len(self.data)})
+            self._loaded[number] = Managed(self.task, self.file, data, work)
+        self._loaded.move_to_end(number)
+        return self._loaded[number]
+
+    def _file(self, parameters: Flat) -> Path:
+        """The parameters as a canonical file, written when they are others than before."""
+        known, path = self._base
+        if known is not parameters:
+            write(parameters, path)
+            self._base = parameters, path
+        return path
+
+
+def read(path: Path, manifest: Manifest) -> Flat:
+    """A canonical file this process wrote."""
+    values = np.fromfile(path, np.dtype("<f4"), offset=len(manifest.header()))
+    return Flat(manifest, values)
+
+
+def write(parameters: Flat, path: Path) -> None:
+    with open(path, "wb") as file:
+        file.write(parameters.manifest.header())
+        parameters.values.tofile(file)

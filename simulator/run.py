@@ -1,0 +1,108 @@
+"""One run from files: job folders and a scenario in, what happened out."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anabranch.errors import Reason, Refused
+from anabranch.terms import JobFile, JobTerms
+from anabranch.wire.canonical import sha256
+from silo_agent.training.archive import pack
+from silo_agent.training.task import load_task
+from simulator.dealing import deal
+from simulator.engine import Planned, Run, Trained, Trainer
+from simulator.flat import Flat
+from simulator.managed import ManagedTrainer
+from simulator.scenario import Scenario
+from simulator.trainers import SyntheticTrainer
+
+NO_ARCHIVE = sha256(b"")
+
+
+@dataclass(frozen=True)
+class Told:
+    """A job as a person wrote it: its file and the folder it stands in."""
+
+    file: JobFile
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Trainers:
+    """Each job's own."""
+
+    of: Mapping[str, Trainer]
+
+    def train(self, job: str, silo: int, cycle: str, base: Flat, version: int, steps: int) -> Trained:
+        return self.of[job].train(job, silo, cycle, base, version, steps)
+
+    def evaluate(
+        self, job: str, silo: int, cycle: str, parameters: Flat, version: int, split: str
+    ) -> tuple[Mapping[str, float], int]:
+        return self.of[job].evaluate(job, silo, cycle, parameters, version, split)
+
+    def measure(self, job: str, parameters: Flat, split: str) -> tuple[Mapping[str, float], int]:
+        return self.of[job].measure(job, parameters, split)
+
+
+@dataclass(frozen=True)
+class Finished:
+    run: Run
+    seconds: float  # of this machine, preparation left out
+
+
+def play(
+    jobs: Sequence[Told], scenario: Scenario, told: Callable[[float], None] = lambda now: None
+) -> Finished:
+    """Play one run in a scratch folder. Raises Refused for what does not fit together."""
+    names = [job.file.job.name for job in jobs]
+    if len(set(names)) != len(names):
+        raise Refused(Reason.MALFORMED, f"jobs that run together need different names: {', '.join(names)}")
+    with tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
+        prepared = [_prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
+        trainers = Trainers({planned.name: trainer for planned, trainer in prepared})
+        began = time.perf_counter()
+        run = Run(scenario, [planned for planned, _ in prepared], trainers, told).play()
+        return Finished(run, time.perf_counter() - began)
+
+
+def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Trainer]:
+    silos, seed = len(scenario.profiles()), scenario.seed
+    trainer: SyntheticTrainer | ManagedTrainer
+    if scenario.synthetic is not None:
+        trainer, archive = SyntheticTrainer(scenario.synthetic, seed), NO_ARCHIVE
+    else:
+        trainer, archive = _managed(job, scenario, silos, scratch), sha256(pack(job.folder))
+    terms = JobTerms(
+        file=job.file,
+        archive_sha256=archive,
+        initial_sha256=trainer.initial.digest(),
+        manifest_sha256=trainer.manifest.digest(),
+    )
+    return Planned(job.file.job.name, terms, trainer.manifest, trainer.initial), trainer
+
+
+def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> ManagedTrainer:
+    wanted = job.file.job
+    if not wanted.managed:
+        raise Refused(
+            Reason.MALFORMED,
+            f"{wanted.task} brings its own loop; a simulation runs managed tasks (task.py:Class) in its own process",
+        )
+    if wanted.data not in scenario.data:
+        raise Refused(
+            Reason.MALFORMED,
+            f"the job reads the binding {wanted.data!r}; the scenario has no [data.{wanted.data}]",
+        )
+    data = scenario.data[wanted.data]
+    if scenario.measure is not None and data.test is None:
+        raise Refused(Reason.MALFORMED, f"[measure] needs [data.{wanted.data}] test: records no silo has")
+    # The job's seed makes the model and the batches, the scenario's the deal: another run is another draw of both.
+    file = job.file.model_copy(
+        update={"job": wanted.model_copy(update={"seed": wanted.seed + scenario.seed})}
+    )
+    task = load_task(job.folder, wanted.task, wanted.params)
+    paths = deal(data, silos, scenario.seed, scratch / "data")
+    return ManagedTrainer(task, file, paths, data.test, scratch)
