@@ -14,7 +14,6 @@ from pyarrow import parquet
 
 from anabranch import __version__
 from anabranch.terms import seconds
-from simulator.engine import Run
 from simulator.rows import Columns
 from simulator.run import Finished
 from simulator.state import Job
@@ -34,16 +33,15 @@ _TYPES = {
 def write(out: Path, finished: Finished) -> dict[str, Any]:
     """The document of run.json. `out` is created; what is in it is replaced."""
     out.mkdir(parents=True, exist_ok=True)
-    run = finished.run
     for name, columns in (
-        ("updates", run.rows.updates),
-        ("versions", run.rows.versions),
-        ("metrics", run.rows.metrics),
+        ("updates", finished.rows.updates),
+        ("versions", finished.rows.versions),
+        ("metrics", finished.rows.metrics),
     ):
         parquet.write_table(table(columns), out / f"{name}.parquet", compression="zstd")
-    document = summary(run)
+    document = summary(finished)
     _json(out / "run.json", document)
-    count = len(run.rows.updates["update"])
+    count = len(finished.rows.updates["update"])
     speed = {
         "seconds": round(finished.seconds, 3),
         "updates_per_minute": round(60 * count / finished.seconds),
@@ -56,20 +54,20 @@ def table(columns: Columns) -> pa.Table:
     return pa.table({name: pa.array(column, _TYPES[name]) for name, column in columns.items()})
 
 
-def summary(run: Run) -> dict[str, Any]:
-    scenario = run.scenario
+def summary(finished: Finished) -> dict[str, Any]:
+    scenario = finished.scenario
     return {
         "format": FORMAT,
         "release": __version__,
         "scenario": scenario.model_dump(mode="json", exclude={"data"}),
         "silos": len(scenario.profiles()),
-        "virtual_seconds": min(run.now, seconds(scenario.horizon)),
-        "jobs": [_job(run, job) for job in run.jobs.values()],
+        "virtual_seconds": min(finished.server.now, seconds(scenario.horizon)),
+        "jobs": [_job(finished, job) for job in finished.server.jobs.values()],
     }
 
 
-def _job(run: Run, job: Job) -> dict[str, Any]:
-    updates, versions = _of(run.rows.updates, job.id), _of(run.rows.versions, job.id)
+def _job(finished: Finished, job: Job) -> dict[str, Any]:
+    updates, versions = _of(finished.rows.updates, job.id), _of(finished.rows.versions, job.id)
     outcomes = [row["outcome"] for row in updates]
     merged = [row["staleness"] for row in updates if row["outcome"] == "merged"]
     return {
@@ -84,7 +82,7 @@ def _job(run: Run, job: Job) -> dict[str, Any]:
         "bytes_up": len(updates) * job.manifest.file_bytes,
         "bytes_down": len(updates) * job.manifest.file_bytes,
         "parameters_sha256": job.newest.parameters.digest(),
-        "final": final(_of(run.rows.metrics, job.id), seconds(run.scenario.horizon), job.ended_at),
+        "final": final(_of(finished.rows.metrics, job.id), seconds(finished.scenario.horizon), job.ended_at),
     }
 
 

@@ -2,20 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from anabranch.rules.strategies import Input
-from server.core.buffer import Closing
-from simulator.state import Update, Version
+if TYPE_CHECKING:
+    from simulator.engine import Task
 
 Columns = dict[str, list[Any]]
 
 UPDATES = (
-    "update",
+    "update",  # its lease
     "job",
     "silo",
     "base",
-    "leased_at",
+    "leased_at",  # virtual seconds, as every time
     "received_at",
     "steps",
     "loss",
@@ -35,57 +34,61 @@ class Rows:
     metrics: Columns = field(default_factory=lambda: {name: [] for name in METRICS})
     _places: dict[str, int] = field(default_factory=dict)  # of updates that have not come to an end
 
-    def received(self, update: Update, head: int, loss: float, reason: str) -> None:
+    def received(self, now: float, silo: str, task: "Task", loss: float, reason: str) -> None:
         """`reason` is "" for an admitted update."""
         if not reason:
-            self._places[update.id] = len(self.updates["update"])
-        lease = update.lease
-        _append(
-            self.updates,
-            update.id,
-            lease.job,
-            lease.silo,
-            lease.version,
-            lease.issued_at,
-            update.received_at,
-            lease.steps,
+            self._places[task.lease] = len(self.updates["update"])
+        outcome = "refused" if reason else "waiting"
+        row = (
+            task.lease,
+            task.job,
+            silo,
+            task.version,
+            task.issued_at,
+            now,
+            task.steps,
             loss,
-            "refused" if reason else "waiting",
+            outcome,
             reason,
-            None,
-            head - lease.version,
         )
+        _append(self.updates, *row, None, None)
 
-    def retired(self, update: Update, reason: str) -> None:
-        place = self._places.pop(update.id)
+    def retired(self, update: str, reason: str) -> None:
+        place = self._places.pop(update)
         self.updates["outcome"][place], self.updates["reason"][place] = "retired", reason
 
-    def published(self, job: str, version: Version, closing: Closing, inputs: Sequence[Input]) -> None:
-        for one in inputs:
-            place = self._places.pop(one.update)
+    def published(
+        self,
+        now: float,
+        job: str,
+        version: int,
+        closed_by: str,
+        absent: Sequence[str],
+        staleness: Mapping[str, int],
+    ) -> None:
+        """`staleness`: of each update that went into the version."""
+        for update, late in staleness.items():
+            place = self._places.pop(update)
             self.updates["outcome"][place] = "merged"
-            self.updates["version"][place] = version.number
-            self.updates["staleness"][place] = one.staleness
-        absent = ",".join(closing.absent)
-        _append(
-            self.versions, job, version.number, version.published_at, len(inputs), closing.closed_by, absent
-        )
+            self.updates["version"][place] = version
+            self.updates["staleness"][place] = late
+        _append(self.versions, job, version, now, len(staleness), closed_by, ",".join(absent))
 
     def evaluated(
-        self, at: float, job: str, version: int, silo: str, metrics: Mapping[str, float], records: int
+        self, now: float, job: str, version: int, silo: str, metrics: Mapping[str, float], records: int
     ) -> None:
         """By a silo, as part of the job."""
-        self._metrics(at, job, version, silo, "evaluated", metrics, records)
+        self._metrics(now, job, version, silo, "evaluated", metrics, records)
 
     def measured(
-        self, at: float, job: str, version: int, silo: str, metrics: Mapping[str, float], records: int
+        self, now: float, job: str, version: int, silo: str, metrics: Mapping[str, float], records: int
     ) -> None:
         """By the experimenter."""
-        self._metrics(at, job, version, silo, "measured", metrics, records)
+        self._metrics(now, job, version, silo, "measured", metrics, records)
 
     def _metrics(
         self,
-        at: float,
+        now: float,
         job: str,
         version: int,
         silo: str,
@@ -94,7 +97,7 @@ class Rows:
         records: int,
     ) -> None:
         for name, value in metrics.items():
-            _append(self.metrics, at, job, version, silo, kind, name, value, records)
+            _append(self.metrics, now, job, version, silo, kind, name, value, records)
 
 
 def _append(columns: Columns, *row: Any) -> None:

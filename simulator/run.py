@@ -12,9 +12,11 @@ from anabranch.wire.canonical import sha256
 from silo_agent.training.archive import pack
 from silo_agent.training.task import load_task
 from simulator.dealing import deal
-from simulator.engine import Planned, Run, Trained, Trainer
+from simulator.engine import Run, Trained, Trainer, silo_names
 from simulator.flat import Flat
 from simulator.managed import ManagedTrainer
+from simulator.memory import Memory, Planned
+from simulator.rows import Rows
 from simulator.scenario import Scenario
 from simulator.trainers import SyntheticTrainer
 
@@ -49,7 +51,9 @@ class Trainers:
 
 @dataclass(frozen=True)
 class Finished:
-    run: Run
+    scenario: Scenario
+    server: Memory
+    rows: Rows
     seconds: float  # of this machine, preparation left out
 
 
@@ -64,8 +68,10 @@ def play(
         prepared = [_prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
         trainers = Trainers({planned.name: trainer for planned, trainer in prepared})
         began = time.perf_counter()
-        run = Run(scenario, [planned for planned, _ in prepared], trainers, told).play()
-        return Finished(run, time.perf_counter() - began)
+        rows = Rows()
+        server = Memory([planned for planned, _ in prepared], silo_names(scenario), rows)
+        Run(scenario, server, trainers, rows, told).play()
+        return Finished(scenario, server, rows, time.perf_counter() - began)
 
 
 def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Trainer]:

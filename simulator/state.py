@@ -1,4 +1,4 @@
-"""What the server would keep in its tables, in memory: jobs, versions, leases and updates of one run."""
+"""What the real server keeps in its tables, in memory: jobs, versions and updates of one run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,38 +8,31 @@ from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
 from server.core.admission import JobFacts, LeaseFacts
 from server.core.buffer import Waiting
+from simulator.engine import Task
 from simulator.flat import Flat
-
-
-@dataclass(frozen=True)
-class Lease:
-    id: str
-    silo: str
-    job: str
-    kind: str
-    version: int
-    nonce: str
-    steps: int
-    issued_at: float  # virtual seconds, as every time here
 
 
 @dataclass(frozen=True)
 class Update:
     """One admitted update, until it is merged."""
 
-    id: str
-    lease: Lease
+    silo: str
+    task: Task
     received_at: float
     delta: Flat
     examples: int | None
     order: int
 
+    @property
+    def id(self) -> str:
+        return self.task.lease  # there is one update for a lease
+
     def waiting(self) -> Waiting:
-        return Waiting(self.id, self.lease.silo, self.lease.version, self.received_at)
+        return Waiting(self.id, self.silo, self.task.version, self.received_at)
 
     def input(self, head: int) -> Input:
-        base = self.lease.version
-        return Input(self.id, self.lease.silo, base, head - base, self.examples, self.order)
+        base = self.task.version
+        return Input(self.id, self.silo, base, head - base, self.examples, self.order)
 
 
 @dataclass(frozen=True)
@@ -63,22 +56,19 @@ class Job:
     head: int = 0
     status: str = "running"
     ended_at: float | None = None
-    open: dict[str, Lease] = field(default_factory=dict)  # silo → what it works on
+    open: dict[str, Task] = field(default_factory=dict)  # silo → what it works on
     waiting: dict[str, Update] = field(default_factory=dict)  # in the order they came
-    frozen: bool = False  # an aggregation is being computed
-    look_at: float | None = None  # when the buffer closes by itself
     submitted: dict[str, int] = field(default_factory=dict)  # silo → newest base among its updates
     evaluated: dict[str, int] = field(default_factory=dict)
     leased_at: dict[str, float] = field(default_factory=dict)  # silo → newest lease
-    digests: dict[int, str] = field(default_factory=dict)  # of `versions`, where somebody asked
 
     @property
     def newest(self) -> Version:
         return self.versions[self.head]
 
     def base_digest(self, version: int) -> str:
-        """What a lease calls the version by: its digest once one was computed, else its number."""
-        return self.digests.get(version) or f"{version:064x}"
+        """What leases and statements call a version by: nothing is hashed here, and nobody lies."""
+        return f"{version:064x}"
 
     def facts(self, base: int) -> JobFacts:
         return JobFacts(
@@ -92,6 +82,13 @@ class Job:
             file_bytes=self.manifest.file_bytes,
         )
 
+    def forget(self) -> None:
+        """Versions nobody works on any more: memory does not grow with the length of a run."""
+        if len(self.versions) > 2 * len(self.participants) + 16:
+            oldest = min((task.version for task in self.open.values()), default=self.head)
+            for number in [number for number in self.versions if number < min(oldest, self.head)]:
+                del self.versions[number]
 
-def lease_facts(lease: Lease, status: str) -> LeaseFacts:
-    return LeaseFacts(lease.silo, lease.job, lease.kind, lease.version, lease.nonce, status)
+
+def lease_facts(silo: str, task: Task) -> LeaseFacts:
+    return LeaseFacts(silo, task.job, task.kind, task.version, task.nonce, "open")

@@ -8,7 +8,10 @@ import pytest
 
 from anabranch.terms import JobTerms, parse_job_file
 from anabranch.wire.canonical import sha256
-from simulator.engine import Planned, Run, Trainer
+from simulator.engine import Run, silo_names
+from simulator.memory import Memory, Planned
+from simulator.rows import Rows
+from simulator.run import Finished
 from simulator.scenario import Scenario
 from simulator.trainers import SyntheticTrainer
 
@@ -28,13 +31,12 @@ def played(
     seed: int = 0,
     names: tuple[str, ...] = ("vector",),
     **scenario: Any,
-) -> Run:
+) -> Finished:
     settings = Scenario.model_validate(
         {"seed": seed, "horizon": horizon, "silos": groups, "synthetic": {"parameters": 50}, **scenario}
     )
     assert settings.synthetic is not None
-    trainer: Trainer = SyntheticTrainer(settings.synthetic, seed)
-    assert isinstance(trainer, SyntheticTrainer)
+    trainer = SyntheticTrainer(settings.synthetic, seed)
     jobs = []
     for name in names:
         text = JOB.format(every=every, versions=versions).replace('"vector"', f'"{name}"')
@@ -46,10 +48,13 @@ def played(
             manifest_sha256=trainer.manifest.digest(),
         )
         jobs.append(Planned(name, terms, trainer.manifest, trainer.initial))
-    return Run(settings, jobs, trainer).play()
+    rows = Rows()
+    server = Memory(jobs, silo_names(settings), rows)
+    Run(settings, server, trainer, rows).play()
+    return Finished(settings, server, rows, 0.0)
 
 
-def of_silo(run: Run, silo: int) -> list[dict[str, Any]]:
+def of_silo(run: Finished, silo: int) -> list[dict[str, Any]]:
     columns = run.rows.updates
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return [row for row in rows if row["silo"] == f"silo-{silo:05}"]
@@ -59,7 +64,7 @@ def test_one_silo_alone_is_never_late() -> None:
     run = played([fast()], horizon="10s")
     assert run.rows.updates["received_at"] == [float(n) for n in range(1, 11)]
     assert run.rows.updates["staleness"] == [0] * 10
-    assert run.jobs["vector"].head == 10
+    assert run.server.jobs["vector"].head == 10
 
 
 def test_a_slow_silo_is_as_many_versions_late_as_the_others_made() -> None:
@@ -104,7 +109,7 @@ def test_staleness_is_bounded_by_the_terms() -> None:
 
 def test_a_job_ends_when_every_silo_has_evaluated_its_last_version() -> None:
     run = played([fast(2, 1.0, evaluate={"kind": "constant", "seconds": 3.0})], versions=4, every=2)
-    job = run.jobs["vector"]
+    job = run.server.jobs["vector"]
     assert (job.status, job.head) == ("completed", 4)
     versions = [v for v, kind in zip(run.rows.metrics["version"], run.rows.metrics["kind"], strict=True)]
     assert set(versions) == {2, 4} or set(versions) == {4}
@@ -124,7 +129,7 @@ def test_every_update_has_one_end() -> None:
     assert outcomes["merged"] == sum(run.rows.versions["inputs"])
     assert len(set(run.rows.updates["update"])) == len(run.rows.updates["update"])
     assert outcomes["refused"]
-    assert not outcomes["waiting"] or run.jobs["vector"].status == "running"
+    assert not outcomes["waiting"] or run.server.jobs["vector"].status == "running"
 
 
 def test_two_jobs_share_their_silos() -> None:
@@ -148,7 +153,7 @@ def test_the_same_seed_is_the_same_run(seed: int) -> None:
     other = played(groups, "buffer = 2", seed=seed + 7, horizon="50s", measure={"every": "5s"})
     assert one.rows.updates == two.rows.updates
     assert one.rows.metrics == two.rows.metrics
-    digests = [run.jobs["vector"].newest.parameters.digest() for run in (one, two, other)]
+    digests = [run.server.jobs["vector"].newest.parameters.digest() for run in (one, two, other)]
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -162,7 +167,7 @@ def test_what_one_silo_draws_never_changes_what_another_draws() -> None:
 
 def test_memory_does_not_grow_with_the_length_of_a_run() -> None:
     run = played([fast(4, 1.0), fast(1, 20.0)], horizon="400s")
-    job = run.jobs["vector"]
+    job = run.server.jobs["vector"]
     assert job.head > 1500
     assert len(job.versions) < 200
 
