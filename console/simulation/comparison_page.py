@@ -19,9 +19,9 @@ def render(document: Document, curves: Mapping[str, Sequence[Points]]) -> str:
     finals = [value for one in document["entrants"] for value in one["final"] if value is not None]
     share = parts.is_share(metric, finals)
     title = f"{best} is ahead" if best else "No entrant came to an end"
-    if best and len(document["entrants"]) > 1:
+    if best:
         mean = next(one["mean"]["mean"] for one in document["entrants"] if one["name"] == best)
-        title = f"{best} is ahead with {parts.value(mean, share)}"
+        title = f"{best} is ahead with {parts.value(mean, share)}{_perhaps(document)}"
     body = f"""<header>
 <p class="eyebrow">Anabranch comparison · {escape(document["job"])} · release {escape(document["release"])}</p>
 <h1>{escape(title)}</h1>
@@ -35,8 +35,8 @@ def render(document: Document, curves: Mapping[str, Sequence[Points]]) -> str:
 {_differences(document, share)}
 {_tuning(document, share)}
 <section><h2>What it was</h2>
-{parts.settings(document["scenario"], _common(document))}
 {_differing(document)}
+{parts.settings(document["scenario"], _common(document))}
 </section>
 <footer>compare.json has every figure of this page; runs.parquet, updates.parquet, versions.parquet and metrics.parquet
 have every row of every run.</footer>"""
@@ -45,11 +45,21 @@ have every row of every run.</footer>"""
 
 def _lead(document: Document) -> str:
     count, seeds = len(document["entrants"]), len(document["seeds"])
-    tuned = f", each tuned with at most {document['budget']} candidates on {len(document['tuning_seeds'])} other seeds"
+    tuned = f", each tuned with at most {document['budget']} candidates on {len(document['tuning_seeds'])} others"
     return (
         f"{count} entrants over {seeds} seeds{tuned if document['tuning_seeds'] else ''}, measured by "
         f"{escape(document['metric'])} on records no silo has."
     )
+
+
+def _perhaps(document: Document) -> str:
+    """Who may be as good: the interval of its difference to the best is not all on one side."""
+    others = [
+        one["name"]
+        for one in document["entrants"]
+        if (found := one["to_best"]) and (found["low"] is None or found["low"] <= 0 <= found["high"])
+    ]
+    return f", not told apart from {' and '.join(others)}" if others else ""
 
 
 def _how(document: Document) -> str:

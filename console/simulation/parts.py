@@ -40,7 +40,7 @@ def time(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
+        if seconds >= length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} s"
 
@@ -56,7 +56,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 
 
 def settings(scenario: Mapping[str, Any], terms: Mapping[str, Any]) -> str:
-    """What a run was given: silos by group, the scenario, the terms."""
+    """What runs were given, whatever their seed: silos by group, the scenario, the terms."""
     groups = [
         (
             f"{place + 1}",
@@ -68,7 +68,7 @@ def settings(scenario: Mapping[str, Any], terms: Mapping[str, Any]) -> str:
         for place, group in enumerate(scenario["silos"])
     ]
     head = ("group", "silos", "training", "download", "upload", "evaluation", "works", "drops out")
-    rest = {key: one for key, one in scenario.items() if key != "silos"}
+    rest = {key: one for key, one in scenario.items() if key not in ("silos", "seed")}
     silos = table(head, groups) if groups else ""
     return f"""{silos}
 <div class="pair">

@@ -87,10 +87,8 @@ def staleness(groups: Mapping[str, Sequence[int]], name: str) -> str:
             counts, _ = np.histogram(values, edges)
             places = edges[:-1] + width / 2
             axes.bar(places, counts / max(1, counts.max()), width=0.86 * width, color=style(number)[0])
-            middle = f", median {np.median(values):g}" if values else ", none merged"
-            axes.annotate(
-                f"{label}{middle}", (1, 0.72), xycoords="axes fraction", ha="right", fontsize=10, color=INK
-            )
+            middle = f"median {np.median(values):g}" if values else "none merged"
+            axes.set_ylabel(f"{label}\n{middle}", rotation=0, ha="right", va="center", color=INK, fontsize=10)
             axes.set_ylim(0, 1.08)
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
@@ -99,7 +97,7 @@ def staleness(groups: Mapping[str, Sequence[int]], name: str) -> str:
         rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         height = 0.75 + 0.62 * len(groups)
         figure.subplots_adjust(
-            left=0.02, right=0.985, top=1 - 0.08 / height, bottom=0.52 / height, hspace=0.2
+            left=0.2, right=0.985, top=1 - 0.08 / height, bottom=0.52 / height, hspace=0.2
         )
         return svg(figure, name, "Staleness of merged updates by group of silos", _COLOURS)
 
@@ -115,8 +113,8 @@ def differences(rows: Sequence[Mapping[str, Any]], best: str, share: bool, name:
         for place, row in enumerate(rows):
             found = row["to_best"]
             axes.plot(
-                [scale * pair for pair in row["pairs"]], [place] * len(row["pairs"]), linestyle="none",
-                marker="o", markersize=4, color=LOCAL, alpha=0.7,
+                [scale * pair for pair in row["pairs"]], [place - 0.24] * len(row["pairs"]), linestyle="none",
+                marker="o", markersize=4, color=LOCAL,
             )  # fmt: skip
             if found["low"] is not None:
                 ends = [scale * found["low"], scale * found["high"]]

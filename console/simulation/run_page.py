@@ -31,7 +31,7 @@ def render(runs: Sequence[Played]) -> str:
     title = f"{' and '.join(names)} in virtual time"
     body = f"""<header>
 <p class="eyebrow">Anabranch simulation · release {escape(first.document["release"])}</p>
-<h1>{escape(title[0].upper() + title[1:])}</h1>
+<h1>{escape(title)}</h1>
 <p class="lead">{first.document["silos"]} silos, {parts.time(_longest(runs))} of virtual time, {which}.</p>
 </header>
 {"".join(_job(runs, name, number) for number, name in enumerate(names))}
