@@ -24,7 +24,7 @@ test: $(BIN)/.ready  ## the tests
 
 soak: $(BIN)/.ready  ## everything long, then the deterministic simulation: UPDATES=1000000 SEED=1 make soak
 	$(BIN)/python -m pytest -m soak tests/simulation
-	$(BIN)/python -m pytest -m soak tests/hostility tests/chaos tests/auditor tests/e2e
+	$(BIN)/python -m pytest -m soak tests/hostility tests/chaos tests/auditor tests/e2e tests/simulator
 	$(BIN)/python -m tests.simulation.soak --updates $(or $(UPDATES),100000) --seed $(or $(SEED),0)
 
 bench: $(BIN)/.ready  ## the path of an update against a bare gRPC server: a table, JSON, a picture in build/bench

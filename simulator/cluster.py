@@ -1,6 +1,7 @@
 """Runs as tasks of a Ray cluster. Job folders and data lie under the same paths on all of its machines."""
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from anabranch.errors import Reason, Refused, Unavailable
 from simulator.work import Done, Plan, run
 
 LOCAL = "local"  # instead of an address: a cluster of this machine, for as long as it takes
+KNOCK_SECONDS = 10
 STORE = 256 * 2**20  # bytes of shared memory of a local cluster: results are small
 
 
@@ -39,11 +41,19 @@ def _connect(ray: Any, address: str, processes: int) -> None:
         )
         return
     try:
+        _knock(address)
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise Unavailable(
-            f"no Ray cluster answers at {address}: {error}; `ray status` on its head tells the address"
+            f"no Ray cluster answers at {address}: {error}; `ray start --head` tells its address"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_SECONDS).close()
 
 
 def _result(ray: Any, ended: Any) -> Any:

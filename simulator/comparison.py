@@ -115,18 +115,19 @@ def entered(job: JobFile, entrant: Entrant, values: Values) -> JobFile:
     for section, keys in (("aggregation", entrant.aggregation), ("training", entrant.training)):
         document[section] = {**document.get(section, {}), **keys}
     for key, value in values.items():
-        *path, last = key.split(".")
-        table = document
-        for part in path:
-            table[part] = dict(table.get(part) or {})  # what is changed is a table of this candidate alone
-            table = table[part]
-        table[last] = value
+        document = _with(document, key.split("."), value)
     try:
         return JobFile.model_validate(document)
-    except (ValidationError, ValueError, TypeError) as error:
-        told = explain(error) if isinstance(error, ValidationError) else str(error)
+    except ValidationError as error:
         where = f" with {words(values)}" if values else ""
-        raise Refused(Reason.MALFORMED, f"entrant {entrant.name}{where}: {told}") from error
+        raise Refused(Reason.MALFORMED, f"entrant {entrant.name}{where}: {explain(error)}") from error
+
+
+def _with(table: Any, path: list[str], value: Value) -> dict[str, Any]:
+    """A copy in which the key at `path` is `value`. What is no table on the way becomes one, and is refused as such."""
+    first, *rest = path
+    known = table if isinstance(table, dict) else {}
+    return {**known, first: _with(known.get(first), rest, value) if rest else value}
 
 
 def words(values: Values) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import rfc8785
 
+from anabranch import __version__
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobFile
 from silo_agent.training.archive import pack
@@ -27,7 +28,7 @@ from simulator.scenario import Measure, Scenario
 from simulator.statistics import Points, reached
 from simulator.work import FAILED, Plan
 
-RELEASES = ("anabranch", "numpy", "torch")  # whose arithmetic a run is
+LIBRARIES = ("numpy", "torch")  # whose arithmetic a run is
 
 Perform = Callable[[Sequence["Trial"], Callable[[int, Files], None]], None]
 
@@ -213,7 +214,7 @@ def key(plan: Plan, digests: dict[Path, str]) -> str:
         "jobs": jobs,
         "scenario": described(plan.scenario),
         "data": data,
-        "releases": {name: version(name) for name in RELEASES},
+        "releases": {"anabranch": __version__, **{name: version(name) for name in LIBRARIES}},
     }
     return hashlib.sha256(rfc8785.dumps(document)).hexdigest()
 

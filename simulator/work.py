@@ -72,7 +72,7 @@ def by_processes(plans: Sequence[Plan], processes: int, done: Done, progress: Pr
         try:
             numbers = {pool.submit(_work, number, plan): number for number, plan in enumerate(plans)}
             for future in _as_they_end(set(numbers), news, progress):
-                done(numbers[future], future.result())
+                done(numbers.pop(future), future.result())  # and no longer holds its bytes
         except BrokenProcessPool as error:
             raise Unavailable(
                 "the process of a run was ended from outside, perhaps for want of memory: give fewer --processes"

@@ -45,7 +45,9 @@ have every row of every run.</footer>"""
 
 def _lead(document: Document) -> str:
     count, seeds = len(document["entrants"]), len(document["seeds"])
-    tuned = f", each tuned with at most {document['budget']} candidates on {len(document['tuning_seeds'])} others"
+    tuned = (
+        f", each tuned with at most {document['budget']} candidates on {len(document['tuning_seeds'])} others"
+    )
     return (
         f"{count} entrants over {seeds} seeds{tuned if document['tuning_seeds'] else ''}, measured by "
         f"{escape(document['metric'])} on records no silo has."

@@ -19,6 +19,7 @@ DASHES: Any = ("solid", (0, (5, 2)), (0, (1.5, 1.5)))  # of the ninth curve and 
 _COLOURS = {colour: f"--series-{n}" for n, colour in enumerate(SERIES)}
 _UNITS = (("days", 86400.0, 4 * 86400.0), ("hours", 3600.0, 3 * 3600.0), ("minutes", 60.0, 600.0))
 BINS = 40
+INSIDE = 5  # names of curves between the axes
 WIDTH = 10.4
 
 
@@ -49,8 +50,7 @@ def curves(bands: Mapping[str, Band], look: Look, name: str, target: float | Non
                 textcoords="offset points", fontsize=9.5,
             )  # fmt: skip
         _axes(axes, look, _unit(bands.values())[0])
-        axes.legend(loc="lower right" if look.share else "upper right", frameon=False, labelcolor=INK)
-        figure.subplots_adjust(left=0.075, right=0.985, top=0.97, bottom=0.13)
+        figure.subplots_adjust(left=0.075, right=_key(axes, look), top=0.97, bottom=0.13)
         return svg(figure, name, f"{look.metric} over virtual time", _COLOURS)
 
 
@@ -71,8 +71,7 @@ def silos(found: Mapping[str, Points], groups: Mapping[str, str], look: Look, na
                 alpha=0.75, label=label,
             )  # fmt: skip
         _axes(axes, look, unit)
-        axes.legend(loc="lower right" if look.share else "upper right", frameon=False, labelcolor=INK)
-        figure.subplots_adjust(left=0.075, right=0.985, top=0.97, bottom=0.155)
+        figure.subplots_adjust(left=0.075, right=_key(axes, look), top=0.97, bottom=0.155)
         return svg(figure, name, f"{look.metric} on each silo's records", _COLOURS)
 
 
@@ -96,9 +95,7 @@ def staleness(groups: Mapping[str, Sequence[int]], name: str) -> str:
         rows[-1].set_xlabel("versions published between lease and merge")
         rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         height = 0.75 + 0.62 * len(groups)
-        figure.subplots_adjust(
-            left=0.2, right=0.985, top=1 - 0.08 / height, bottom=0.52 / height, hspace=0.2
-        )
+        figure.subplots_adjust(left=0.2, right=0.985, top=1 - 0.08 / height, bottom=0.52 / height, hspace=0.2)
         return svg(figure, name, "Staleness of merged updates by group of silos", _COLOURS)
 
 
@@ -146,6 +143,17 @@ def _band(axes: Axes, band: Band, length: float, colour: str, dashes: Any, label
     axes.plot(times, band.mean, color=colour, linestyle=dashes, linewidth=1.8, label=label)
     if (band.high > band.low).any():
         axes.fill_between(times, band.low, band.high, color=colour, alpha=0.16, linewidth=0)
+
+
+def _key(axes: Axes, look: Look) -> float:
+    """The names of the curves: inside, or where they are many beside; and so where the axes end."""
+    count = len(axes.get_legend_handles_labels()[1])
+    plain: Any = {"frameon": False, "labelcolor": INK}
+    if count <= INSIDE:
+        axes.legend(loc="lower right" if look.share else "upper right", **plain)
+        return 0.985
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.02), fontsize=min(10.0, 180 / count), **plain)
+    return 0.79
 
 
 def _axes(axes: Axes, look: Look, unit: str) -> None:

@@ -19,11 +19,14 @@ class Board:
     horizon: float  # virtual seconds
     _all: TaskID = field(init=False)
     _lines: dict[int, TaskID] = field(default_factory=dict)
+    _ended: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._all = self.progress.add_task("runs", total=len(self.labels), told=f"0 of {len(self.labels)}")
 
     def at(self, number: int, now: float) -> None:
+        if number in self._ended:
+            return  # its last words came after its result
         if number not in self._lines:
             self._lines[number] = self.progress.add_task(self.labels[number], total=self.horizon, told="")
         line = self._lines[number]
@@ -32,11 +35,11 @@ class Board:
         self.progress.update(line, completed=now, told=f"{time(now)} of {time(self.horizon)}{rate}")
 
     def done(self, number: int) -> None:
+        self._ended.add(number)
         if number in self._lines:
             self.progress.remove_task(self._lines.pop(number))
-        self.progress.advance(self._all)
-        ended = int(self.progress.tasks[0].completed)
-        self.progress.update(self._all, told=f"{ended} of {len(self.labels)}")
+        told = f"{len(self._ended)} of {len(self.labels)}"
+        self.progress.update(self._all, completed=len(self._ended), told=told)
 
 
 @contextmanager

@@ -20,7 +20,9 @@ from console.simulation.commands import parse_seeds
 from tests.simulator import samples
 from tests.simulator.samples import BIN, files, run
 
-FOREIGN = re.compile(r"""(?:src|href)=["'](?!#|seed-\d+/)|https?://(?!www\.w3\.org)|@import|url\((?!#)|<script""")
+FOREIGN = re.compile(
+    r"""(?:src|href)=["'](?!#|seed-\d+/)|https?://(?!www\.w3\.org)|@import|url\((?!#)|<script"""
+)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -90,9 +92,12 @@ def test_the_scenario_s_own_seed_is_the_default(
 
 
 def test_the_page_says_what_happened(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples.job(here / "other", samples.JOB.replace('"vector"', '"other"').replace("buffer = 2", "max_staleness = 3"))
+    samples.job(
+        here / "other", samples.JOB.replace('"vector"', '"other"').replace("buffer = 2", "max_staleness = 3")
+    )
     assert (
-        run(monkeypatch, "simulate", "vector", "other", "--scenario", "scenario.toml", "-o", "out") == exits.OK
+        run(monkeypatch, "simulate", "vector", "other", "--scenario", "scenario.toml", "-o", "out")
+        == exits.OK
     )
     page = (here / "out" / "index.html").read_text()
     documents = json.loads((here / "out" / "seed-0" / "run.json").read_text())["jobs"]
@@ -101,7 +106,7 @@ def test_the_page_says_what_happened(here: Path, monkeypatch: pytest.MonkeyPatch
     for one in documents:
         assert f"<h2>{one['job']}: fedbuff</h2>" in page
         updates = one["updates"]
-        assert f"{updates['merged']} <span class=\"of\">of {sum(updates.values())}</span>" in page
+        assert f'{updates["merged"]} <span class="of">of {sum(updates.values())}</span>' in page
     assert "<code>too_stale</code>" in page
     assert "the average beside it (EMA)" in page
     assert "40s from 10s, every 60s" in page
@@ -175,9 +180,7 @@ def test_real_training_of_the_digits(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digits = load_digits()
-    np.savez(
-        here / "digits.npz", x=(digits.data / 16).astype(np.float32), y=digits.target.astype(np.int64)
-    )
+    np.savez(here / "digits.npz", x=(digits.data / 16).astype(np.float32), y=digits.target.astype(np.int64))
     (here / "digits.toml").write_text(
         'horizon = "40s"\n[data.digits]\npath = "digits.npz"\ntest = "digits.npz"\n'  # its `test` split
         'deal = { kind = "dirichlet", alpha = 0.5, least = 100 }\n[measure]\nevery = "8s"\nsilos = true\n'
@@ -220,7 +223,9 @@ def test_a_comparison_finds_the_better_one(
     assert len(runs["run"]) == 2 * 2 * 2 + 3 * 3
     assert set(runs["run"]) == ended(here / "out" / "runs")
     for name in ("updates", "versions", "metrics"):
-        assert set(parquet.read_table(here / "out" / f"{name}.parquet")["run"].to_pylist()) == set(runs["run"])
+        assert set(parquet.read_table(here / "out" / f"{name}.parquet")["run"].to_pylist()) == set(
+            runs["run"]
+        )
 
     page = (here / "out" / "index.html").read_text()
     assert f"{document['best']} is ahead" in page
@@ -228,7 +233,9 @@ def test_a_comparison_finds_the_better_one(
     assert not FOREIGN.findall(page)
 
 
-def test_a_comparison_killed_half_way_goes_on_where_it_was(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_killed_half_way_goes_on_where_it_was(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run(monkeypatch, "compare", "compare.toml", "-o", "whole", "--processes", 2) == exits.OK
     argv = [BIN / "anabranch", "compare", "compare.toml", "-o", "out", "--processes", "2"]
     process = subprocess.Popen(argv, cwd=here)
@@ -321,4 +328,6 @@ def children(process: int) -> list[int]:
     """Of it and of its children, by id."""
     tasks = Path(f"/proc/{process}/task")
     direct = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
-    return direct + [child for one in direct if os.path.exists(f"/proc/{one}/task") for child in children(one)]
+    return direct + [
+        child for one in direct if os.path.exists(f"/proc/{one}/task") for child in children(one)
+    ]

@@ -20,9 +20,7 @@ NOTHING = Points(np.empty(0), np.empty(0))
 def contest(folder: Path) -> Contest:
     comparison = read_comparison(folder / "compare.toml")
     file = parse_job_file((comparison.job / "job.toml").read_text())
-    return Contest(
-        comparison, Told(file, comparison.job), read_scenario(comparison.scenario), folder / "out"
-    )
+    return Contest(comparison, Told(file, comparison.job), read_scenario(comparison.scenario), folder / "out")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +55,7 @@ def test_a_wrong_comparison_is_explained(tmp_path: Path, change: tuple[str, str]
         (('strategy = "fedavg"', 'strategy = "fedsum"'), r"entrant rounds with lr = 0.5: aggregation.strategy"),
         (("[0.5, 1.0] }", "[0.5, -1.0] }"), r"entrant rounds with lr = -1.0: aggregation.server_optimizer.lr"),
         (("aggregation.buffer", "aggregation.bufer"), "entrant buffered with .*: unknown key aggregation.bufer"),
+        (("aggregation.buffer", "aggregation.buffer.size"), "entrant buffered with .*: aggregation.buffer: "),
     ],
 )  # fmt: skip
 def test_terms_that_are_none_are_told_before_anything_runs(
@@ -74,7 +73,6 @@ def test_what_is_measured_has_to_be_there(tmp_path: Path) -> None:
     samples.world(tmp_path)
     scenario = tmp_path / "scenario.toml"
     given = scenario.read_text()
-    scenario.write_text(given.replace("[measure]\nevery", "[measure]\nrecords = 'test'\nevery"))
     contest(tmp_path)
     start, end = given.index("[measure]"), given.index("[[silos]]")
     scenario.write_text(given[:start] + given[end:])
@@ -110,7 +108,9 @@ def test_an_entrant_s_keys_replace_those_of_the_job() -> None:
     whole = entered(job, adam, {"aggregation.server_optimizer.lr": 0.5})
     assert whole.aggregation.server_optimizer.model_dump(exclude_unset=True) == {"name": "adam", "lr": 0.5}
     assert whole.aggregation.buffer == 2
-    tuned = entered(job, Entrant(name="b"), {"aggregation.server_optimizer.lr": 0.5, "training.local_steps": 7})
+    tuned = entered(
+        job, Entrant(name="b"), {"aggregation.server_optimizer.lr": 0.5, "training.local_steps": 7}
+    )
     assert tuned.aggregation.server_optimizer.momentum == 0.9
     assert tuned.training.local_steps == 7
     assert adam.aggregation == {"server_optimizer": {"name": "adam", "lr": 0.01}}
@@ -157,7 +157,8 @@ def test_another_input_is_another_run(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("1")
     scenario = tmp_path / "scenario.toml"
     told = scenario.read_text().replace(
-        "[synthetic]\nparameters = 30", '[data.default]\npath = "records"\ntest = "test.csv"\nvalidation = "test.csv"'
+        "[synthetic]\nparameters = 30",
+        '[data.default]\npath = "records"\ntest = "test.csv"\nvalidation = "test.csv"',
     )
     scenario.write_text(told)
 
@@ -190,7 +191,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     scenario = tmp_path / "scenario.toml"
     scenario.write_text(
         scenario.read_text().replace(
-            "[synthetic]\nparameters = 30", '[data.default]\npath = "a.npz"\ntest = "b.npz"\nvalidation = "b.npz"'
+            "[synthetic]\nparameters = 30",
+            '[data.default]\npath = "a.npz"\ntest = "b.npz"\nvalidation = "b.npz"',
         )
     )
     with pytest.raises(Refused, match=r"reads .*a.npz, and there is no such file"):
