@@ -162,6 +162,7 @@ def test_what_the_job_s_code_raises_is_told_with_its_lines(
 
 
 def test_interrupted_it_leaves_what_is_finished(here: Path) -> None:
+    (here / "scenario.toml").write_text(samples.SCENARIO.format(horizon="30s"))
     argv = [BIN / "anabranch", "simulate", "vector", "--scenario", "scenario.toml", "-o", "out"]
     process = subprocess.Popen([*argv, "--seeds", "0-5000", "--processes", "1"], cwd=here)
     until(lambda: len(ended(here / "out")) >= 2)
@@ -289,7 +290,7 @@ def test_an_entrant_that_leaves_the_numbers_is_told_apart(
         '[[entrants]]\nname = "steady"\ntune = { "training.optimizer.lr" = [1e9, 0.01] }\n'
         '[[entrants]]\nname = "wild"\n[entrants.training]\noptimizer = { lr = 1e9 }\n'
     )
-    assert run(monkeypatch, "compare", "compare.toml", "-o", "out", "--json") == exits.OK
+    assert run(monkeypatch, "compare", "compare.toml", "-o", "out", "--processes", 1, "--json") == exits.OK
     steady, wild = json.loads(capsys.readouterr().out)["entrants"]
     assert steady["chosen"] == {"training.optimizer.lr": 0.01}
     assert [tried["mean"] is None for tried in steady["tried"]] == [True, False]

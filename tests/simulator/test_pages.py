@@ -2,6 +2,8 @@
 
 import io
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -96,3 +98,17 @@ def test_the_page_says_who_may_be_as_good() -> None:
     assert "a<b" not in page
     assert page.index("<td>two") < page.index("<td>three")  # the better first
     assert "<td>aggregation.strategy</td><td>one</td><td>two</td><td>three</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("console.main", ("simulator", "matplotlib", "pyarrow", "scipy", "torch", "ray")),
+        ("console.simulation.commands", ("torch", "ray")),
+    ],
+)
+def test_nothing_is_loaded_that_is_not_needed_yet(module: str, unwanted: tuple[str, ...]) -> None:
+    """`anabranch job list` shall answer at once, and torch belongs to the processes that train."""
+    code = f"import sys, {module}; print(*sorted(set({unwanted!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anabranch.errors import Refused
@@ -14,6 +14,7 @@ from simulator.scenario import Available, Data, published, read_scenario
 TIMES = st.integers(0, 400).map(lambda n: n / 4)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.data(), TIMES, TIMES)
 def test_work_goes_on_in_open_windows_only(
     every: int, draw: st.DataObject, start: float, work: float
@@ -88,6 +89,7 @@ def test_the_published_delays() -> None:
     assert shares_of[1] / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.floats(0.05, 100), st.integers(0, 5), st.integers(1, 6))
 def test_every_record_is_dealt_once(silos: int, alpha: float, seed: int, classes: int) -> None:
     labels = np.arange(600) % classes

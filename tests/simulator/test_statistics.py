@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -29,6 +29,7 @@ def test_a_single_value_has_no_interval() -> None:
     assert paired([2.0], [1.0]).p is None
 
 
+@settings(deadline=None)
 @given(VALUES, st.data())
 def test_pairs_are_judged_as_scipy_does(ones: list[float], data: st.DataObject) -> None:
     others = data.draw(st.lists(st.floats(-100, 100), min_size=len(ones), max_size=len(ones)))
