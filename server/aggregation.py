@@ -126,10 +126,18 @@ class Aggregation:
 
     def advance(self, job: str) -> bool:
         """One step if the job is ready for one; True when a version was published."""
+        frozen = self.freeze(job)
+        return frozen is not None and self.finish(frozen)
+
+    def freeze(self, job: str) -> Step | None:
+        """Transaction 1, or the step a crash interrupted before its second. Without one a job that is over is concluded."""
         frozen = self._open_step(job) or self._writer.run(lambda tx: self._freeze(tx, job), "freeze").value
         if frozen is None:
             self._writer.run(lambda tx: lifecycle.conclude(tx, self._observer, job), "conclude")
-            return False
+        return frozen
+
+    def finish(self, frozen: Step) -> bool:
+        """Compute, store, and transaction 2; True when the version was published."""
         try:
             with metrics.AGGREGATION_SECONDS.time():
                 snapshot = self._compute(frozen)
@@ -137,7 +145,7 @@ class Aggregation:
             # The arithmetic left float32: training on would only make it worse. Or a blob is not what was stored: its
             # updates wait until the operator has restored it and resumes the job. Either way a person decides.
             reason = error.code.value if isinstance(error, Refused) else DAMAGED
-            logger.error("job paused", job=job, reason=reason, error=str(error))
+            logger.error("job paused", job=frozen.job, reason=reason, error=str(error))
             self._writer.run(lambda tx: self._give_up(tx, frozen, reason), "pause")
             return False
         return self._writer.run(lambda tx: self._publish(tx, frozen, snapshot), "publish").value
@@ -154,7 +162,7 @@ class Aggregation:
         terms = parse_terms(job.terms)
         if job.status != "running" or job.head >= terms.file.stop.versions:
             return None
-        closing = _closing(tx.connection, job, terms, tx.now)
+        closing = buffer_of(tx.connection, job, terms, tx.now)
         if isinstance(closing, StillOpen):
             return None
         for update_id in closing.superseded:
@@ -337,7 +345,8 @@ def _log_version(
     return tx.log("model.published", actor=actor, target=target, job=job, detail=known)
 
 
-def _closing(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:
+def buffer_of(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:
+    """Whether the buffer of `job` (a row) closes now, and with what; or when to look again."""
     received = connection.execute(_WAITING, {"job": job.id})
     waiting = [Waiting(row.id, row.silo, row.base, row.received_at) for row in received]
     head = records.version_row(connection, job.id, job.head)

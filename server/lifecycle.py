@@ -7,7 +7,6 @@
 
 import json
 import re
-from statistics import mean
 from typing import Any
 
 from sqlalchemy import select, update
@@ -17,6 +16,7 @@ from anabranch.terms import JobTerms, parse_terms, seconds
 from anabranch.tlog.details import OPERATOR_REASON
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
+from server.core.conclusion import awaited, judge
 from server.core.turn import due_version
 from server.state import records
 from server.state.tables import decisions, evaluations, jobs, leases, steps, updates
@@ -125,22 +125,19 @@ def _may_start(tx: Transaction, job: Any) -> bool:
 
 
 def _due_evaluation_is_in(tx: Transaction, job: Any, terms: JobTerms) -> bool:
-    """Whether every participant evaluated the newest due version or could not, or has had `max_wait` to do it.
-
-    Before the last version a silo that took no lease for `max_wait` is not waited for: versions may come faster than
-    that, and then none would ever be judged.
-    """
+    """Whether those waited for evaluated the newest due version, or could not."""
     due = due_version(terms, job.head)
     if due is None:
         return False
-    version = records.version_row(tx.connection, job.id, due)
-    resumed, wait = job.resumed_at or 0.0, seconds(terms.file.aggregation.max_wait)
-    if tx.now >= max(version.published_at, resumed) + wait:
+    published = records.version_row(tx.connection, job.id, due).published_at
+    whom = awaited(terms, job.head, published, job.resumed_at or 0.0, tx.now)
+    if whom == "nobody":
         return True
     expected = set(records.participants(tx.connection, job.id))
-    if job.head < terms.file.stop.versions and tx.now >= resumed + wait:
+    if whom == "those at work":
+        since = tx.now - seconds(terms.file.aggregation.max_wait)
         at_work = select(leases.c.silo).where(
-            leases.c.job == job.id, leases.c.silo.in_(expected), leases.c.issued_at > tx.now - wait
+            leases.c.job == job.id, leases.c.silo.in_(expected), leases.c.issued_at > since
         )
         expected = set(tx.connection.execute(at_work).scalars())
     tried = select(leases.c.silo).where(
@@ -155,7 +152,7 @@ def _due_evaluation_is_in(tx: Transaction, job: Any, terms: JobTerms) -> bool:
 def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> bool:
     """Compare the newest evaluated version with the best so far; True when patience has run out.
 
-    The value is the plain mean over silos, so that no record counts are needed. Each version is looked at once.
+    Each version is looked at once.
     """
     due = due_version(terms, job.head)
     rule = terms.file.evaluation
@@ -163,26 +160,21 @@ def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> b
         evaluations.c.job == job.id, evaluations.c.version == due, evaluations.c.split == rule.split
     )
     metrics = [json.loads(text) for text in tx.connection.execute(query).scalars()]
-    values = [m[rule.metric] for m in metrics if rule.metric in m]
-    if not values or due is None or due <= (job.judged or 0):
+    judged = judge(rule, job.best_value, job.unimproved, metrics)
+    if judged is None or due is None or due <= (job.judged or 0):
         return False
-    value = mean(values)  # exact, so that the largest floats do not overflow
-    better = job.best_value is None or (
-        value > job.best_value if rule.mode == "max" else value < job.best_value
-    )
-    unimproved = 0 if better else job.unimproved + 1
-    _set(tx, job.id, judged=due, unimproved=unimproved)
-    if better:
+    _set(tx, job.id, judged=due, unimproved=judged.unimproved)
+    if judged.better:
         tx.log(
             "model.best",
             actor=observer,
             target=Target(kind="model", id=f"{job.id}/{due}"),
             job=job.id,
-            detail={"version": due, "metric": rule.metric, "value": canonical.hexfloat(value)},
+            detail={"version": due, "metric": rule.metric, "value": canonical.hexfloat(judged.value)},
         )
-        _set(tx, job.id, best=due, best_value=value)
+        _set(tx, job.id, best=due, best_value=judged.value)
     patience = terms.file.stop.patience
-    return patience is not None and unimproved >= patience
+    return patience is not None and judged.unimproved >= patience
 
 
 def _end(tx: Transaction, actor: Actor, job: Any, status: str, reason: str) -> None:

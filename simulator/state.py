@@ -1,5 +1,6 @@
 """What the real server keeps in its tables, in memory: jobs, versions and updates of one run."""
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -7,7 +8,9 @@ from anabranch.rules.strategies import Input
 from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
 from server.core.admission import JobFacts, LeaseFacts
+from server.core.backoff import RECENT, Ended
 from server.core.buffer import Waiting
+from server.core.turn import due_version
 from simulator.engine import Task
 from simulator.flat import Flat
 
@@ -18,7 +21,7 @@ class Update:
 
     silo: str
     task: Task
-    received_at: float
+    received_at: float  # unix seconds
     delta: Flat
     examples: int | None
     order: int
@@ -42,7 +45,7 @@ class Version:
     optimizer: Flat | None
     ema: Flat | None
     scalars: Mapping[str, float]  # of the server optimizer
-    published_at: float
+    published_at: float  # unix seconds
 
 
 @dataclass
@@ -59,8 +62,17 @@ class Job:
     open: dict[str, Task] = field(default_factory=dict)  # silo → what it works on
     waiting: dict[str, Update] = field(default_factory=dict)  # in the order they came
     submitted: dict[str, int] = field(default_factory=dict)  # silo → newest base among its updates
+    metrics: dict[int, list[Mapping[str, float]]] = field(
+        default_factory=dict
+    )  # version → what silos measured
+    judged: int = 0  # newest version compared with the best
+    best: float | None = None
+    unimproved: int = 0
     evaluated: dict[str, int] = field(default_factory=dict)
     leased_at: dict[str, float] = field(default_factory=dict)  # silo → newest lease
+    ended: dict[str, deque[Ended]] = field(
+        default_factory=dict
+    )  # silo → how its newest leases ended, newest first
 
     @property
     def newest(self) -> Version:
@@ -82,13 +94,20 @@ class Job:
             file_bytes=self.manifest.file_bytes,
         )
 
+    def end(self, silo: str, ended: Ended) -> None:
+        """A lease came to its end."""
+        del self.open[silo]
+        self.ended.setdefault(silo, deque(maxlen=RECENT)).appendleft(ended)
+
     def forget(self) -> None:
         """Versions nobody works on any more: memory does not grow with the length of a run."""
         if len(self.versions) > 2 * len(self.participants) + 16:
-            oldest = min((task.version for task in self.open.values()), default=self.head)
-            for number in [number for number in self.versions if number < min(oldest, self.head)]:
+            due = due_version(self.terms, self.head)
+            needed = {self.head, due, *(task.version for task in self.open.values())}
+            for number in [number for number in self.versions if number not in needed]:
                 del self.versions[number]
+                self.metrics.pop(number, None)
 
 
-def lease_facts(silo: str, task: Task) -> LeaseFacts:
-    return LeaseFacts(silo, task.job, task.kind, task.version, task.nonce, "open")
+def lease_facts(silo: str, task: Task, status: str) -> LeaseFacts:
+    return LeaseFacts(silo, task.job, task.kind, task.version, task.nonce, status)
