@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import AnabranchError, Corrupt, Refused
 from anabranch.rules import step as rules
@@ -52,6 +52,18 @@ _MERGE = (
     .where(updates.c.id == bindparam("which"))
     .values(status="merged", version=bindparam("number"), staleness=bindparam("late"))
 )
+_INPUTS = (
+    select(updates).where(updates.c.id.in_(bindparam("inputs", expanding=True))).order_by(updates.c.entry)
+)
+_FREEZE = update(updates).where(updates.c.id.in_(bindparam("inputs", expanding=True))).values(status="frozen")
+_STILL_FROZEN = (
+    select(func.count())
+    .select_from(updates)
+    .where(updates.c.id.in_(bindparam("inputs", expanding=True)), updates.c.status == "frozen")
+)
+_ADD_STEP, _ADD_VERSION = insert(steps), insert(versions)
+_END_STEP = update(steps).where(steps.c.id == bindparam("step"))
+_MOVE_HEAD = update(jobs).where(jobs.c.id == bindparam("job"))
 
 
 @dataclass(frozen=True)
@@ -168,18 +180,13 @@ class Aggregation:
         for update_id in closing.superseded:
             lifecycle.retire(tx, self._observer, update_id, "superseded")
         frozen = self._step(tx.connection, job, terms, closing)
-        tx.connection.execute(
-            insert(steps).values(
-                id=frozen.id, job=job_id, head=frozen.head, status="frozen", plan=dump(frozen)
-            )
-        )
-        tx.connection.execute(update(updates).where(updates.c.id.in_(closing.inputs)).values(status="frozen"))
+        row = {"id": frozen.id, "job": job_id, "head": frozen.head, "status": "frozen", "plan": dump(frozen)}
+        tx.connection.execute(_ADD_STEP, row)
+        tx.connection.execute(_FREEZE, {"inputs": closing.inputs})
         return frozen
 
     def _step(self, connection: Connection, job: Any, terms: JobTerms, closing: Closing) -> Step:
-        rows = connection.execute(
-            select(updates).where(updates.c.id.in_(closing.inputs)).order_by(updates.c.entry)
-        ).all()
+        rows = connection.execute(_INPUTS, {"inputs": closing.inputs}).all()
         inputs = tuple(
             Input(row.id, row.silo, row.base, job.head - row.base, row.examples, order)
             for order, row in enumerate(rows)
@@ -237,12 +244,8 @@ class Aggregation:
     def _publish(self, tx: Transaction, frozen: Step, snapshot: Snapshot) -> bool:
         """Transaction 2: only if nothing the step rests on has changed; else its inputs are free again."""
         job = records.job_row(tx.connection, frozen.job)
-        still = records.count(
-            tx.connection,
-            updates,
-            updates.c.id.in_([one.update for one in frozen.inputs]),
-            updates.c.status == "frozen",
-        )
+        inputs = [one.update for one in frozen.inputs]
+        still = tx.connection.execute(_STILL_FROZEN, {"inputs": inputs}).scalar_one()
         if job.head != frozen.head or still != len(frozen.inputs) or job.status not in ("running", "paused"):
             _abandon(tx, frozen)
             return False
@@ -250,26 +253,25 @@ class Aggregation:
         terms, manifest = parse_terms(job.terms), parse_manifest(job.manifest)
         self._log_aggregation(tx, frozen, terms)
         entry = _log_version(tx, self._observer, frozen.job, number, snapshot, manifest.file_bytes, frozen.id)
-        tx.connection.execute(
-            insert(versions).values(
-                job=frozen.job,
-                number=number,
-                parameters=snapshot.parameters,
-                optimizer=snapshot.optimizer,
-                ema=snapshot.ema,
-                bytes=manifest.file_bytes,
-                scalars=json.dumps(hexed(frozen.scalars.optimizer)),
-                published_at=tx.now,
-                entry=entry,
-            )
-        )
+        row = {
+            "job": frozen.job,
+            "number": number,
+            "parameters": snapshot.parameters,
+            "optimizer": snapshot.optimizer,
+            "ema": snapshot.ema,
+            "bytes": manifest.file_bytes,
+            "scalars": json.dumps(hexed(frozen.scalars.optimizer)),
+            "published_at": tx.now,
+            "entry": entry,
+        }
+        tx.connection.execute(_ADD_VERSION, row)
         merged = [{"which": i.update, "number": number, "late": i.staleness} for i in frozen.inputs]
         tx.connection.execute(_MERGE, merged)
         for one in frozen.inputs:
             size = manifest.file_bytes  # of every delta: admission sees to it
             tally(tx, frozen.job, one.silo, "merged", bytes=size, staleness=one.staleness)
-        tx.connection.execute(update(steps).where(steps.c.id == frozen.id).values(status="published"))
-        tx.connection.execute(update(jobs).where(jobs.c.id == frozen.job).values(head=number))
+        tx.connection.execute(_END_STEP, {"step": frozen.id, "status": "published"})
+        tx.connection.execute(_MOVE_HEAD, {"job": frozen.job, "head": number})
         lifecycle.conclude(tx, self._observer, frozen.job)
         return True
 

@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_terms, seconds
@@ -22,6 +22,26 @@ from server.state import records
 from server.state.tables import decisions, evaluations, jobs, leases, steps, updates
 from server.state.writer import Transaction
 from server.tallies import tally
+
+_UPDATE = select(updates).where(updates.c.id == bindparam("which"))
+_RETIRE = update(updates).where(updates.c.id == bindparam("which")).values(status="retired")
+_AT_WORK = select(leases.c.silo).where(
+    leases.c.job == bindparam("job"),
+    leases.c.silo.in_(bindparam("expected", expanding=True)),
+    leases.c.issued_at > bindparam("since"),
+)
+_TRIED = select(leases.c.silo).where(
+    leases.c.job == bindparam("job"),
+    leases.c.kind == "evaluate",
+    leases.c.version >= bindparam("due"),
+    leases.c.status != "open",
+)
+_METRICS = select(evaluations.c.metrics).where(
+    evaluations.c.job == bindparam("job"),
+    evaluations.c.version == bindparam("due"),
+    evaluations.c.split == bindparam("split"),
+)
+_CHANGE = update(jobs).where(jobs.c.id == bindparam("job"))
 
 ENDED = ("completed", "aborted")
 # action → (statuses it applies to, status afterwards, entry type)
@@ -81,7 +101,7 @@ def conclude(tx: Transaction, observer: Actor, job_id: str) -> None:
 
 def retire(tx: Transaction, actor: Actor, update_id: str, reason: str) -> None:
     """An admitted update will not be merged. Its terminal state, logged."""
-    row = tx.connection.execute(select(updates).where(updates.c.id == update_id)).one()
+    row = tx.connection.execute(_UPDATE, {"which": update_id}).one()
     tx.log(
         "update.retired",
         actor=actor,
@@ -89,9 +109,7 @@ def retire(tx: Transaction, actor: Actor, update_id: str, reason: str) -> None:
         job=row.job,
         detail={"update": update_id, "silo": row.silo, "reason": reason},
     )
-    tx.connection.execute(
-        update(updates).where(updates.c.id == update_id).values(status="retired", reason=reason)
-    )
+    tx.connection.execute(_RETIRE, {"which": update_id, "reason": reason})
     tally(tx, row.job, row.silo, "retired", reason)
 
 
@@ -136,17 +154,9 @@ def _due_evaluation_is_in(tx: Transaction, job: Any, terms: JobTerms) -> bool:
     expected = set(records.participants(tx.connection, job.id))
     if whom == "those at work":
         since = tx.now - seconds(terms.file.aggregation.max_wait)
-        at_work = select(leases.c.silo).where(
-            leases.c.job == job.id, leases.c.silo.in_(expected), leases.c.issued_at > since
-        )
-        expected = set(tx.connection.execute(at_work).scalars())
-    tried = select(leases.c.silo).where(
-        leases.c.job == job.id,
-        leases.c.kind == "evaluate",
-        leases.c.version >= due,
-        leases.c.status != "open",
-    )
-    return set(tx.connection.execute(tried).scalars()) >= expected
+        at_work = {"job": job.id, "expected": sorted(expected), "since": since}
+        expected = set(tx.connection.execute(_AT_WORK, at_work).scalars())
+    return set(tx.connection.execute(_TRIED, {"job": job.id, "due": due}).scalars()) >= expected
 
 
 def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> bool:
@@ -156,10 +166,8 @@ def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> b
     """
     due = due_version(terms, job.head)
     rule = terms.file.evaluation
-    query = select(evaluations.c.metrics).where(
-        evaluations.c.job == job.id, evaluations.c.version == due, evaluations.c.split == rule.split
-    )
-    metrics = [json.loads(text) for text in tx.connection.execute(query).scalars()]
+    found = tx.connection.execute(_METRICS, {"job": job.id, "due": due, "split": rule.split})
+    metrics = [json.loads(text) for text in found.scalars()]
     judged = judge(rule, job.best_value, job.unimproved, metrics)
     if judged is None or due is None or due <= (job.judged or 0):
         return False
@@ -199,4 +207,4 @@ def _log_change(tx: Transaction, actor: Actor, job: Any, entry: str, reason: str
 
 
 def _set(tx: Transaction, job: str, **values: Any) -> None:
-    tx.connection.execute(update(jobs).where(jobs.c.id == job).values(values))
+    tx.connection.execute(_CHANGE, {"job": job, **values})

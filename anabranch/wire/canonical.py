@@ -33,6 +33,8 @@ def encode(value: Any) -> bytes:
     surrogates.
     """
     try:
+        if _plain(value):
+            return _WRITER.encode(value).encode("utf-8")
         _refuse_floats(value)
         return rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:
@@ -45,8 +47,8 @@ def decode(data: bytes) -> Any:
     order mark.
     """
     try:
-        value = json.loads(data.decode("utf-8"), parse_float=_no_number, parse_constant=_no_number)
-        canonical = rfc8785.dumps(value)
+        value = _READER.decode(data.decode("utf-8"))
+        canonical = _WRITER.encode(value).encode("utf-8") if _plain(value) else rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:
         raise Refused(Reason.MALFORMED, f"not canonical JSON: {_brief(error)}") from error
     if canonical != data:
@@ -101,6 +103,20 @@ def from_utc(text: str) -> float:
     raise Refused(Reason.MALFORMED, f"{text[:40]!r} is not a time such as 2026-11-20T00:00:00.000000Z")
 
 
+def _plain(value: Any) -> bool:
+    """Whether `json` writes just what RFC 8785 says, many times faster: text, small integers, and keys of ASCII, whose
+    order is the same in every encoding.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return True
+    if kind is int:
+        return bool(-MAX_INT <= value <= MAX_INT)
+    if kind is dict:
+        return all(type(key) is str and key.isascii() and _plain(item) for key, item in value.items())
+    return (kind is list or kind is tuple) and all(map(_plain, value))
+
+
 def _refuse_floats(value: Any) -> None:
     if isinstance(value, float):
         raise ValueError(f"{value} is a float; write canonical.hexfloat of it")
@@ -114,6 +130,10 @@ def _refuse_floats(value: Any) -> None:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text[:40]} is not an integer")
+
+
+_READER = json.JSONDecoder(parse_float=_no_number, parse_constant=_no_number)
+_WRITER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def _brief(error: BaseException) -> str:

@@ -237,6 +237,7 @@ steps = Table(  # an aggregation between its two transactions
     Column(
         "plan", String, nullable=False
     ),  # JSON: ordered inputs, scalars, who was absent, what closed the buffer
+    Index("steps_status", "job", "status"),
 )
 evaluations = Table(
     "evaluations",
