@@ -21,8 +21,8 @@ PROBE_SECONDS = 5.0
 @dataclass(frozen=True)
 class _Current:
     configuration: Any  # grpc.ServerCertificateConfiguration
-    start: float  # unix seconds, as is
-    renew_at: float  # a third of its life
+    start: float  # of its life, unix seconds
+    renew_at: float  # a third of it later, unix seconds
 
 
 class ServerCertificate:
