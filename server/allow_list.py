@@ -16,7 +16,7 @@ from anabranch.errors import Reason, Refused
 from server.state.database import Reader
 from server.state.tables import certificates
 
-FORGOTTEN = 30 * 86400.0  # seconds after its end; a clock that is ahead may be set right, and it is good again
+FORGOTTEN = 30 * 86400.0  # seconds after its end; set right, a clock that is ahead makes it good again
 OVERLAP = 600.0  # seconds a replaced certificate stays valid while its successor is unused
 
 

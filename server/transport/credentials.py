@@ -22,7 +22,7 @@ PROBE_SECONDS = 5.0
 class _Current:
     configuration: Any  # grpc.ServerCertificateConfiguration
     start: float  # of its life, unix seconds
-    renew_at: float  # a third of it later, unix seconds
+    renew_at: float  # after a third of it
 
 
 class ServerCertificate:
