@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.errors import Corrupt, Reason
+from anabranch.errors import Corrupt, Reason, Refused
 from anabranch.v1 import admin_pb2
+from anabranch.wire import statements
 from auditor.export import Export
 from auditor.objects import Named, check
+from auditor.parsing import parse_update
 from auditor.pin import pin
 from auditor.receipts import read_receipts
 from auditor.report import Report
@@ -76,6 +78,17 @@ def test_receipts_that_are_none(tmp_path: Path, data: bytes) -> None:
 def test_a_key_file_that_nests_too_deeply(tmp_path: Path) -> None:
     (tmp_path / "vkey").write_bytes(b'{"log_vkey":' + DEEP + b"}")
     assert refused(pin, Export(tmp_path), str(tmp_path / "vkey")) is Reason.MALFORMED
+
+
+def test_what_is_said_of_a_deep_statement_depends_on_no_stack() -> None:
+    payload = b'{"subject":' + b"[" * 2000
+    said = set()
+    for read in (parse_update, statements.parse_update):
+        with pytest.raises(Refused) as caught:
+            read(payload)
+        said.add(str(caught.value))
+    assert len(said) == 1
+    assert "deeper" in said.pop()
 
 
 def test_sealed_facts_that_nest_too_deeply(tmp_path: Path) -> None:
