@@ -83,6 +83,25 @@ def test_a_revoked_silo_that_comes_back_approves_again(server: Server) -> None:
     assert server.core.jobs.status(job)[0].status == "running"
 
 
+def test_a_decision_on_its_way_when_its_silo_is_revoked_is_not_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = server.enrol("a")
+    job, terms = server.submit("")
+    put = server.core.blobs.put
+
+    def revoked_meanwhile(data: bytes) -> str:
+        dead = tables.keys.update().where(tables.keys.c.silo == "a").values(retired_at=server.clock())
+        server.core.writer.run(lambda tx: tx.connection.execute(dead))
+        return put(data)
+
+    monkeypatch.setattr(type(server.core.blobs), "put", lambda _, data: revoked_meanwhile(data))
+    with pytest.raises(Refused) as refused:
+        server.decide(a, job, terms)
+    assert refused.value.code is Reason.BAD_SIGNATURE
+    assert entries(server, "job.approved") == []
+
+
 def test_a_job_that_was_paused_before_it_started_logs_its_start(server: Server) -> None:
     a = server.enrol("a")
     job, terms = server.submit("")
