@@ -194,6 +194,9 @@ class Jobs:
         statement: statements.DecisionStatement,
         envelope: dsse.Envelope,
     ) -> None:
+        records.verify_silo_signature(
+            tx.connection, silo, "approver", envelope
+        )  # it may have been revoked since
         job = records.job_row(tx.connection, statement.job)
         if job.status in lifecycle.ENDED:
             raise Refused(

@@ -18,11 +18,13 @@ import rfc8785
 
 from anabranch.errors import Misuse, Reason, Refused
 
+DEPTH = 64  # lists and objects in each other; without a bound it is the reader's stack that decides
 MAX_INT = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 HEXFLOAT = r"^-?(0x0\.0p\+0|0x0\.[0-9a-f]{13}p-1022|0x1\.[0-9a-f]{13}p[+-][0-9]{1,4})$"
 UTC_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$"
 
 _HEXFLOAT = re.compile(HEXFLOAT)
+_NO_BRACKET = re.compile(r'"(?:[^"\\]|\\.?)*"?|[^][{}"]+', re.DOTALL)  # linear, also where nothing is closed
 _UTC_TIME = re.compile(UTC_TIME)
 
 
@@ -44,16 +46,31 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes) -> Any:
     """The value of canonical JSON. Raises Refused(MALFORMED) when `data` is not byte for byte what `encode`
     writes, which also refuses duplicate keys, white space, floats, integers beyond ±(2**53 - 1) and a byte
-    order mark.
+    order mark; or when it nests deeper than DEPTH.
     """
     try:
-        value = _READER.decode(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        if not shallow(text):
+            raise ValueError(f"it nests deeper than {DEPTH} levels")
+        value = _READER.decode(text)
         canonical = _WRITER.encode(value).encode("utf-8") if _plain(value) else rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:
         raise Refused(Reason.MALFORMED, f"not canonical JSON: {_brief(error)}") from error
     if canonical != data:
         raise Refused(Reason.MALFORMED, "JSON is not in canonical form (RFC 8785)")
     return value
+
+
+def shallow(text: str) -> bool:
+    """Whether JSON `text` nests at most DEPTH levels; of what is no JSON, whether its brackets do."""
+    if text.count("[") + text.count("{") <= DEPTH:
+        return True
+    depth = 0
+    for bracket in _NO_BRACKET.sub("", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > DEPTH:
+            return False
+    return True
 
 
 def hexfloat(x: float) -> str:
