@@ -11,6 +11,7 @@ from sqlalchemy import Engine, event
 from anabranch import durable
 from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.terms import parse_job_file
+from anabranch.wire import statements
 from server import lifecycle
 from server.state import records, tables
 from server.state.writer import Transaction
@@ -88,14 +89,14 @@ def test_a_decision_on_its_way_when_its_silo_is_revoked_is_not_logged(
 ) -> None:
     a = server.enrol("a")
     job, terms = server.submit("")
-    put = server.core.blobs.put
+    parse = statements.parse_decision
 
-    def revoked_meanwhile(data: bytes) -> str:
+    def revoked_meanwhile(payload: bytes) -> statements.DecisionStatement:
         dead = tables.keys.update().where(tables.keys.c.silo == "a").values(retired_at=server.clock())
         server.core.writer.run(lambda tx: tx.connection.execute(dead))
-        return put(data)
+        return parse(payload)
 
-    monkeypatch.setattr(type(server.core.blobs), "put", lambda _, data: revoked_meanwhile(data))
+    monkeypatch.setattr(statements, "parse_decision", revoked_meanwhile)
     with pytest.raises(Refused) as refused:
         server.decide(a, job, terms)
     assert refused.value.code is Reason.BAD_SIGNATURE
