@@ -6,6 +6,7 @@ audit log names. `JobFile` is the part a person writes as TOML; submission adds 
 
 import hashlib
 import tomllib
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -191,8 +192,12 @@ def parse_job_file(text: str, where: str = "job file") -> JobFile:
         raise Refused(Reason.MALFORMED, f"{where} is not TOML: {error}") from error
 
 
+@lru_cache(128)
 def parse_terms(data: bytes) -> JobTerms:
-    """Read canonical terms. Raises Refused(MALFORMED), also when `data` is not the canonical encoding."""
+    """Read canonical terms. Raises Refused(MALFORMED), also when `data` is not the canonical encoding.
+
+    Kept, because every decision about a job reads its terms: nobody changes what this returns.
+    """
     try:
         terms = JobTerms.model_validate_json(data)
     except ValidationError as error:
