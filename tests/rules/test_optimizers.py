@@ -22,7 +22,7 @@ def trained(run, terms, inputs, server_optimizer):
         base, state, previous = (
             outcome.parameters,
             outcome.optimizer or None,
-            outcome.result.scalars.optimizer,
+            outcome.scalars.optimizer,
         )
         history.append(outcome)
     return history
@@ -73,7 +73,7 @@ def test_beta_powers_are_running_products():
     scalars: dict[str, float] = {}
     expected = 1.0
     for _ in range(50):
-        scalars = optimizers.step_scalars(rule, scalars)
+        scalars = optimizers.step_scalars(rule, scalars, 0)
         expected *= 0.9
         assert scalars["beta1_power"] == expected
     assert scalars["beta2_power"] == pytest.approx(0.999**50)
@@ -83,8 +83,8 @@ def test_what_each_optimizer_keeps_and_logs():
     assert optimizers.state_names(ServerOptimizer()) == ()
     assert optimizers.state_names(ServerOptimizer(momentum=0.9)) == ("momentum",)
     assert optimizers.state_names(ServerOptimizer(name="adam")) == ("m", "v")
-    assert optimizers.step_scalars(ServerOptimizer(lr=0.25), {}) == {"lr": 0.25, "momentum": 0.0}
-    logged = optimizers.step_scalars(ServerOptimizer(name="adam"), {})
+    assert optimizers.step_scalars(ServerOptimizer(lr=0.25), {}, 0) == {"lr": 0.25, "momentum": 0.0}
+    logged = optimizers.step_scalars(ServerOptimizer(name="adam"), {}, 0)
     assert set(logged) == {"lr", "beta1", "beta2", "epsilon", "beta1_power", "beta2_power"}
 
 
