@@ -163,7 +163,7 @@ class Federation:
             "strategy": "fedbuff",
             "silos": 1,
             "steps": 4,
-            "rule": "buffer = 1" if options.get("strategy") != "fedavg" else "",
+            "rule": "" if options.get("strategy") == "fedavg" else f"buffer = {options.get('buffer', 1)}",
             "versions": 4,
         }
         folder = self.root / "job"
