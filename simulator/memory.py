@@ -146,8 +146,7 @@ class Memory:
         except Refused as refusal:  # the arithmetic left float32: the server pauses, and a person decides
             self._end(job, f"paused: {refusal.code}")
             return
-        for update in updates:
-            del job.waiting[update.id]
+        job.merge(updates)
         staleness = {update.id: job.head - update.task.version for update in updates}
         self.rows.published(self.now, job.id, version.number, closing.closed_by, closing.absent, staleness)
         job.head = version.number
@@ -199,8 +198,9 @@ class Memory:
 def aggregate(job: Job, updates: Sequence[Update], now: float) -> Version:
     """The next version, as `server.aggregation` computes it. Raises Refused(NONFINITE)."""
     head, settings = job.newest, job.terms.file.aggregation
-    inputs = [one.input(job.head) for one in updates]
-    scalars = rules.measure(job.terms, inputs, head.scalars)
+    buffer = job.buffer(updates)
+    scalars = rules.measure(job.terms, buffer, head.scalars)
+    plan = rules.plan(job.terms, buffer, scalars)
     keeps = rules.optimizer_manifest(job.manifest, settings.server_optimizer)
     parameters = FlatSink(job.manifest)
     optimizer = FlatSink(keeps) if keeps else None
@@ -208,8 +208,8 @@ def aggregate(job: Job, updates: Sequence[Update], now: float) -> Version:
     rules.aggregate(
         job.terms,
         job.manifest,
-        list(zip(inputs, [one.delta for one in updates], strict=True)),
-        base=head.parameters,
+        plan,
+        job.sources(plan.sources, updates),
         optimizer=head.optimizer,
         ema=head.ema,
         scalars=scalars,

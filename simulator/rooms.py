@@ -25,7 +25,7 @@ from anabranch.tlog.receipt import Receipt, verify_receipt
 from anabranch.wire import canonical, dsse, identity, limits, statements
 from anabranch.wire.bundle import parse_bundle
 from server import setup
-from server.aggregation import buffer_of
+from server.aggregation import closing_of
 from server.allow_list import AllowList
 from server.audit.export import Exported, export
 from server.config import new_config
@@ -219,7 +219,7 @@ class Rooms:
             return partial(self._finish, step)
         with self.core.reader.connect() as connection:
             row = records.job_row(connection, held.id)
-            found = buffer_of(connection, row, held.planned.terms, START + self.now)
+            found = closing_of(connection, row, held.planned.terms, START + self.now)
             moments = [
                 found.at if isinstance(found, StillOpen) else None,
                 self._evaluated_by(connection, row),

@@ -1,10 +1,11 @@
 """What the real server keeps in its tables, in memory: jobs, versions and updates of one run."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from anabranch.rules.strategies import Input
+from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
+from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
 from server.core.admission import JobFacts, LeaseFacts
@@ -32,10 +33,6 @@ class Update:
 
     def waiting(self) -> Waiting:
         return Waiting(self.id, self.silo, self.task.version, self.received_at)
-
-    def input(self, head: int) -> Input:
-        base = self.task.version
-        return Input(self.id, self.silo, base, head - base, self.examples, self.order)
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,8 @@ class Job:
     unimproved: int = 0
     evaluated: dict[str, int] = field(default_factory=dict)
     leased_at: dict[str, float] = field(default_factory=dict)  # silo → newest lease
+    newest_merged: dict[str, Update] = field(default_factory=dict)  # silo → what a cached delta is read from
+    arrivals: dict[str, int] = field(default_factory=dict)  # silo → versions it had an update in
     ended: dict[str, deque[Ended]] = field(
         default_factory=dict
     )  # silo → how its newest leases ended, newest first
@@ -99,11 +98,53 @@ class Job:
         del self.open[silo]
         self.ended.setdefault(silo, deque(maxlen=RECENT)).appendleft(ended)
 
+    def buffer(self, taken: Sequence[Update]) -> Buffer:
+        """As `server.freezing`. Every silo approved before version 1."""
+        strategy = self.terms.file.aggregation.strategy
+        counted = strategy == "fedfix"
+        return Buffer(
+            head=self.head,
+            inputs=tuple(
+                Input(
+                    update=one.id,
+                    silo=one.silo,
+                    base=one.task.version,
+                    staleness=self.head - one.task.version,
+                    examples=one.examples,
+                    order=order,
+                    arrived=self.arrivals.get(one.silo, 0) + 1 if counted else 0,
+                    windows=self.head + 1 if counted else 0,
+                )
+                for order, one in enumerate(taken)
+            ),
+            participants=tuple(self.participants) if strategy in COUNTING else (),
+            cached={silo: one.id for silo, one in self.newest_merged.items()} if strategy == "ca2fl" else {},
+        )
+
+    def sources(self, named: Sequence[Source], taken: Sequence[Update]) -> dict[Source, Flat]:
+        """What a plan reads."""
+        deltas = {one.id: one.delta for one in (*self.newest_merged.values(), *taken)}
+        return {
+            source: self.versions[source.version].parameters
+            if isinstance(source, Snapshot)
+            else deltas[source.update]
+            for source in named
+        }
+
+    def merge(self, taken: Sequence[Update]) -> None:
+        for one in taken:
+            del self.waiting[one.id]
+            if self.terms.file.aggregation.strategy == "ca2fl":
+                self.newest_merged[one.silo] = one
+        for silo in {one.silo for one in taken}:
+            self.arrivals[silo] = self.arrivals.get(silo, 0) + 1
+
     def forget(self) -> None:
         """Versions nobody works on any more: memory does not grow with the length of a run."""
         if len(self.versions) > 2 * len(self.participants) + 16:
             due = due_version(self.terms, self.head)
-            needed = {self.head, due, *(task.version for task in self.open.values())}
+            bases = (update.task.version for update in self.waiting.values())
+            needed = {self.head, due, *(task.version for task in self.open.values()), *bases}
             for number in [number for number in self.versions if number not in needed]:
                 del self.versions[number]
                 self.metrics.pop(number, None)

@@ -32,6 +32,10 @@ CASES = {
     "fedavg": 'strategy = "fedavg"\nmax_wait = "5s"',
     "adam": 'buffer = 1\nserver_optimizer = { name = "adam", lr = 0.01 }',
     "too late": "buffer = 1\nmax_staleness = 3\nema = 0",
+    "fedasync": 'strategy = "fedasync"\nalpha = 0.6\nstaleness_exponent = 0.5',
+    "afl-dw": 'strategy = "afl-dw"\ns_max = 5',
+    "ca2fl": 'strategy = "ca2fl"\nbuffer = 2',
+    "fedfix": 'strategy = "fedfix"\ninterval = "3s"',
     "norm": "buffer = 1\nmax_update_norm = 0.35",
 }
 
