@@ -14,10 +14,11 @@ from sqlalchemy.exc import OperationalError
 
 from anabranch import durable
 from anabranch.errors import Reason, Refused, Unavailable
-from anabranch.terms import parse_job_file
+from anabranch.terms import CALIBRATED, parse_job_file
 from anabranch.tlog.entry import Target
 from anabranch.wire import canonical, dsse, statements
 from server import lifecycle
+from server.core.buffer import MOST
 from server.intake import Upload
 from server.jobs import SILOS
 from server.scheduling import Lease
@@ -230,6 +231,14 @@ def test_a_version_of_the_most_updates_fits_its_log_entry(server: Server) -> Non
 
     server.core.writer.run(log)
     detail |= {"inputs": [one] * SILOS, "scalars": {}, "absent": []}  # a round of fedavg
+    server.core.writer.run(log)
+    everybody = ["s" * 63] * SILOS
+    counted = {**one, "arrived": 100_000, "windows": 1_000_000}
+    detail |= {"strategy": "fedfix", "participants": everybody, "inputs": [counted] * MOST}
+    server.core.writer.run(log)
+    cached = {"update": "u" * 64, "coefficient": "-" + canonical.hexfloat(1 / 3e300)}
+    detail |= {"strategy": "ca2fl", "inputs": [one] * CALIBRATED, "further": [cached] * SILOS}
+    detail |= {"absent": ["s" * 63] * (SILOS - 1)}
     server.core.writer.run(log)
 
 
