@@ -9,11 +9,12 @@ from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms
 from server.state import records
-from server.state.tables import decisions, updates, versions
+from server.state.tables import decisions, tallies, updates, versions
 
 _MINE = (updates.c.job == bindparam("job"), updates.c.silo == bindparam("silo"), updates.c.status == "merged")
 _TAKEN = select(updates).where(updates.c.id.in_(bindparam("taken", expanding=True))).order_by(updates.c.entry)
 _DELTA = select(updates.c.delta).where(updates.c.id == bindparam("update"))
+_HAS_MERGED = select(tallies.c.silo).where(tallies.c.job == bindparam("job"), tallies.c.outcome == "merged")
 _NEWEST = select(updates.c.id).where(*_MINE).order_by(updates.c.entry.desc()).limit(1)
 _APPROVED_AT = (  # the head when the silo last approved
     select(func.max(versions.c.number))
@@ -36,7 +37,7 @@ def buffer_of(connection: Connection, job: Any, terms: JobTerms, taken: Sequence
     windows = {row.silo: (0, 0) for row in rows}
     if strategy == "fedfix":
         windows = {silo: _windows(connection, job, silo) for silo in windows}
-    participants = tuple(records.participants(connection, job.id)) if strategy in COUNTING else ()
+    participants = tuple(sorted(records.participants(connection, job.id))) if strategy in COUNTING else ()
     return Buffer(
         head=job.head,
         inputs=tuple(

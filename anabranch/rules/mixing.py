@@ -27,7 +27,8 @@ def fedasync(rule: Aggregation, buffer: Buffer, scalars: Mapping[str, float]) ->
         else staleness.hinge_weight(rule.hinge, one.staleness)
     )
     a = rule.alpha * weight
-    back = (Term(a, Snapshot(one.base)), Term(-a, Snapshot(buffer.head))) if one.staleness else ()
+    # Of a fresh update the two cancel. A weight below the smallest float is none at all, and has no negative.
+    back = (Term(a, Snapshot(one.base)), Term(-a, Snapshot(buffer.head))) if one.staleness and a else ()
     return _mixed(buffer, one, weight, a, back)
 
 

@@ -81,8 +81,8 @@ def job_file(folder: Path, settings: Settings) -> JobFile:
         update={
             "job": file.job.model_copy(update={"seed": settings.seed}),
             "silos": file.silos.model_copy(update={"min": settings.silos}),
-            "aggregation": Aggregation.model_validate(
-                {
+            "aggregation": Aggregation(
+                **{
                     **file.aggregation.model_dump(exclude={"buffer"}),
                     "strategy": settings.strategy,
                     **(only_fedbuffs if settings.strategy == "fedbuff" else {}),

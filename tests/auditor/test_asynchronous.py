@@ -1,12 +1,16 @@
 """Asynchronous strategies in a story: what an honest server logs is exact, what another one logs is found."""
 
+from collections import defaultdict
 from math import cos, nextafter, pi
 
 import pytest
 
 from anabranch.rules import step
 from anabranch.terms import Aggregation, Job, JobFile, ServerOptimizer, Silos
+from anabranch.tlog.entry import parse_entry
 from anabranch.wire import canonical
+from auditor import lineage
+from auditor.chronicle import Chronicle
 from auditor.export import Export
 from auditor.replay import replay
 from tests.auditor.book import Book
@@ -186,3 +190,27 @@ def test_a_cosine_is_taken_from_the_log_unless_it_is_another_one(story, rerun, o
     done = rerun(story)
     assert done.exact == exact
     assert all("cosine" in one.differs for one in done.different)
+
+
+def test_a_cached_delta_counts_for_its_silo(story, audit):
+    """In lineage and review alike: a slow silo's last word is in every version."""
+    checked = audit(tell(story, "ca2fl"))
+    owner = {name: update.silo for name, update in checked.history.updates.items()}
+    given = defaultdict(float)
+    for detail in performed(story):
+        for one in (*detail["inputs"], *detail.get("further", ())):
+            given[owner[one["update"]]] += float.fromhex(one["coefficient"])
+    shares = {silo: value / sum(given.values()) for silo, value in given.items()}
+
+    export = Export(story.book.directory)
+    chosen = lineage.choose(checked.history, None, "head")
+    traced = lineage.trace(export, checked.history, chosen)
+    assert {one.silo: one.share for one in traced.shares} == pytest.approx(shares)
+    assert [len(step["further"]) for step in lineage.document(traced)["steps"]] == [0, 1, 1, 2, 3]
+
+    told = Chronicle()
+    for index, data in enumerate(story.book.entries):
+        told.see(index, parse_entry(data))
+    total = sum(part.coefficient for part in told.parts.values())
+    found = {silo: part.coefficient / total for (_, silo), part in told.parts.items() if part.coefficient}
+    assert found == pytest.approx(shares)

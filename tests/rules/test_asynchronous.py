@@ -175,6 +175,15 @@ def test_fedasync_of_a_fresh_update_with_alpha_one_gives_the_silos_model(run, te
     assert done.plan.sources == (Snapshot(100), Delta("a0"))
 
 
+def test_a_weight_that_vanishes_leaves_the_head_as_it_is(run, terms):
+    theta = tensors(0)
+    job = terms(Aggregation(strategy="fedasync", hinge=Hinge(slope=1e308, until=0), ema=None))
+    done = run(job, theta, [(late("a", 90), tensors(1))], roles=ROLES)
+    assert done.plan.coefficients == (0.0,)
+    assert done.plan.further == ()
+    assert all(done.parameters[name].tobytes() == theta[name].tobytes() for name in theta)
+
+
 def test_a_fresh_update_counts_fully_with_afl_dw_and_one_of_twice_s_max_not_at_all(run, terms):
     theta, delta = tensors(0), tensors(1)
     job = terms(Aggregation(strategy="afl-dw", s_max=3.5, ema=None))

@@ -13,8 +13,10 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
 from anabranch.errors import Reason, Refused, Unavailable
+from anabranch.terms import CALIBRATED
 from anabranch.tlog.entry import Target
 from anabranch.wire import canonical, dsse, statements
+from server.core.buffer import MOST
 from server.jobs import SILOS
 from server.state import records, tables
 from server.state.writer import Transaction
@@ -189,6 +191,14 @@ def test_a_version_of_the_most_updates_fits_its_log_entry(server: Server) -> Non
 
     server.core.writer.run(log)
     detail |= {"inputs": [one] * SILOS, "scalars": {}, "absent": []}  # a round of fedavg
+    server.core.writer.run(log)
+    everybody = ["s" * 63] * SILOS
+    counted = {**one, "arrived": 100_000, "windows": 1_000_000}
+    detail |= {"strategy": "fedfix", "participants": everybody, "inputs": [counted] * MOST}
+    server.core.writer.run(log)
+    cached = {"update": "u" * 64, "coefficient": "-" + canonical.hexfloat(1 / 3e300)}
+    detail |= {"strategy": "ca2fl", "inputs": [one] * CALIBRATED, "further": [cached] * SILOS}
+    detail |= {"absent": ["s" * 63] * (SILOS - 1)}
     server.core.writer.run(log)
 
 
