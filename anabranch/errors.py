@@ -63,6 +63,9 @@ class Refused(AnabranchError):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type["Refused"], tuple[Reason, str]]:
+        return Refused, (self.code, str(self))  # it may come from another process
+
 
 class Conflict(AnabranchError):
     """Somebody else was faster; look again and retry."""

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import typer
@@ -250,6 +251,72 @@ def demo(
     code = run(settings, as_json)
     if code:
         raise typer.Exit(code)
+
+
+JobFolders = Annotated[
+    list[Path], typer.Argument(metavar="JOB…", help="Folders with job.toml, or the TOML files themselves.")
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs made at once, each with one thread; default: one for each core."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Make the runs as tasks of the Ray cluster at this address; local: one of this machine."
+        " Paths have to be the same on all its machines."
+    ),
+]
+
+
+@app.command()
+def simulate(
+    jobs: JobFolders,
+    scenario: Annotated[Path, typer.Option(help="TOML file: who the silos are and how the time goes by.")],
+    directory: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write index.html and a folder for each seed.")
+    ],
+    seeds: Annotated[str, typer.Option(help="0-4 or 0,3,7; default: the scenario's own.")] = "",
+    processes: Processes = None,
+    ray: Ray = None,
+    as_json: Json = False,
+) -> None:
+    """Play jobs in virtual time: the server's decisions and arithmetic over silos that a scenario describes.
+
+    One run for each seed; what has ended when you interrupt it stays. docs/simulating.md explains scenarios.
+    """
+    commands = _simulation("simulate")
+    commands.simulate(jobs, scenario, directory, seeds, commands.Workers(processes, ray), as_json)
+
+
+@app.command()
+def compare(
+    path: Annotated[
+        Path, typer.Argument(metavar="COMPARE", help="TOML file: job, scenario, seeds and entrants.")
+    ],
+    directory: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to write index.html, compare.json and all runs.")
+    ],
+    processes: Processes = None,
+    ray: Ray = None,
+    as_json: Json = False,
+) -> None:
+    """Compare strategies in virtual time: each tuned on seeds of its own, then judged on others by records no silo has.
+
+    Interrupted, the same command goes on with the runs that are missing. docs/simulating.md explains the file.
+    """
+    commands = _simulation("compare")
+    commands.compare(path, directory, commands.Workers(processes, ray), as_json)
+
+
+def _simulation(command: str) -> ModuleType:
+    try:
+        from console.simulation import commands  # these two alone need pyarrow, scipy and matplotlib
+    except ModuleNotFoundError as error:
+        raise Refused(
+            Reason.NOT_FOUND, f"{command} needs {error.name}: pip install 'anabranch[simulator]'"
+        ) from error
+    return commands
 
 
 def _change(job: str, action: str, reason: str, admin: Path, as_json: bool) -> None:

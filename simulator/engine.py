@@ -77,6 +77,9 @@ class Server(Protocol):
 
     def head(self, job: str) -> int: ...
 
+    def average(self, job: str) -> Flat | None:
+        """What is served beside the head, if anything is."""
+
     def submit(self, silo: str, task: Task, trained: Trained) -> None: ...
 
     def evaluated(self, silo: str, task: Task, metrics: Mapping[str, float], records: int) -> None: ...
@@ -208,11 +211,14 @@ class Run:
         for job in self.server.running():
             head = self.server.head(job)
             parameters = self.server.parameters(job, head)
-            metrics, records = self.trainer.measure(job, parameters, asked.split)
+            metrics, records = self.trainer.measure(job, parameters, asked.part)
             self.rows.measured(self.now, job, head, "", metrics, records)
+            if asked.average and (average := self.server.average(job)) is not None:
+                metrics, records = self.trainer.measure(job, average, asked.part)
+                self.rows.averaged(self.now, job, head, metrics, records)
             for silo in self._silos if asked.silos else ():
                 metrics, records = self.trainer.evaluate(
-                    job, silo.number, f"measure-{head}", parameters, head, asked.split
+                    job, silo.number, f"measure-{head}", parameters, head, asked.part
                 )
                 self.rows.measured(self.now, job, head, silo.name, metrics, records)
         self._at(self.now + seconds(asked.every), self._measure)

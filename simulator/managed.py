@@ -19,12 +19,12 @@ LOADED = 64  # silos whose model and records are in memory; what others need lie
 
 @dataclass
 class ManagedTrainer:
-    """One job's silos. `data` is what each reads; `test` what `measure` reads. Deterministic with one thread."""
+    """One job's silos. `data` is what each reads; `measured` what `measure` reads. Deterministic with one thread."""
 
     task: Task
     file: JobFile
     data: Sequence[Path]
-    test: Path | None
+    measured: Path | None
     folder: Path
     _loaded: "OrderedDict[int, Managed]" = field(default_factory=OrderedDict)
 
@@ -78,7 +78,7 @@ class ManagedTrainer:
         if number not in self._loaded:
             if len(self._loaded) >= LOADED:
                 self._loaded.popitem(last=False)
-            path = self.data[number] if number >= 0 else self.test
+            path = self.data[number] if number >= 0 else self.measured
             assert path is not None
             work = self.folder / f"silo-{number}"
             work.mkdir(exist_ok=True)

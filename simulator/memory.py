@@ -67,6 +67,9 @@ class Memory:
     def head(self, job: str) -> int:
         return self.jobs[job].head
 
+    def average(self, job: str) -> Flat | None:
+        return self.jobs[job].newest.ema
+
     def next_task(self, silo: str, lease: str, nonce: str) -> Task | float | None:
         """As `server.scheduling`: of the running jobs the one the silo worked on longest ago comes first."""
         running = [job for job in self.jobs.values() if job.status == "running"]

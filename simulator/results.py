@@ -1,9 +1,12 @@
-"""A run on disk: updates.parquet, versions.parquet, metrics.parquet, run.json, and speed.json beside them.
+"""A run as files: updates.parquet, versions.parquet, metrics.parquet, run.json, and speed.json beside them.
 
 All but speed.json depend on jobs, scenario and seed alone, byte for byte.
 """
 
+import io
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,10 +15,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from anabranch import __version__
+from anabranch import __version__, durable
 from anabranch.terms import seconds
 from simulator.rows import Columns
 from simulator.run import Finished
+from simulator.scenario import Scenario
 from simulator.state import Job
 
 FORMAT = "anabranch-run/1"
@@ -30,28 +34,55 @@ _TYPES = {
 }  # fmt: skip
 
 
-def write(out: Path, finished: Finished) -> dict[str, Any]:
-    """The document of run.json. `out` is created; what is in it is replaced."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, columns in (
-        ("updates", finished.rows.updates),
-        ("versions", finished.rows.versions),
-        ("metrics", finished.rows.metrics),
-    ):
-        parquet.write_table(table(columns), out / f"{name}.parquet", compression="zstd")
-    document = summary(finished)
-    _json(out / "run.json", document)
-    count = len(finished.rows.updates["update"])
+Files = Mapping[str, bytes]  # by name
+
+
+def files(finished: Finished) -> Files:
+    tables = {
+        "updates": finished.rows.updates,
+        "versions": finished.rows.versions,
+        "metrics": finished.rows.metrics,
+    }
     speed = {
         "seconds": round(finished.seconds, 3),
-        "updates_per_minute": round(60 * count / finished.seconds),
+        "updates_per_minute": round(60 * len(finished.rows.updates["update"]) / finished.seconds),
     }
-    _json(out / "speed.json", speed)
-    return document
+    return {
+        **{f"{name}.parquet": packed(table(columns)) for name, columns in tables.items()},
+        "run.json": encoded(summary(finished)),
+        "speed.json": encoded(speed),
+    }
+
+
+def write(out: Path, files: Files) -> None:
+    """The folder appears whole, or it is not there; what had the name before is replaced."""
+    durable.make_dir(out.parent)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        beside.chmod(0o755)
+        for name, data in files.items():
+            durable.write(beside / name, data)
+        if out.exists():
+            shutil.rmtree(out)
+        durable.rename(beside, out)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def table(columns: Columns) -> pa.Table:
     return pa.table({name: pa.array(column, _TYPES[name]) for name, column in columns.items()})
+
+
+def packed(rows: pa.Table) -> bytes:
+    """As a Parquet file."""
+    out = io.BytesIO()
+    parquet.write_table(rows, out, compression="zstd")
+    return out.getvalue()
+
+
+def encoded(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
 def summary(finished: Finished) -> dict[str, Any]:
@@ -59,11 +90,17 @@ def summary(finished: Finished) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "release": __version__,
-        "scenario": scenario.model_dump(mode="json", exclude={"data"}),
+        "scenario": described(scenario),
         "silos": len(scenario.profiles()),
         "virtual_seconds": min(finished.server.now, seconds(scenario.horizon)),
         "jobs": [_job(finished, job) for job in finished.server.jobs.values()],
     }
+
+
+def described(scenario: Scenario) -> dict[str, Any]:
+    """Without where its files lie on this machine."""
+    places = {"data": {"__all__": {"path", "test", "validation"}}}
+    return scenario.model_dump(mode="json", by_alias=True, exclude=places)
 
 
 def _job(finished: Finished, job: Job) -> dict[str, Any]:
@@ -73,6 +110,8 @@ def _job(finished: Finished, job: Job) -> dict[str, Any]:
     return {
         "job": job.id,
         "terms_sha256": job.digest,
+        "file": job.terms.file.model_dump(mode="json"),
+        "file_bytes": job.manifest.file_bytes,
         "strategy": job.terms.file.aggregation.strategy,
         "status": job.status,
         "ended_at": job.ended_at,
@@ -87,19 +126,18 @@ def _job(finished: Finished, job: Job) -> dict[str, Any]:
 
 
 def final(metrics: Sequence[Mapping[str, Any]], horizon: float, ended: float | None) -> dict[str, float]:
-    """Each measured metric on nobody's records: the mean of its looks in the last fifth of the run."""
-    last = horizon if ended is None else ended
-    found: dict[str, list[float]] = {}
+    """Each measured metric on nobody's records: the mean of its looks in the last fifth of the run, or the last look."""
+    since = (1 - LAST_PART) * (horizon if ended is None else ended)
+    looks: dict[str, list[tuple[float, float]]] = {}
     for row in metrics:
-        if row["kind"] == "measured" and not row["silo"] and row["at"] >= (1 - LAST_PART) * last:
-            found.setdefault(row["metric"], []).append(row["value"])
-    return {name: fmean(values) for name, values in sorted(found.items())}
+        if row["kind"] == "measured" and not row["silo"]:
+            looks.setdefault(row["metric"], []).append((row["at"], row["value"]))
+    return {
+        name: fmean([value for at, value in found if at >= since] or [found[-1][1]])
+        for name, found in sorted(looks.items())
+    }
 
 
 def _of(columns: Columns, job: str) -> list[dict[str, Any]]:
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     return [row for row in rows if row["job"] == job]
-
-
-def _json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")

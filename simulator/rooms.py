@@ -148,6 +148,12 @@ class Rooms:
         self._read.move_to_end(key)
         return self._read[key]
 
+    def average(self, job: str) -> Flat | None:
+        with self.core.reader.connect() as connection:
+            digest = records.version_row(connection, self._jobs[job].id, self._heads[job]).ema
+        manifest = self._jobs[job].planned.manifest
+        return read(self.core.blobs.require(digest), manifest) if digest else None
+
     def next_task(self, silo: str, lease: str, nonce: str) -> Task | float | None:
         self._next = [bytes.fromhex(lease), bytes.fromhex(nonce)]
         found = self.core.scheduling.next_task(silo, [held.id for held in self._jobs.values()])

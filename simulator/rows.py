@@ -86,6 +86,12 @@ class Rows:
         """By the experimenter."""
         self._metrics(now, job, version, silo, "measured", metrics, records)
 
+    def averaged(
+        self, now: float, job: str, version: int, metrics: Mapping[str, float], records: int
+    ) -> None:
+        """By the experimenter, of the average beside the head, on nobody's records."""
+        self._metrics(now, job, version, "", "averaged", metrics, records)
+
     def _metrics(
         self,
         now: float,

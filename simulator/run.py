@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobFile, JobTerms
@@ -14,11 +15,13 @@ from silo_agent.training.task import load_task
 from simulator.dealing import deal
 from simulator.engine import Run, Trained, Trainer, silo_names
 from simulator.flat import Flat
-from simulator.managed import ManagedTrainer
 from simulator.memory import Memory, Planned
 from simulator.rows import Rows
 from simulator.scenario import Scenario
 from simulator.trainers import SyntheticTrainer
+
+if TYPE_CHECKING:
+    from simulator.managed import ManagedTrainer
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Tr
     return Planned(job.file.job.name, terms, trainer.manifest, archive, trainer.initial), trainer
 
 
-def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> ManagedTrainer:
+def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "ManagedTrainer":
+    from simulator.managed import ManagedTrainer  # torch is loaded by who trains
+
     wanted = job.file.job
     if not wanted.managed:
         raise Refused(
@@ -101,12 +106,18 @@ def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> Manage
             f"the job reads the binding {wanted.data!r}; the scenario has no [data.{wanted.data}]",
         )
     data = scenario.data[wanted.data]
-    if scenario.measure is not None and data.test is None:
-        raise Refused(Reason.MALFORMED, f"[measure] needs [data.{wanted.data}] test: records no silo has")
+    measured = None
+    if scenario.measure is not None:
+        which = scenario.measure.records
+        measured = data.test if which == "test" else data.validation
+        if measured is None:
+            raise Refused(
+                Reason.MALFORMED, f"[measure] needs [data.{wanted.data}] {which}: records no silo has"
+            )
     # The job's seed makes the model and the batches, the scenario's the deal: another run is another draw of both.
     file = job.file.model_copy(
         update={"job": wanted.model_copy(update={"seed": wanted.seed + scenario.seed})}
     )
     task = load_task(job.folder, wanted.task, wanted.params)
     paths = deal(data, silos, scenario.seed, scratch / "data")
-    return ManagedTrainer(task, file, paths, data.test, scratch)
+    return ManagedTrainer(task, file, paths, measured, scratch)

@@ -133,14 +133,23 @@ class Data(BaseModel, extra="forbid", frozen=True):
     path: Path
     deal: Deal = Same()
     test: Path | None = None  # records no silo has: `measure` looks at them
+    validation: Path | None = (
+        None  # others that no silo has: a comparison tunes on these, and reports on `test`
+    )
 
 
 class Measure(BaseModel, extra="forbid", frozen=True):
     """What the experimenter sees and no silo spends time on: the head, looked at now and again."""
 
     every: Span
-    split: Annotated[str, Field(pattern=SPLIT)] = "test"
+    records: Literal["test", "validation"] = "test"  # which of the two files of [data.NAME]
+    split: Annotated[str, Field(pattern=SPLIT)] | None = None  # what the task is asked for; else as `records`
     silos: bool = False  # on every silo's records as well
+    average: bool = False  # the average beside the head (`aggregation.ema`) as well
+
+    @property
+    def part(self) -> str:
+        return self.split or self.records
 
 
 class Synthetic(BaseModel, extra="forbid", frozen=True):
@@ -221,5 +230,7 @@ def read_scenario(path: Path) -> Scenario:
 
 def _beside(file: Path, data: Data) -> Data:
     """Paths of a scenario are relative to its file."""
-    test = file.parent / data.test if data.test is not None else None
-    return data.model_copy(update={"path": file.parent / data.path, "test": test})
+    paths = {"path": data.path, "test": data.test, "validation": data.validation}
+    return data.model_copy(
+        update={name: file.parent / path for name, path in paths.items() if path is not None}
+    )

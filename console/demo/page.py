@@ -1,11 +1,12 @@
-"""report.html: the same document as report.json, for people. One file, no script, nothing fetched."""
+"""report.html: the same document as report.json, for people."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from console.demo.pictures import RAMP_WORDS, percent, speed_word
+from console.demo.pictures import RAMP_WORDS, speed_word
+from console.drawing import page as framed
+from console.drawing import percent
 from console.words import size
 
 Report = Mapping[str, Any]
@@ -13,7 +14,6 @@ Report = Mapping[str, Any]
 
 def render(report: Report, pictures: Mapping[str, str]) -> str:
     """The page. `pictures` maps river, bars and staleness to SVG elements."""
-    style = files("console.demo").joinpath("page.css").read_text("utf-8")
     body = "\n".join(
         (
             _header(report),
@@ -25,12 +25,7 @@ def render(report: Report, pictures: Mapping[str, str]) -> str:
             _method(report),
         )
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Anabranch: {escape(report['job']['name'])}, {len(report['silos'])} silos</title>\n"
-        f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return framed(f"Anabranch: {report['job']['name']}, {len(report['silos'])} silos", body)
 
 
 def _header(report: Report) -> str:

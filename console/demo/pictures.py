@@ -1,11 +1,5 @@
-"""The report's pictures, drawn by matplotlib as inline SVG.
+"""The report's pictures."""
 
-Colours are drawn as placeholders and then become the page's CSS variables, so that one picture serves the light and
-the dark page, and its text is the page's own text.
-"""
-
-import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,43 +7,25 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from console.demo.history import History
+from console.drawing import ACCENT, BAND, INK, LINE, LOCAL, MUTED, PAPER, PERCENT, STYLE, WARN, percent, svg
 
-INK, MUTED, LINE, ACCENT, LOCAL, WARN, PAPER, BAND = (f"#0{n}0{n}0{n}" for n in range(1, 9))
 RAMP = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")  # staleness, by RAMP_TOPS
 RAMP_TOPS = (0, 2, 5)
 RAMP_WORDS = ("0", "1–2", "3–5", "6 or more")
 SPEEDS = ("#0b0b01", "#0b0b02", "#0b0b03")
-_VARIABLES = {
-    INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", LOCAL: "--local", WARN: "--warn",
-    PAPER: "--paper", BAND: "--band",
+_COLOURS = {
     **{colour: f"--stale-{n}" for n, colour in enumerate(RAMP)},
     **{colour: f"--speed-{n}" for n, colour in enumerate(SPEEDS)},
-}  # fmt: skip
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.size": 11,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": LINE,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
 }
-PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
 
 
 def river(history: History, report: Mapping[str, Any]) -> str:
     """Accuracy of every version over time; below, one lane per silo with every update from lease to receipt."""
     lanes = [silo["silo"] for silo in report["silos"]]
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "river"}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "river"}):
         figure = Figure(figsize=(10.4, 3.1 + 0.42 * len(lanes)))
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 0.42 * len(lanes) + 0.2))
         _curve(top, report)
@@ -61,7 +37,7 @@ def river(history: History, report: Mapping[str, Any]) -> str:
         for axes in (top, bottom):
             _shade_outage(axes, report["server_killed"], label=axes is top)
         figure.subplots_adjust(left=0.085, right=0.985, top=0.97, bottom=0.115, hspace=0.07)
-        return _svg(figure, "river", "Accuracy over time, with every silo's updates")
+        return svg(figure, "river", "Accuracy over time, with every silo's updates", _COLOURS)
 
 
 def _curve(axes: Axes, report: Mapping[str, Any]) -> None:
@@ -136,7 +112,7 @@ def staleness(history: History, report: Mapping[str, Any]) -> str:
     width = max(1, -(-(last + 1) // 30))
     edges = [edge - 0.5 for edge in range(0, last + width + 1, width)]
     colours = [SPEEDS[min(n, len(SPEEDS) - 1)] for n in range(len(speeds))]
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "staleness"}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "staleness"}):
         figure = Figure(figsize=(5.1, 2.9))
         axes = figure.subplots()
         axes.hist(
@@ -154,13 +130,13 @@ def staleness(history: History, report: Mapping[str, Any]) -> str:
         axes.tick_params(length=0)
         axes.legend(frameon=False, labelcolor=INK, handlelength=0.9, handleheight=0.9)
         figure.subplots_adjust(left=0.115, right=0.985, top=0.97, bottom=0.19)
-        return _svg(figure, "staleness", "Histogram of the staleness of merged updates")
+        return svg(figure, "staleness", "Histogram of the staleness of merged updates", _COLOURS)
 
 
 def bars(report: Mapping[str, Any]) -> str:
     """Local-only against federated for every silo: on its own held-out records, and on everybody's."""
     silos = report["silos"]
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": "bars"}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "bars"}):
         figure = Figure(figsize=(10.4, 0.75 + 0.52 * len(silos)))
         pair = figure.subplots(1, 2, sharey=True)
         for axes, key, title in zip(
@@ -174,7 +150,7 @@ def bars(report: Mapping[str, Any]) -> str:
         figure.subplots_adjust(
             left=0.085, right=0.985, top=1 - 0.35 / height, bottom=0.12 / height, wspace=0.06
         )
-        return _svg(figure, "bars", "Accuracy of local-only and federated models per silo")
+        return svg(figure, "bars", "Accuracy of local-only and federated models per silo", _COLOURS)
 
 
 def _bars(axes: Axes, silos: Sequence[Mapping[str, Any]], key: str) -> None:
@@ -192,11 +168,6 @@ def _bars(axes: Axes, silos: Sequence[Mapping[str, Any]], key: str) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def percent(value: float) -> str:
-    """`0.937` → `93.7 %`, with a space that does not break."""
-    return f"{100 * value:.1f}\u00a0%"
-
-
 def speed_word(slowness: float) -> str:
     """`usual speed`, `3× slower`."""
     return "usual speed" if slowness == 1 else f"{slowness:g}× slower"
@@ -204,24 +175,3 @@ def speed_word(slowness: float) -> str:
 
 def _staleness_colour(value: int | None) -> str:
     return RAMP[sum((value or 0) > top for top in RAMP_TOPS)]
-
-
-def _svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an `<svg>` element whose ids are unique in the page and whose colours are CSS variables."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    svg = re.sub(r"font: ([^;\"]*?)(\d+(?:\.\d+)?px) [^;\"]*", r"font: \1\2 var(--sans)", svg)
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _opening(title), svg, count=1, flags=re.S)
-
-
-def _opening(title: str) -> str:
-    namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return rf'<svg {namespaces} viewBox="\1" role="img" aria-label="{title}">'

@@ -34,7 +34,7 @@ OURS = {
     "console/demo/local.py:main": OWN_CHILD,
     "console/demo/measure.py:_measure": OWN_CHILD,
     "console/demo/measure.py:audit": OWN_CHILD,
-    "console/demo/page.py:render": "a style sheet of the package",
+    "console/drawing.py:page": "a style sheet of the package",
     "console/demo/processes.py:tail": SHOWN,
     "server/vitals.py:resident": "what the kernel says of this process",
     "server/step.py:load": OWN_ROWS,
