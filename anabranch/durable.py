@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import tempfile
 from pathlib import Path
 
 from anabranch.errors import Unavailable
@@ -119,7 +118,8 @@ def sync_dir(path: StrPath) -> None:
 
 def _write_beside_and_rename(target: Path, data: bytes, mode: int) -> None:
     # A random name, so that two writers of one path cannot tear each other's file; 0600 until `mode` is set.
-    fd, beside = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    beside = f"{target.parent}/.{target.name}.{os.urandom(8).hex()}.tmp"
+    fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)

@@ -6,6 +6,8 @@ audit log names. `JobFile` is the part a person writes as TOML; submission adds 
 
 import hashlib
 import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -27,6 +29,47 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 NOT_TOML = (ValueError, RecursionError)  # what `tomllib` raises; not all of it is TOMLDecodeError
 FAULTS = 20  # of one document are explained
 FAULT = 300  # characters of each
+
+# Keys that only some strategies or server optimizers read. Standing at their default they say nothing, so they may.
+READ_BY: Mapping[str, tuple[str, ...]] = {
+    "buffer": ("fedbuff", "ca2fl"),
+    "staleness_exponent": ("fedbuff", "fedasync"),
+    "normalise": ("fedbuff",),
+    "alpha": ("fedasync",),
+    "hinge": ("fedasync",),
+    "s_max": ("afl-dw",),
+    "interval": ("fedfix",),
+    "min_arrival": ("fedfix",),
+    "momentum": ("sgd",),
+    "beta1": ("adam", "adamw", "yogi"),
+    "beta2": ("adam", "adamw", "yogi"),
+    "epsilon": ("adam", "adamw", "yogi"),
+    "weight_decay": ("adamw",),
+}
+# Defaults of their own.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "fedasync": {"buffer": 1, "alpha": 0.6},
+    "afl-dw": {"buffer": 1},
+    "fedfix": {"min_arrival": 0.1},
+    "adamw": {"weight_decay": 0.01},
+}
+# What the job file has to say, and why.
+NEEDED: Mapping[str, tuple[str, str]] = {
+    "afl-dw": (
+        "s_max",
+        "the staleness at which half of an update counts; about 0.75 times the number of silos",
+    ),
+    "fedfix": ("interval", "how long a window is, for example 10m"),
+}
+CALIBRATED = (
+    50  # updates per version with ca2fl, at most: the log entry of a version names every silo besides
+)
+EQUAL = ("fedasync", "afl-dw", "ca2fl", "fedfix")  # no record count enters these rules
+
+
+def _unsaid(value: Any) -> bool:
+    """Such a key is not in the canonical form: terms that do without it have the digest they always had."""
+    return value is None
 
 
 def seconds(text: str | int | float) -> float:
@@ -79,29 +122,87 @@ class Training(BaseModel, extra="forbid", frozen=True):
     local_steps: int = Field(default=20, ge=1, le=2**31 - 1)
     batch_size: int = Field(default=32, ge=1, le=2**31 - 1)
     optimizer: Optimizer = Optimizer()
+    proximal: float | None = Field(
+        default=None, gt=0, exclude_if=_unsaid
+    )  # FedProx's mu: adds (mu/2) * |w - base|^2 to the loss
     buffers: Literal["average", "local", "none"] = "average"  # BatchNorm running statistics and the like
     precision: Literal["fp32"] = "fp32"
     save_every: str = "5m"  # optimizer, RNG and sampler, so that a killed agent resumes inside a cycle
     progress_timeout: str = "10m"  # a task that makes no step for this long is stopped
 
 
+def _with_own_defaults(data: Any, key: str, otherwise: str) -> Any:
+    if not isinstance(data, dict):
+        return data
+    name = data.get(key, otherwise)
+    return {**DEFAULTS.get(name, {}), **data} if isinstance(name, str) else data
+
+
+def _only_what_is_read(said: BaseModel, name: str) -> None:
+    """Raises ValueError for a key that `name` does not read, and for one it cannot do without."""
+    for key, field in type(said).model_fields.items():
+        readers = READ_BY.get(key, (name,))
+        silent = DEFAULTS.get(name, {}).get(key, field.default)
+        if name not in readers and getattr(said, key) != silent:
+            raise ValueError(
+                f"{key} is a key of {' and '.join(readers)}; {name} does not read it, leave it out"
+            )
+    key, why = NEEDED.get(name, ("", ""))
+    if key and getattr(said, key) is None:
+        raise ValueError(f"{name} needs {key}: {why}")
+
+
 class ServerOptimizer(BaseModel, extra="forbid", frozen=True):
     """`theta += lr * direction`; formulas in `anabranch.rules.optimizers`."""
 
-    name: Literal["sgd", "adam"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "yogi"] = "sgd"
     lr: float = Field(default=1.0, gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)  # sgd
-    beta1: float = Field(default=0.9, ge=0, lt=1)  # adam
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
     epsilon: float = Field(default=1e-3, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0, exclude_if=_unsaid)  # decoupled
+    delay_threshold: int | None = Field(
+        default=None, ge=0, exclude_if=_unsaid
+    )  # versions; an older update in the buffer lowers lr to 1/its staleness
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, data: Any) -> Any:
+        return _with_own_defaults(data, "name", "sgd")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ServerOptimizer":
+        _only_what_is_read(self, self.name)
+        return self
+
+
+class Hinge(BaseModel, extra="forbid", frozen=True):
+    """Weight 1 up to a staleness of `until`, then 1 / (slope * (staleness - until) + 1)."""
+
+    slope: float = Field(default=10.0, gt=0)
+    until: int = Field(default=4, ge=0)  # versions
 
 
 class Aggregation(BaseModel, extra="forbid", frozen=True):
-    strategy: Literal["fedavg", "fedbuff"] = "fedbuff"
-    buffer: int = Field(default=2, ge=1, le=100)  # updates per version; fedavg waits for every silo
+    """From updates to a version; formulas in `anabranch.rules`, each key explained in docs/strategies.md."""
+
+    strategy: Literal["fedavg", "fedbuff", "fedasync", "afl-dw", "ca2fl", "fedfix"] = "fedbuff"
+    buffer: int = Field(default=2, ge=1, le=100)  # updates per version
     max_wait: str = "10m"  # closes a buffer (or a fedavg round) that would stall
     staleness_exponent: float = Field(default=0.0, ge=0, le=1)  # weight (1+staleness)^-a; 0 switches it off
     normalise: Literal["count", "weights"] = "weights"  # divide by the number of updates, or their weights
+    alpha: float | None = Field(
+        default=None, gt=0, le=1, exclude_if=_unsaid
+    )  # of the silo's model in the mix
+    hinge: Hinge | None = Field(default=None, exclude_if=_unsaid)  # instead of staleness_exponent
+    s_max: float | None = Field(
+        default=None, gt=0, exclude_if=_unsaid
+    )  # versions; half of an update counts at this staleness, nothing at twice of it
+    interval: str | None = Field(default=None, exclude_if=_unsaid)  # a version at the end of each
+    min_arrival: float | None = Field(
+        default=None, gt=0, le=1, exclude_if=_unsaid
+    )  # no measured arrival rate counts as less: an update weighs at most 1/min_arrival
     max_staleness: int = Field(default=1000, ge=0)  # versions
     max_update_norm: float | None = Field(default=None, gt=0)
     server_optimizer: ServerOptimizer = ServerOptimizer()
@@ -113,6 +214,20 @@ class Aggregation(BaseModel, extra="forbid", frozen=True):
     @classmethod
     def _none_for_zero(cls, ema: float | None) -> float | None:
         return ema or None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, data: Any) -> Any:
+        return _with_own_defaults(data, "strategy", "fedbuff")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Aggregation":
+        _only_what_is_read(self, self.strategy)
+        if self.hinge is not None and self.staleness_exponent:
+            raise ValueError("staleness_exponent and hinge are two ways to weight by staleness; keep one")
+        if self.strategy == "ca2fl" and self.buffer > CALIBRATED:
+            raise ValueError(f"buffer is at most {CALIBRATED} with ca2fl")
+        return self
 
 
 class Evaluation(BaseModel, extra="forbid", frozen=True):
@@ -153,9 +268,23 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
             self.aggregation.max_wait,
             self.retention.updates,
             self.retention.snapshots,
+            *filter(None, [self.aggregation.interval]),
         ):
             if not 0 <= seconds(text) <= LONGEST:
                 raise ValueError(f"{text!r} is not a duration between 0 s and ten years")
+        if self.aggregation.interval is not None and seconds(self.aggregation.interval) < 1:
+            raise ValueError("aggregation.interval is at least 1s")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "JobFile":
+        strategy = self.aggregation.strategy
+        if strategy in EQUAL and self.silos.weighting != "equal":
+            raise ValueError(f"silos.weighting: {strategy} weighs silos equally, and needs no record counts")
+        if self.training.proximal is not None and not self.job.managed:
+            raise ValueError(
+                f"training.proximal: {self.job.task} has a loop of its own; add the term to its loss"
+            )
         return self
 
     @model_validator(mode="after")
@@ -191,8 +320,12 @@ def parse_job_file(text: str, where: str = "job file") -> JobFile:
         raise Refused(Reason.MALFORMED, f"{where} is not TOML: {error}") from error
 
 
+@lru_cache(128)
 def parse_terms(data: bytes) -> JobTerms:
-    """Read canonical terms. Raises Refused(MALFORMED), also when `data` is not the canonical encoding."""
+    """Read canonical terms. Raises Refused(MALFORMED), also when `data` is not the canonical encoding.
+
+    Kept, because every decision about a job reads its terms: nobody changes what this returns.
+    """
     try:
         terms = JobTerms.model_validate_json(data)
     except ValidationError as error:

@@ -79,6 +79,7 @@ class Chronicle:
     closed_by: Counter[tuple[str, str]] = field(default_factory=Counter)  # (job, how its buffer closed)
     chapters: dict[str, list[Line]] = field(default_factory=lambda: defaultdict(list))
     turned_away: Counter[str] = field(default_factory=Counter)  # callers, by code
+    _silos: dict[str, str] = field(default_factory=dict)  # by update
     _started: bool = False
     _time: float = 0.0
 
@@ -89,6 +90,8 @@ class Chronicle:
         detail = entry.detail
         restart = isinstance(detail, ServerStarted) and self._started
         self._started |= isinstance(detail, ServerStarted)
+        if isinstance(detail, UpdateReceived):
+            self._silos[detail.update] = detail.silo
         if not told:
             return
         self.entries += 1
@@ -128,5 +131,9 @@ class Chronicle:
             part.counts["merged"] += 1
             part.staleness.append(one.staleness)
             part.coefficient += canonical.from_hexfloat(one.coefficient)
+        for term in detail.further or ():
+            if term.update in self._silos:
+                part = self.parts[job, self._silos[term.update]]
+                part.coefficient += canonical.from_hexfloat(term.coefficient)
         for silo in detail.absent:
             self.parts[job, silo].absent.append(detail.version)

@@ -13,7 +13,6 @@ from typing import Any
 
 from anabranch.errors import Refused
 from anabranch.tlog.details import (
-    AggregationInput,
     AggregationPerformed,
     CertIssued,
     CertRenewed,
@@ -44,6 +43,7 @@ from auditor.broken import Broken, require, same
 from auditor.history import HandedOut, History, Update, Version
 from auditor.jobs import Jobs, version_of
 from auditor.leases import Leases
+from auditor.merging import Merging, open_update
 from auditor.retention import Retention
 from auditor.signatures import Statement
 from auditor.standing import Standing
@@ -79,7 +79,7 @@ class LifeCycle:
             UpdateReceived: self._received,
             UpdateRefused: self._refused,
             UpdateRetired: self._retired,
-            AggregationPerformed: self._performed,
+            AggregationPerformed: Merging(self.history, jobs).performed,
             ModelPublished: self._published,
             ModelEncoded: self._encoded,
             ModelEvaluated: self._evaluated,
@@ -159,43 +159,11 @@ class LifeCycle:
                 self.history.end(statement.lease, f"used for refused update {detail.update}")
 
     def _retired(self, _: int, entry: Entry, detail: UpdateRetired) -> None:
-        update = self._open(detail.update)
+        update = open_update(self.history, detail.update)
         update.fate = "retired"
         require(update.silo == detail.silo, f"update {detail.update} is silo {update.silo}'s")
 
-    def _open(self, name: str) -> Update:
-        update = self.history.updates.get(name)
-        if update is None:
-            raise Broken(f"update {name} was never received")
-        require(update.fate == "open", f"update {name} was {update.fate} before; it counts once")
-        return update
-
     # versions
-
-    def _performed(self, index: int, entry: Entry, detail: AggregationPerformed) -> None:
-        job = self._jobs.running(entry)
-        require(
-            (detail.base, detail.version) == (job.head, job.head + 1),
-            f"makes version {detail.version} from {detail.base}, but the head is {job.head}",
-        )
-        require(detail.version not in job.steps, f"version {detail.version} was made before")
-        job.steps[detail.version] = index, detail
-        for one in detail.inputs:
-            self._merge(entry, detail, one)
-
-    def _merge(self, entry: Entry, detail: AggregationPerformed, one: AggregationInput) -> None:
-        update = self._open(one.update)
-        update.fate = "merged"
-        found = update.job, update.silo, update.delta, update.base
-        require(
-            found == (entry.job, one.silo, one.delta_sha256, one.base),
-            f"uses update {one.update} as another one than was received",
-        )
-        self._jobs.approved(entry, self._jobs.job(entry), one.silo)
-        late = detail.base - update.base
-        require(
-            one.staleness == late, f"says update {one.update} is {one.staleness} versions late, it is {late}"
-        )
 
     def _published(self, index: int, entry: Entry, detail: ModelPublished) -> None:
         job = self._jobs.running(entry)

@@ -1,8 +1,8 @@
 """Where a model comes from: every update that went into it, in order, with its weight, staleness and silo.
 
 A version is its parent plus `lr · Σ coefficient · delta` of its step (for Adam: fed through the optimizer), so a silo's
-*share* is the sum of its updates' coefficients over that of all updates, from version 1 on. It says how much of the
-way a silo's updates made, not how much better they made the model.
+*share* is the sum of its updates' coefficients over that of all updates, from version 1 on, with those an update has as
+a silo's cached one (ca2fl). It says how much of the way a silo's updates made, not how much better they made the model.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from anabranch.errors import Reason, Refused
-from anabranch.tlog.details import AggregationInput
+from anabranch.tlog.details import AggregationInput, FurtherTerm
 from anabranch.wire import canonical, limits
 from anabranch.wire.statements import parse_update
 from auditor.export import PIECE, Export
@@ -53,6 +53,7 @@ class Step:
     closed_by: str
     absent: tuple[str, ...]
     inputs: tuple[Input, ...]
+    further: tuple[FurtherTerm, ...]
 
 
 @dataclass
@@ -61,6 +62,9 @@ class Share:
 
     silo: str
     coefficients: list[float] = field(default_factory=list)
+    cached: list[float] = field(
+        default_factory=list
+    )  # coefficients, of versions that its cached delta entered
     staleness: list[int] = field(default_factory=list)
     first: int = -1  # log index of its first update that counted
     share: float = 0.0
@@ -112,12 +116,16 @@ def trace(export: Export, history: History, chosen: Chosen) -> Lineage:
             share.coefficients.append(canonical.from_hexfloat(given.one.coefficient))
             share.staleness.append(given.one.staleness)
             share.first = min(share.first, given.received)
-    total = fsum(value for share in shares.values() for value in share.coefficients)
+        for term in step.further:
+            if term.update is not None:
+                silo = history.updates[term.update].silo
+                shares[silo].cached.append(canonical.from_hexfloat(term.coefficient))
+    total = fsum(value for share in shares.values() for value in (*share.coefficients, *share.cached))
     decisions = defaultdict(list)
     for decision in job.record:
         decisions[decision.silo].append(decision)
     for share in shares.values():
-        share.share = fsum(share.coefficients) / total if total else 0.0
+        share.share = fsum((*share.coefficients, *share.cached)) / total if total else 0.0
         before = [decision for decision in decisions[share.silo] if decision.index < share.first]
         share.approval = before[-1] if before else None
     ordered = sorted(shares.values(), key=lambda share: (-share.share, share.silo))
@@ -177,9 +185,14 @@ def _document(step: Step) -> dict[str, Any]:
         "closed_by": step.closed_by,
         "absent": list(step.absent),
         "inputs": [
-            {**given.one.model_dump(), "received_entry": given.received, "examples": given.examples}
+            {
+                **given.one.model_dump(exclude_none=True),
+                "received_entry": given.received,
+                "examples": given.examples,
+            }
             for given in step.inputs
         ],
+        "further": [term.model_dump(exclude_none=True) for term in step.further],
     }
 
 
@@ -193,7 +206,16 @@ def _step(export: Export, history: History, job: Job, number: int) -> Step:
         examples = parse_update(payload).num_examples if payload is not None else None
         inputs.append(Input(one, update.index, examples))
     time = job.versions[number].time
-    return Step(number, index, time, detail.strategy, detail.closed_by, detail.absent, tuple(inputs))
+    return Step(
+        number,
+        index,
+        time,
+        detail.strategy,
+        detail.closed_by,
+        detail.absent,
+        tuple(inputs),
+        detail.further or (),
+    )
 
 
 def _of_file(history: History, job: str | None, path: Path) -> Chosen:

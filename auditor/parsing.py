@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from anabranch.tlog.entry import ENTRY_TYPES, MAX_ENTRY, Actor, Entry, Outcome, parse_entry
-from anabranch.wire import statements
+from anabranch.wire import canonical, statements
 from anabranch.wire.statements import UpdateStatement
 from auditor.plain import plain, plain_update
 
@@ -74,6 +74,8 @@ def _canonical(data: bytes) -> Any:
     if len(data) > MAX_ENTRY or not data.isascii():
         return None
     text = data.decode("ascii")
+    if not canonical.shallow(text):
+        return None
     try:
         value = _decode(text)
         return value if _encode(value) == text else None

@@ -4,7 +4,7 @@ One step takes what the log says it took: the head's files, the deltas in their 
 result must have the published digests. Scalars that any machine computes alike are recomputed and must be equal; the
 few that are not are taken from the log and checked within a tolerance (`anabranch.rules.profile`).
 
-The head's files may also be the ones the step before has just reproduced. A step whose inputs are not there is not
+A version's files may also be the ones an earlier step has just reproduced. A step whose inputs are not there is not
 recomputed. If the log says that they were pruned it rests on digests only, which is no fault: its inputs and its result
 are named, as long as anybody keeps the log. If the log does not say so, something is missing.
 """
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from anabranch.errors import AnabranchError, Refused
-from anabranch.rules import step, strategies
+from anabranch.rules import step
+from anabranch.rules.buffer import Buffer, Delta, Input, Plan, Source
 from anabranch.rules.profile import NUMERIC_PROFILE, SCALAR_TOLERANCE
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.details import AggregationPerformed
@@ -112,7 +113,8 @@ def replay(
     """Every step of every job (of the job `only`) of a verified export.
 
     Takes room for two versions with their optimizer state and average below `scratch` (default: the system's
-    temporary directory). Nothing is raised for what is wrong with the export.
+    temporary directory), and for each version that is not in the export and that a later step mixes in. Nothing is
+    raised for what is wrong with the export.
     """
     found, pruned = Replay(), pruned_objects(history)
     jobs = {name: job for name, job in history.jobs.items() if only in (None, name)}
@@ -136,13 +138,25 @@ class _Rerun:
     keeps: Manifest | None  # layout of the optimizer state
     directory: Path
     pruned: Mapping[str, int]  # digest → the entry that says so
-    made: dict[str, Path] = field(default_factory=dict)  # digest → file of the last step that was exact
+    read_by: Mapping[str, int]  # digest of a version that steps mix in → the last of them
+    made: dict[str, Path] = field(default_factory=dict)  # digest → file of a step that was exact
+    newest: dict[str, str] = field(default_factory=dict)  # silo → its merged update that was received last
 
     def find(self, digest: str) -> Path | None:
         return self.made.get(digest) or self.export.object_path(digest)
 
+    def keep(self, number: int, made: dict[str, Path]) -> None:
+        """The files of step `number`, which was exact: the next one may start from them, a later one mix them in."""
+        later = {digest: path for digest, path in self.made.items() if self.read_by.get(digest, 0) > number}
+        self.made = later | made
+
+    def merged(self, logged: AggregationPerformed) -> None:
+        for one in logged.inputs:
+            known, updates = self.newest.get(one.silo), self.history.updates
+            if known is None or updates[one.update].index > updates[known].index:
+                self.newest[one.silo] = one.update
+
     def sweep(self) -> None:
-        """Only the files of the last exact step stay: the next one may start from them."""
         for path in set(self.directory.iterdir()) - set(self.made.values()):
             path.unlink()
 
@@ -165,6 +179,7 @@ def _replay_job(
             yield Replayed(name, version, pruned=tuple(map(str, pruned_inputs.args)))
         except (_Differs, AnabranchError) as error:
             yield Replayed(name, version, differs=str(error))
+        rerun.merged(job.steps[version][1])
 
 
 def _begin(export: Export, history: History, pruned: Mapping[str, int], job: Job, directory: Path) -> _Rerun:
@@ -174,7 +189,18 @@ def _begin(export: Export, history: History, pruned: Mapping[str, int], job: Job
         raise _Missing("the job's terms" if terms is None else "the job's manifest")
     parsed, layout = parse_terms(terms), parse_manifest(manifest)
     keeps = step.optimizer_manifest(layout, parsed.file.aggregation.server_optimizer)
-    return _Rerun(export, history, parsed, layout, keeps, directory, pruned)
+    return _Rerun(export, history, parsed, layout, keeps, directory, pruned, _read_by(export, job))
+
+
+def _read_by(export: Export, job: Job) -> dict[str, int]:
+    found = {}
+    for number, (_, logged) in sorted(job.steps.items()):
+        for term in logged.further or ():
+            if term.version is not None and term.version < number:
+                digest = job.versions[term.version].parameters
+                if export.object_path(digest) is None:
+                    found[digest] = number
+    return found
 
 
 def _step(rerun: _Rerun, job: Job, number: int) -> None:
@@ -183,21 +209,23 @@ def _step(rerun: _Rerun, job: Job, number: int) -> None:
     if logged.numeric_profile != NUMERIC_PROFILE:
         raise _Missing(f"arithmetic {logged.numeric_profile}, which this release does not know")
     head, published = job.versions[number - 1], job.versions[number]
-    inputs = _inputs(rerun, logged)
-    scalars = _scalars(rerun, job, number, inputs)
-    _same_plan(rerun, logged, inputs, scalars)
-    made = _compute(rerun, head, logged, inputs, scalars)
+    buffer = _buffer(rerun, job, number)
+    scalars = _scalars(rerun, job, number, buffer)
+    plan = step.plan(rerun.terms, buffer, scalars)
+    _same_plan(logged, plan)
+    made = _compute(rerun, job, head, plan, scalars)
     try:
         for part in PARTS:
             _same_file(rerun, part, made[part], getattr(published, part))
-        rerun.made = {digest: path for path, digest in filter(None, made.values())}
+        rerun.keep(number, {digest: path for path, digest in filter(None, made.values())})
     finally:
         rerun.sweep()
 
 
-def _inputs(rerun: _Rerun, logged: AggregationPerformed) -> list[strategies.Input]:
-    """As the server had them: record counts stand in the statements the silos signed."""
-    found = []
+def _buffer(rerun: _Rerun, job: Job, number: int) -> Buffer:
+    """As the server had it: record counts stand in the statements the silos signed."""
+    logged = job.steps[number][1]
+    inputs = []
     for order, one in enumerate(logged.inputs):
         examples = None
         if rerun.terms.file.silos.weighting == "examples":
@@ -205,11 +233,16 @@ def _inputs(rerun: _Rerun, logged: AggregationPerformed) -> list[strategies.Inpu
             if payload is None:
                 raise _Missing(f"statement of update {one.update}")
             examples = parse_update(payload).num_examples
-        found.append(strategies.Input(one.update, one.silo, one.base, one.staleness, examples, order))
-    return found
+        arrivals = (one.arrived or 0, one.windows or 0)
+        inputs.append(Input(one.update, one.silo, one.base, one.staleness, examples, order, *arrivals))
+    participants = logged.participants or ()
+    cached = {}
+    if rerun.terms.file.aggregation.strategy == "ca2fl":
+        cached = {silo: rerun.newest[silo] for silo in participants if silo in rerun.newest}
+    return Buffer(logged.base, tuple(inputs), participants, cached)
 
 
-def _scalars(rerun: _Rerun, job: Job, number: int, inputs: list[strategies.Input]) -> step.Scalars:
+def _scalars(rerun: _Rerun, job: Job, number: int, buffer: Buffer) -> step.Scalars:
     """The logged scalars, after they were compared with our own."""
     logged = job.steps[number][1]
     rule = rerun.terms.file.aggregation
@@ -218,7 +251,7 @@ def _scalars(rerun: _Rerun, job: Job, number: int, inputs: list[strategies.Input
             f"made by {logged.strategy} and {logged.optimizer['name']}, which the terms do not say"
         )
     previous = _floats(_optimizer(job, number - 1)) if number > 1 else {}
-    ours = step.measure(rerun.terms, inputs, previous)
+    ours = step.measure(rerun.terms, buffer, previous)
     theirs = step.Scalars(_floats(logged.scalars), _floats(_optimizer(job, number)))
     if theirs.optimizer != ours.optimizer:
         raise _Differs(f"optimizer scalars are {dict(theirs.optimizer)}, recomputed {dict(ours.optimizer)}")
@@ -238,43 +271,39 @@ def _floats(texts: Mapping[str, str]) -> dict[str, float]:
     return {name: canonical.from_hexfloat(text) for name, text in texts.items()}
 
 
-def _same_plan(
-    rerun: _Rerun, logged: AggregationPerformed, inputs: list[strategies.Input], scalars: step.Scalars
-) -> None:
-    file = rerun.terms.file
-    plan = strategies.plan(file.aggregation, file.silos.weighting, inputs, scalars.strategy)
+def _same_plan(logged: AggregationPerformed, plan: Plan) -> None:
     for one, weight, coefficient in zip(logged.inputs, plan.weights, plan.coefficients, strict=True):
         ours = canonical.hexfloat(weight), canonical.hexfloat(coefficient)
         if (one.weight, one.coefficient) != ours:
             raise _Differs(
                 f"update {one.update} has weight and coefficient {one.weight}, {one.coefficient}; recomputed {ours}"
             )
+    said = [(one.update or one.version, one.coefficient) for one in logged.further or ()]
+    found = [(*vars(term.source).values(), canonical.hexfloat(term.coefficient)) for term in plan.further]
+    if said != found:
+        raise _Differs(f"the further terms are {said}; recomputed {found}")
 
 
 def _compute(
-    rerun: _Rerun,
-    head: Version,
-    logged: AggregationPerformed,
-    inputs: list[strategies.Input],
-    scalars: step.Scalars,
+    rerun: _Rerun, job: Job, head: Version, plan: Plan, scalars: step.Scalars
 ) -> dict[str, tuple[Path, str] | None]:
     """The file and digest of each part, None for a part the job does not keep."""
     layouts = _layouts(rerun)
-    sources = _sources(rerun, head, logged)
+    sources = _sources(rerun, job, head, plan)
     with ExitStack() as files:
         opened = {
             name: files.enter_context(TensorFile(path, layout)) for name, (path, layout) in sources.items()
         }
         writers = {
-            part: files.enter_context(TensorWriter(rerun.directory / f"{part}.{logged.version}", layout))
+            part: files.enter_context(TensorWriter(rerun.directory / f"{part}.{plan.head + 1}", layout))
             for part, layout in layouts.items()
             if layout is not None
         }
         step.aggregate(
             rerun.terms,
             rerun.manifest,
-            [(one, opened[_delta(one.update)]) for one in inputs],
-            base=opened[_of_head("parameters")],
+            plan,
+            {source: opened[_name(source, plan)] for source in plan.sources},
             optimizer=opened.get(_of_head("optimizer")),
             ema=opened.get(_of_head("ema")),
             scalars=scalars,
@@ -293,14 +322,14 @@ def _layouts(rerun: _Rerun) -> dict[str, Manifest | None]:
     }
 
 
-def _sources(rerun: _Rerun, head: Version, logged: AggregationPerformed) -> dict[str, tuple[Path, Manifest]]:
+def _sources(rerun: _Rerun, job: Job, head: Version, plan: Plan) -> dict[str, tuple[Path, Manifest]]:
     """Every file the step reads, by what it is. Raises _Missing or _Pruned naming all that are not there."""
     wanted = {
         _of_head(part): (getattr(head, part), layout)
         for part, layout in _layouts(rerun).items()
         if layout is not None and getattr(head, part) is not None
     }
-    wanted |= {_delta(one.update): (one.delta_sha256, rerun.manifest) for one in logged.inputs}
+    wanted |= {_name(source, plan): (_digest(rerun, job, source), rerun.manifest) for source in plan.sources}
     found = {name: (rerun.find(digest), layout) for name, (digest, layout) in wanted.items()}
     absent = [name for name, (path, _) in found.items() if path is None]
     unexplained = [name for name in absent if wanted[name][0] not in rerun.pruned]
@@ -315,8 +344,16 @@ def _of_head(part: str) -> str:
     return f"{part} of the head"
 
 
-def _delta(update: str) -> str:
-    return f"delta of update {update}"
+def _name(source: Source, plan: Plan) -> str:
+    if isinstance(source, Delta):
+        return f"delta of update {source.update}"
+    return _of_head("parameters") if source.version == plan.head else f"version {source.version}"
+
+
+def _digest(rerun: _Rerun, job: Job, source: Source) -> str:
+    if isinstance(source, Delta):
+        return rerun.history.updates[source.update].delta
+    return job.versions[source.version].parameters
 
 
 def _same_file(rerun: _Rerun, part: str, made: tuple[Path, str] | None, published: str | None) -> None:

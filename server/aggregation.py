@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import AnabranchError, Corrupt, Refused
 from anabranch.rules import step as rules
+from anabranch.rules.buffer import Delta, Term
 from anabranch.rules.profile import NUMERIC_PROFILE
-from anabranch.rules.strategies import Input, plan
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
-from anabranch.wire.tensors import TensorWriter, parse_manifest
-from server import lifecycle, metrics
+from anabranch.wire.tensors import TensorWriter
+from server import freezing, lifecycle, metrics
 from server.blobs.local import BlobStore
 from server.core.buffer import Closing, StillOpen, Waiting, close
 from server.gaps import Gap, Reached, nothing
@@ -52,10 +52,19 @@ _MERGE = (
     .where(updates.c.id == bindparam("which"))
     .values(status="merged", version=bindparam("number"), staleness=bindparam("late"))
 )
+_FREEZE = update(updates).where(updates.c.id.in_(bindparam("inputs", expanding=True))).values(status="frozen")
+_STILL_FROZEN = (
+    select(func.count())
+    .select_from(updates)
+    .where(updates.c.id.in_(bindparam("inputs", expanding=True)), updates.c.status == "frozen")
+)
+_ADD_STEP, _ADD_VERSION = insert(steps), insert(versions)
+_END_STEP = update(steps).where(steps.c.id == bindparam("step"))
+_MOVE_HEAD = update(jobs).where(jobs.c.id == bindparam("job"))
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Computed:
     """Digests of a computed version; its blobs are on stable storage."""
 
     parameters: str
@@ -126,10 +135,18 @@ class Aggregation:
 
     def advance(self, job: str) -> bool:
         """One step if the job is ready for one; True when a version was published."""
+        frozen = self.freeze(job)
+        return frozen is not None and self.finish(frozen)
+
+    def freeze(self, job: str) -> Step | None:
+        """Transaction 1, or the step a crash interrupted before its second. Without one a job that is over is concluded."""
         frozen = self._open_step(job) or self._writer.run(lambda tx: self._freeze(tx, job), "freeze").value
         if frozen is None:
             self._writer.run(lambda tx: lifecycle.conclude(tx, self._observer, job), "conclude")
-            return False
+        return frozen
+
+    def finish(self, frozen: Step) -> bool:
+        """Compute, store, and transaction 2; True when the version was published."""
         try:
             with metrics.AGGREGATION_SECONDS.time():
                 snapshot = self._compute(frozen)
@@ -137,7 +154,7 @@ class Aggregation:
             # The arithmetic left float32: training on would only make it worse. Or a blob is not what was stored: its
             # updates wait until the operator has restored it and resumes the job. Either way a person decides.
             reason = error.code.value if isinstance(error, Refused) else DAMAGED
-            logger.error("job paused", job=job, reason=reason, error=str(error))
+            logger.error("job paused", job=frozen.job, reason=reason, error=str(error))
             self._writer.run(lambda tx: self._give_up(tx, frozen, reason), "pause")
             return False
         return self._writer.run(lambda tx: self._publish(tx, frozen, snapshot), "publish").value
@@ -154,47 +171,38 @@ class Aggregation:
         terms = parse_terms(job.terms)
         if job.status != "running" or job.head >= terms.file.stop.versions:
             return None
-        closing = _closing(tx.connection, job, terms, tx.now)
+        closing = closing_of(tx.connection, job, terms, tx.now)
         if isinstance(closing, StillOpen):
             return None
         for update_id in closing.superseded:
             lifecycle.retire(tx, self._observer, update_id, "superseded")
         frozen = self._step(tx.connection, job, terms, closing)
-        tx.connection.execute(
-            insert(steps).values(
-                id=frozen.id, job=job_id, head=frozen.head, status="frozen", plan=dump(frozen)
-            )
-        )
-        tx.connection.execute(update(updates).where(updates.c.id.in_(closing.inputs)).values(status="frozen"))
+        row = {"id": frozen.id, "job": job_id, "head": job.head, "status": "frozen", "plan": dump(frozen)}
+        tx.connection.execute(_ADD_STEP, row)
+        tx.connection.execute(_FREEZE, {"inputs": closing.inputs})
         return frozen
 
     def _step(self, connection: Connection, job: Any, terms: JobTerms, closing: Closing) -> Step:
-        rows = connection.execute(
-            select(updates).where(updates.c.id.in_(closing.inputs)).order_by(updates.c.entry)
-        ).all()
-        inputs = tuple(
-            Input(row.id, row.silo, row.base, job.head - row.base, row.examples, order)
-            for order, row in enumerate(rows)
-        )
         head = records.version_row(connection, job.id, job.head)
         previous = {name: canonical.from_hexfloat(text) for name, text in json.loads(head.scalars).items()}
+        buffer = freezing.buffer_of(connection, job, terms, closing.inputs)
         return Step(
             id=self._entropy(16).hex(),
             job=job.id,
-            head=job.head,
-            inputs=inputs,
-            deltas=tuple(row.delta for row in rows),
-            scalars=rules.measure(terms, inputs, previous),
+            buffer=buffer,
+            scalars=rules.measure(terms, buffer, previous),
             closed_by=closing.closed_by,
             absent=closing.absent,
         )
 
-    def _compute(self, frozen: Step) -> Snapshot:
+    def _compute(self, frozen: Step) -> Computed:
         """Between the transactions. Deterministic: the same frozen step always gives the same digests."""
         with self._reader.connect() as connection:
             job = records.job_row(connection, frozen.job)
-            head = records.version_row(connection, frozen.job, frozen.head)
-        terms, manifest = parse_terms(job.terms), parse_manifest(job.manifest)
+            head = records.version_row(connection, frozen.job, frozen.buffer.head)
+            terms, manifest = parse_terms(job.terms), records.manifest_of(job.manifest)
+            plan = rules.plan(terms, frozen.buffer, frozen.scalars)
+            digests = freezing.digests(connection, frozen.job, plan.sources)
         keeps = rules.optimizer_manifest(manifest, terms.file.aggregation.server_optimizer)
         with ExitStack() as files:
             parameters = files.enter_context(TensorWriter(self._blobs.spool(), manifest))
@@ -202,18 +210,17 @@ class Aggregation:
             averaged = terms.file.aggregation.ema is not None
             ema = files.enter_context(TensorWriter(self._blobs.spool(), manifest)) if averaged else None
             with Inputs(self._blobs) as inputs:
-                deltas = [inputs.open(delta, manifest) for delta in frozen.deltas]
                 rules.aggregate(
                     terms,
                     manifest,
-                    list(zip(frozen.inputs, deltas, strict=True)),
-                    base=inputs.open(head.parameters, manifest),
+                    plan,
+                    {source: inputs.open(digest, manifest) for source, digest in digests.items()},
                     optimizer=inputs.open(head.optimizer, keeps) if keeps and head.optimizer else None,
                     ema=inputs.open(head.ema, manifest) if head.ema else None,
                     scalars=frozen.scalars,
                     outputs=rules.Outputs(parameters, optimizer, ema),
                 )
-            snapshot = Snapshot(
+            snapshot = Computed(
                 parameters=self._store(parameters),
                 optimizer=self._store(optimizer) if optimizer else None,
                 ema=self._store(ema) if ema else None,
@@ -226,74 +233,74 @@ class Aggregation:
         self._blobs.adopt(writer.path, digest)
         return digest
 
-    def _publish(self, tx: Transaction, frozen: Step, snapshot: Snapshot) -> bool:
+    def _publish(self, tx: Transaction, frozen: Step, snapshot: Computed) -> bool:
         """Transaction 2: only if nothing the step rests on has changed; else its inputs are free again."""
         job = records.job_row(tx.connection, frozen.job)
-        still = records.count(
-            tx.connection,
-            updates,
-            updates.c.id.in_([one.update for one in frozen.inputs]),
-            updates.c.status == "frozen",
-        )
-        if job.head != frozen.head or still != len(frozen.inputs) or job.status not in ("running", "paused"):
+        terms, manifest = parse_terms(job.terms), records.manifest_of(job.manifest)
+        taken = [one.update for one in frozen.buffer.inputs]
+        if (
+            job.status not in ("running", "paused")
+            or tx.connection.execute(_STILL_FROZEN, {"inputs": taken}).scalar_one() != len(taken)
+            or freezing.buffer_of(tx.connection, job, terms, taken) != frozen.buffer
+        ):
             _abandon(tx, frozen)
             return False
-        number = frozen.head + 1
-        terms, manifest = parse_terms(job.terms), parse_manifest(job.manifest)
+        number = job.head + 1
         self._log_aggregation(tx, frozen, terms)
         entry = _log_version(tx, self._observer, frozen.job, number, snapshot, manifest.file_bytes, frozen.id)
-        tx.connection.execute(
-            insert(versions).values(
-                job=frozen.job,
-                number=number,
-                parameters=snapshot.parameters,
-                optimizer=snapshot.optimizer,
-                ema=snapshot.ema,
-                bytes=manifest.file_bytes,
-                scalars=json.dumps(hexed(frozen.scalars.optimizer)),
-                published_at=tx.now,
-                entry=entry,
-            )
-        )
-        merged = [{"which": i.update, "number": number, "late": i.staleness} for i in frozen.inputs]
+        row = {
+            "job": frozen.job,
+            "number": number,
+            "parameters": snapshot.parameters,
+            "optimizer": snapshot.optimizer,
+            "ema": snapshot.ema,
+            "bytes": manifest.file_bytes,
+            "scalars": json.dumps(hexed(frozen.scalars.optimizer)),
+            "published_at": tx.now,
+            "entry": entry,
+        }
+        tx.connection.execute(_ADD_VERSION, row)
+        merged = [{"which": i.update, "number": number, "late": i.staleness} for i in frozen.buffer.inputs]
         tx.connection.execute(_MERGE, merged)
-        for one in frozen.inputs:
+        for one in frozen.buffer.inputs:
             size = manifest.file_bytes  # of every delta: admission sees to it
             tally(tx, frozen.job, one.silo, "merged", bytes=size, staleness=one.staleness)
-        tx.connection.execute(update(steps).where(steps.c.id == frozen.id).values(status="published"))
-        tx.connection.execute(update(jobs).where(jobs.c.id == frozen.job).values(head=number))
+        tx.connection.execute(_END_STEP, {"step": frozen.id, "status": "published"})
+        tx.connection.execute(_MOVE_HEAD, {"job": frozen.job, "head": number})
         lifecycle.conclude(tx, self._observer, frozen.job)
         return True
 
     def _log_aggregation(self, tx: Transaction, frozen: Step, terms: JobTerms) -> None:
-        factors = plan(
-            terms.file.aggregation, terms.file.silos.weighting, frozen.inputs, frozen.scalars.strategy
-        )
+        plan, number = rules.plan(terms, frozen.buffer, frozen.scalars), frozen.buffer.head + 1
+        deltas = freezing.digests(tx.connection, frozen.job, [Delta(i.update) for i in frozen.buffer.inputs])
         inputs = [
             {
                 "update": one.update,
                 "silo": one.silo,
-                "delta_sha256": delta,
+                "delta_sha256": deltas[Delta(one.update)],
                 "base": one.base,
                 "staleness": one.staleness,
                 "weight": canonical.hexfloat(weight),
                 "coefficient": canonical.hexfloat(coefficient),
+                **({"arrived": one.arrived, "windows": one.windows} if one.windows else {}),
             }
-            for one, delta, weight, coefficient in zip(
-                frozen.inputs, frozen.deltas, factors.weights, factors.coefficients, strict=True
+            for one, weight, coefficient in zip(
+                frozen.buffer.inputs, plan.weights, plan.coefficients, strict=True
             )
         ]
         tx.log(
             "aggregation.performed",
             actor=self._observer,
-            target=Target(kind="model", id=f"{frozen.job}/{frozen.head + 1}"),
+            target=Target(kind="model", id=f"{frozen.job}/{number}"),
             job=frozen.job,
             detail={
-                "version": frozen.head + 1,
-                "base": frozen.head,
+                "version": number,
+                "base": frozen.buffer.head,
                 "step": frozen.id,
                 "strategy": terms.file.aggregation.strategy,
                 "inputs": inputs,
+                "further": [_further(term) for term in plan.further] or None,
+                "participants": list(frozen.buffer.participants) or None,
                 "scalars": hexed(frozen.scalars.strategy),
                 "optimizer": {
                     "name": terms.file.aggregation.server_optimizer.name,
@@ -312,7 +319,7 @@ class Aggregation:
 
 def publish_initial(tx: Transaction, actor: Actor, job: str, digest: str, size: int) -> None:
     """Version 0 is what the job's owner submitted; its blob is already on stable storage."""
-    entry = _log_version(tx, actor, job, 0, Snapshot(digest, None, None), size, None)
+    entry = _log_version(tx, actor, job, 0, Computed(digest, None, None), size, None)
     tx.connection.execute(
         insert(versions).values(
             job=job, number=0, parameters=digest, bytes=size, scalars="{}", published_at=tx.now, entry=entry
@@ -321,7 +328,7 @@ def publish_initial(tx: Transaction, actor: Actor, job: str, digest: str, size: 
 
 
 def _log_version(
-    tx: Transaction, actor: Actor, job: str, number: int, snapshot: Snapshot, size: int, step: str | None
+    tx: Transaction, actor: Actor, job: str, number: int, snapshot: Computed, size: int, step: str | None
 ) -> int:
     detail = {
         "version": number,
@@ -337,7 +344,12 @@ def _log_version(
     return tx.log("model.published", actor=actor, target=target, job=job, detail=known)
 
 
-def _closing(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:
+def _further(term: Term) -> dict[str, Any]:
+    return {**vars(term.source), "coefficient": canonical.hexfloat(term.coefficient)}
+
+
+def closing_of(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:
+    """Whether the buffer of `job` (a row) closes now, and with what; or when to look again."""
     received = connection.execute(_WAITING, {"job": job.id})
     waiting = [Waiting(row.id, row.silo, row.base, row.received_at) for row in received]
     head = records.version_row(connection, job.id, job.head)
@@ -348,7 +360,7 @@ def _closing(connection: Connection, job: Any, terms: JobTerms, now: float) -> C
 
 
 def _abandon(tx: Transaction, frozen: Step) -> None:
-    inputs = [one.update for one in frozen.inputs]
+    inputs = [one.update for one in frozen.buffer.inputs]
     tx.connection.execute(update(steps).where(steps.c.id == frozen.id).values(status="abandoned"))
     tx.connection.execute(
         update(updates)

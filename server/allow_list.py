@@ -16,6 +16,7 @@ from anabranch.errors import Reason, Refused
 from server.state.database import Reader
 from server.state.tables import certificates
 
+FORGOTTEN = 30 * 86400.0  # seconds after its end; set right, a clock that is ahead makes it good again
 OVERLAP = 600.0  # seconds a replaced certificate stays valid while its successor is unused
 
 
@@ -46,7 +47,7 @@ class AllowList:
 
     def load(self, reader: Reader, now: float) -> None:
         """Take over what the table says. Call once, before serving."""
-        query = select(certificates).where(certificates.c.not_after > now)
+        query = select(certificates).where(certificates.c.not_after > now - FORGOTTEN)
         with reader.connect() as connection:
             rows = connection.execute(query).all()
         for row in rows:
@@ -85,7 +86,7 @@ class AllowList:
         """A certificate was issued; older ones of its identity stay for `OVERLAP`, or until this one is used."""
         with self._lock:
             for known, allowed in list(self._allowed.items()):
-                if allowed.not_after < now:
+                if allowed.not_after < now - FORGOTTEN:
                     del self._allowed[known]
                     self._unused.discard(known)
             issued = Allowed(identity, silo, not_after, entry)

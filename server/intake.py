@@ -35,6 +35,13 @@ from server.state.writer import Transaction, Writer
 from server.tallies import tally
 
 _UPDATE = select(tables.updates).where(tables.updates.c.id == bindparam("update"))
+_INSERT, _EVALUATE = insert(tables.updates), insert(tables.evaluations)
+_EVALUATED = select(tables.evaluations.c.entry).where(
+    tables.evaluations.c.job == bindparam("job"),
+    tables.evaluations.c.version == bindparam("version"),
+    tables.evaluations.c.silo == bindparam("silo"),
+    tables.evaluations.c.split == bindparam("split"),
+)
 _FULFIL = update(tables.leases).where(tables.leases.c.id == bindparam("lease")).values(status="fulfilled")
 
 logger = structlog.get_logger("intake")
@@ -175,14 +182,9 @@ class Intake:
         self, silo: str, statement: statements.EvaluationStatement, payload: bytes
     ) -> Decided | None:
         """The answer this very statement got before."""
-        query = select(tables.evaluations.c.entry).where(
-            tables.evaluations.c.job == statement.job,
-            tables.evaluations.c.version == statement.version,
-            tables.evaluations.c.silo == silo,
-            tables.evaluations.c.split == statement.split,
-        )
+        key = {"silo": silo} | statement.model_dump(include={"job", "version", "split"})
         with self.reader.connect() as connection:
-            entry = connection.execute(query).scalar()
+            entry = connection.execute(_EVALUATED, key).scalar()
         if entry is None:
             return None
         receipt = self.log.receipt(entry)
@@ -345,7 +347,7 @@ def _insert(tx: Transaction, claim: Claim, **columns: Any) -> None:
         "received_at": tx.now,
         **columns,
     }
-    tx.connection.execute(insert(tables.updates), row)
+    tx.connection.execute(_INSERT, row)
 
 
 def _record_evaluation(
@@ -376,17 +378,14 @@ def _record_evaluation(
         sealed=keep_sealed(tx.connection, silo, facts, salt),
         signed=envelope,
     )
-    tx.connection.execute(
-        insert(tables.evaluations).values(
-            job=statement.job,
-            version=statement.version,
-            silo=silo,
-            split=statement.split,
-            metrics=json.dumps({k: canonical.from_hexfloat(v) for k, v in statement.metrics.items()}),
-            num_examples=statement.num_examples,
-            entry=entry,
-        )
-    )
-    tx.connection.execute(
-        update(tables.leases).where(tables.leases.c.id == statement.lease).values(status="fulfilled")
-    )
+    row = {
+        "job": statement.job,
+        "version": statement.version,
+        "silo": silo,
+        "split": statement.split,
+        "metrics": json.dumps({k: canonical.from_hexfloat(v) for k, v in statement.metrics.items()}),
+        "num_examples": statement.num_examples,
+        "entry": entry,
+    }
+    tx.connection.execute(_EVALUATE, row)
+    tx.connection.execute(_FULFIL, {"lease": statement.lease})

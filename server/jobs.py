@@ -194,6 +194,8 @@ class Jobs:
         statement: statements.DecisionStatement,
         envelope: dsse.Envelope,
     ) -> None:
+        # The silo may have been revoked since its signature was looked at.
+        records.verify_silo_signature(tx.connection, silo, "approver", envelope)
         job = records.job_row(tx.connection, statement.job)
         if job.status in lifecycle.ENDED:
             raise Refused(

@@ -7,21 +7,41 @@
 
 import json
 import re
-from statistics import mean
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_terms, seconds
 from anabranch.tlog.details import OPERATOR_REASON
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
+from server.core.conclusion import awaited, judge
 from server.core.turn import due_version
 from server.state import records
 from server.state.tables import decisions, evaluations, jobs, leases, steps, updates
 from server.state.writer import Transaction
 from server.tallies import tally
+
+_UPDATE = select(updates).where(updates.c.id == bindparam("which"))
+_RETIRE = update(updates).where(updates.c.id == bindparam("which")).values(status="retired")
+_AT_WORK = select(leases.c.silo).where(
+    leases.c.job == bindparam("job"),
+    leases.c.silo.in_(bindparam("expected", expanding=True)),
+    leases.c.issued_at > bindparam("since"),
+)
+_TRIED = select(leases.c.silo).where(
+    leases.c.job == bindparam("job"),
+    leases.c.kind == "evaluate",
+    leases.c.version >= bindparam("due"),
+    leases.c.status != "open",
+)
+_METRICS = select(evaluations.c.metrics).where(
+    evaluations.c.job == bindparam("job"),
+    evaluations.c.version == bindparam("due"),
+    evaluations.c.split == bindparam("split"),
+)
+_CHANGE = update(jobs).where(jobs.c.id == bindparam("job"))
 
 ENDED = ("completed", "aborted")
 # action → (statuses it applies to, status afterwards, entry type)
@@ -81,7 +101,7 @@ def conclude(tx: Transaction, observer: Actor, job_id: str) -> None:
 
 def retire(tx: Transaction, actor: Actor, update_id: str, reason: str) -> None:
     """An admitted update will not be merged. Its terminal state, logged."""
-    row = tx.connection.execute(select(updates).where(updates.c.id == update_id)).one()
+    row = tx.connection.execute(_UPDATE, {"which": update_id}).one()
     tx.log(
         "update.retired",
         actor=actor,
@@ -89,9 +109,7 @@ def retire(tx: Transaction, actor: Actor, update_id: str, reason: str) -> None:
         job=row.job,
         detail={"update": update_id, "silo": row.silo, "reason": reason},
     )
-    tx.connection.execute(
-        update(updates).where(updates.c.id == update_id).values(status="retired", reason=reason)
-    )
+    tx.connection.execute(_RETIRE, {"which": update_id, "reason": reason})
     tally(tx, row.job, row.silo, "retired", reason)
 
 
@@ -125,64 +143,46 @@ def _may_start(tx: Transaction, job: Any) -> bool:
 
 
 def _due_evaluation_is_in(tx: Transaction, job: Any, terms: JobTerms) -> bool:
-    """Whether every participant evaluated the newest due version or could not, or has had `max_wait` to do it.
-
-    Before the last version a silo that took no lease for `max_wait` is not waited for: versions may come faster than
-    that, and then none would ever be judged.
-    """
+    """Whether those waited for evaluated the newest due version, or could not."""
     due = due_version(terms, job.head)
     if due is None:
         return False
-    version = records.version_row(tx.connection, job.id, due)
-    resumed, wait = job.resumed_at or 0.0, seconds(terms.file.aggregation.max_wait)
-    if tx.now >= max(version.published_at, resumed) + wait:
+    published = records.version_row(tx.connection, job.id, due).published_at
+    whom = awaited(terms, job.head, published, job.resumed_at or 0.0, tx.now)
+    if whom == "nobody":
         return True
     expected = set(records.participants(tx.connection, job.id))
-    if job.head < terms.file.stop.versions and tx.now >= resumed + wait:
-        at_work = select(leases.c.silo).where(
-            leases.c.job == job.id, leases.c.silo.in_(expected), leases.c.issued_at > tx.now - wait
-        )
-        expected = set(tx.connection.execute(at_work).scalars())
-    tried = select(leases.c.silo).where(
-        leases.c.job == job.id,
-        leases.c.kind == "evaluate",
-        leases.c.version >= due,
-        leases.c.status != "open",
-    )
-    return set(tx.connection.execute(tried).scalars()) >= expected
+    if whom == "those at work":
+        since = tx.now - seconds(terms.file.aggregation.max_wait)
+        at_work = {"job": job.id, "expected": sorted(expected), "since": since}
+        expected = set(tx.connection.execute(_AT_WORK, at_work).scalars())
+    return set(tx.connection.execute(_TRIED, {"job": job.id, "due": due}).scalars()) >= expected
 
 
 def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> bool:
     """Compare the newest evaluated version with the best so far; True when patience has run out.
 
-    The value is the plain mean over silos, so that no record counts are needed. Each version is looked at once.
+    Each version is looked at once.
     """
     due = due_version(terms, job.head)
     rule = terms.file.evaluation
-    query = select(evaluations.c.metrics).where(
-        evaluations.c.job == job.id, evaluations.c.version == due, evaluations.c.split == rule.split
-    )
-    metrics = [json.loads(text) for text in tx.connection.execute(query).scalars()]
-    values = [m[rule.metric] for m in metrics if rule.metric in m]
-    if not values or due is None or due <= (job.judged or 0):
+    found = tx.connection.execute(_METRICS, {"job": job.id, "due": due, "split": rule.split})
+    metrics = [json.loads(text) for text in found.scalars()]
+    judged = judge(rule, job.best_value, job.unimproved, metrics)
+    if judged is None or due is None or due <= (job.judged or 0):
         return False
-    value = mean(values)  # exact, so that the largest floats do not overflow
-    better = job.best_value is None or (
-        value > job.best_value if rule.mode == "max" else value < job.best_value
-    )
-    unimproved = 0 if better else job.unimproved + 1
-    _set(tx, job.id, judged=due, unimproved=unimproved)
-    if better:
+    _set(tx, job.id, judged=due, unimproved=judged.unimproved)
+    if judged.better:
         tx.log(
             "model.best",
             actor=observer,
             target=Target(kind="model", id=f"{job.id}/{due}"),
             job=job.id,
-            detail={"version": due, "metric": rule.metric, "value": canonical.hexfloat(value)},
+            detail={"version": due, "metric": rule.metric, "value": canonical.hexfloat(judged.value)},
         )
-        _set(tx, job.id, best=due, best_value=value)
+        _set(tx, job.id, best=due, best_value=judged.value)
     patience = terms.file.stop.patience
-    return patience is not None and unimproved >= patience
+    return patience is not None and judged.unimproved >= patience
 
 
 def _end(tx: Transaction, actor: Actor, job: Any, status: str, reason: str) -> None:
@@ -207,4 +207,4 @@ def _log_change(tx: Transaction, actor: Actor, job: Any, entry: str, reason: str
 
 
 def _set(tx: Transaction, job: str, **values: Any) -> None:
-    tx.connection.execute(update(jobs).where(jobs.c.id == job).values(values))
+    tx.connection.execute(_CHANGE, {"job": job, **values})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, and_, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, func, select, tuple_, update
 
 from anabranch.terms import JobTerms, parse_terms, seconds
 from anabranch.tlog.details import SPANS
@@ -34,6 +34,11 @@ from server.state.tables import jobs, leases, named, updates, versions
 from server.state.writer import Transaction, Writer
 
 logger = structlog.get_logger("retention")
+_LIVE = select(named.c.digest).where(
+    # No IS NULL: SQLite would look for it in the index of what is pruned, and read that through for every shelf.
+    named.c.digest.between(bindparam("first"), bindparam("last")),
+    func.coalesce(named.c.pruned, -1) == -1,
+)
 EVERY = 600.0  # seconds between looks: the shortest time a disk is ever short of is longer
 ABANDONED = (
     86400.0  # seconds after its last byte before a file in the spool without an open lease is given up
@@ -104,10 +109,8 @@ def sweep(connection: Connection, blobs: BlobStore) -> int:
     for number in range(256 if size else 0):
         prefix = f"{number:02x}"
         found = blobs.shelf(prefix)
-        live = select(named.c.digest).where(
-            named.c.digest.between(prefix, f"{prefix}g"), named.c.pruned.is_(None)
-        )
-        kept = set(connection.execute(live).scalars()) if found else set()
+        live = {"first": prefix, "last": f"{prefix}g"}
+        kept = set(connection.execute(_LIVE, live).scalars()) if found else set()
         for digest in set(found) - kept:
             blobs.path(digest).unlink()
             removed += 1

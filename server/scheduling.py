@@ -43,17 +43,35 @@ _RUNNING = (
     .where(jobs.c.id.in_(bindparam("ready", expanding=True)), jobs.c.status == "running")
     .order_by(func.coalesce(_LAST, 0))
 )
-_TRIED = select(func.max(leases.c.version)).where(
-    leases.c.job == bindparam("job"),
-    leases.c.silo == bindparam("silo"),
-    leases.c.kind == "evaluate",
-    leases.c.status != "open",
+# The newest of each, found at the end of an index: `max` would read all there ever were.
+_TRIED = (
+    select(leases.c.version)
+    .where(
+        leases.c.job == bindparam("job"),
+        leases.c.silo == bindparam("silo"),
+        leases.c.kind == "evaluate",
+        leases.c.status != "open",
+    )
+    .order_by(leases.c.version.desc())
+    .limit(1)
 )
-_SUBMITTED = select(func.max(updates.c.base)).where(
-    updates.c.job == bindparam("job"),
-    updates.c.silo == bindparam("silo"),
-    updates.c.status.in_(("received", "frozen", "merged")),
+_SUBMITTED = (
+    select(updates.c.base)
+    .where(
+        updates.c.job == bindparam("job"),
+        updates.c.silo == bindparam("silo"),
+        updates.c.status.in_(("received", "frozen", "merged")),
+    )
+    .order_by(updates.c.base.desc())
+    .limit(1)
 )
+_ENDED = (
+    select(leases.c.status, leases.c.reason, leases.c.released_at)
+    .where(leases.c.silo == bindparam("silo"), leases.c.job == bindparam("job"), leases.c.status != "open")
+    .order_by(leases.c.entry.desc())
+    .limit(RECENT)
+)
+_INSERT = insert(leases)
 
 
 @dataclass(frozen=True)
@@ -188,7 +206,7 @@ class Scheduling:
             "status": "open",
             "entry": entry,
         }
-        tx.connection.execute(insert(leases), row)
+        tx.connection.execute(_INSERT, row)
 
     def _describe(self, connection: Connection, lease: Any, receipt: Receipt) -> Lease:
         version = records.version_row(connection, lease.job, lease.version)
@@ -257,14 +275,7 @@ def _running(connection: Connection, silo: str, ready: Sequence[str]) -> list[An
 
 def failing(connection: Connection, silo: str, job: Any, now: float) -> Backoff:
     """Whether the silo has to wait for its next lease of `job` (a row)."""
-    c = leases.c
-    newest = (
-        select(c.status, c.reason, c.released_at)
-        .where(c.silo == silo, c.job == job.id, c.status != "open")
-        .order_by(c.entry.desc())
-        .limit(RECENT)
-    )
-    ended = [Ended(*row) for row in connection.execute(newest)]
+    ended = [Ended(*row) for row in connection.execute(_ENDED, {"silo": silo, "job": job.id})]
     return backoff(ended, job.resumed_at or 0.0, now)
 
 

@@ -164,7 +164,9 @@ def _status(
         versions=terms.file.stop.versions,
         best=job.best or 0,
         buffered=buffered,
-        buffer=expected if terms.file.aggregation.strategy == "fedavg" else terms.file.aggregation.buffer,
+        buffer=expected
+        if terms.file.aggregation.strategy in ("fedavg", "fedfix")
+        else terms.file.aggregation.buffer,
         buffer_age_seconds=now - oldest if oldest is not None else 0.0,
         versions_per_hour=speed * 3600,
         updates_per_minute=arrivals * 60,

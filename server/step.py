@@ -1,23 +1,21 @@
 """A frozen aggregation, and how it stands in its row until its version is published."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from anabranch.rules import step as rules
-from anabranch.rules.strategies import Input
+from anabranch.rules.buffer import Buffer, Input
 from anabranch.wire import canonical
 
 
 @dataclass(frozen=True)
 class Step:
-    """A frozen aggregation: everything its result depends on."""
+    """A frozen aggregation: everything its result depends on. Updates and versions stand for their files' digests."""
 
     id: str
     job: str
-    head: int
-    inputs: tuple[Input, ...]
-    deltas: tuple[str, ...]  # digests, in the order of `inputs`
+    buffer: Buffer
     scalars: rules.Scalars
     closed_by: str
     absent: tuple[str, ...]
@@ -30,8 +28,7 @@ def hexed(scalars: Any) -> dict[str, str]:
 def dump(step: Step) -> str:
     return json.dumps(
         {
-            "inputs": [vars(one) for one in step.inputs],
-            "deltas": step.deltas,
+            "buffer": asdict(step.buffer),
             "strategy": hexed(step.scalars.strategy),
             "optimizer": hexed(step.scalars.optimizer),
             "closed_by": step.closed_by,
@@ -42,6 +39,7 @@ def dump(step: Step) -> str:
 
 def load(row: Any) -> Step:
     plan = json.loads(row.plan)
+    buffer = plan["buffer"]
 
     def floats(name: str) -> dict[str, float]:
         return {key: canonical.from_hexfloat(text) for key, text in plan[name].items()}
@@ -49,9 +47,12 @@ def load(row: Any) -> Step:
     return Step(
         id=row.id,
         job=row.job,
-        head=row.head,
-        inputs=tuple(Input(**one) for one in plan["inputs"]),
-        deltas=tuple(plan["deltas"]),
+        buffer=Buffer(
+            head=buffer["head"],
+            inputs=tuple(Input(**one) for one in buffer["inputs"]),
+            participants=tuple(buffer["participants"]),
+            cached=buffer["cached"],
+        ),
         scalars=rules.Scalars(floats("strategy"), floats("optimizer")),
         closed_by=plan["closed_by"],
         absent=tuple(plan["absent"]),

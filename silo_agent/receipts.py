@@ -132,7 +132,7 @@ class LogView:
             "root": checkpoint.root.hex(),
             "checkpoint": note,  # with the log's signature: evidence, should the log ever fork
         }
-        durable.write(self.path, json.dumps(view, indent=1).encode())
+        durable.write(self.path, json.dumps(view).encode())
 
 
 def require(entry: Entry, kind: str, /, *, job: str | None = None, **detail: Any) -> dict[str, Any]:
@@ -202,6 +202,6 @@ _threads = threading.Lock()
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One reader-and-writer of the view at a time, over all threads and processes of this home."""
-    with _threads, open(path.with_suffix(".lock"), "w") as lock:
+    with _threads, open(path.with_suffix(".lock"), "wb", buffering=0) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -59,6 +59,9 @@ class Trainer(Protocol):
         """On the records no silo has."""
 
 
+START = 1_767_225_600.0  # virtual second 0 as unix seconds: 2026-01-01. Servers reckon in unix seconds
+
+
 class Server(Protocol):
     """The aggregator. It decides at the time `at` was last told."""
 
@@ -67,8 +70,8 @@ class Server(Protocol):
     def running(self) -> list[str]:
         """Jobs that have not ended."""
 
-    def next_task(self, silo: str, lease: str, nonce: str) -> Task | None:
-        """A new lease, called so; None when there is nothing to do until a head moves."""
+    def next_task(self, silo: str, lease: str, nonce: str) -> Task | float | None:
+        """A new lease, called so; when to ask again; None when there is nothing to do until a head moves."""
 
     def parameters(self, job: str, version: int) -> Flat: ...
 
@@ -144,6 +147,9 @@ class Run:
         task = self.server.next_task(silo.name, identity[:32], identity[32:])
         if task is None:
             self._resting.append(silo)  # a real one asks again every so often; here it hears of a new head
+            return
+        if isinstance(task, float):
+            self._at(task, partial(self._ask, silo))
             return
         silo.leases += 1
         self._at(self._finish(silo, task), partial(self._return, silo, task))

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,10 @@ class Flat:
         """As `TensorFile.read`."""
         first = (self.manifest.offset(name) - len(self.manifest.header())) // ITEM_BYTES
         np.copyto(out, self.values[first + start : first + stop])
+
+    def encode(self) -> bytes:
+        """The canonical file."""
+        return self.manifest.header() + self.values.tobytes()
 
     def digest(self) -> str:
         """Hex SHA-256 of the canonical file."""
@@ -47,3 +52,14 @@ class FlatSink:
         if self._written != self._values.size:
             raise Misuse(f"{self._written} of {self._values.size} elements were written")
         return Flat(self._manifest, self._values)
+
+
+def read(path: Path, manifest: Manifest) -> Flat:
+    """A canonical file this process wrote: it is not checked again."""
+    return Flat(manifest, np.fromfile(path, np.dtype("<f4"), offset=len(manifest.header())))
+
+
+def write(parameters: Flat, path: Path) -> None:
+    with open(path, "wb") as file:
+        file.write(parameters.manifest.header())
+        parameters.values.tofile(file)

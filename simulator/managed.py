@@ -5,16 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from anabranch.terms import JobFile
-from anabranch.wire.manifest import Manifest
 from silo_agent.training import tensors
 from silo_agent.training.managed import Managed, build_model
 from silo_agent.training.task import SiloData, Task
 from simulator.engine import Trained
-from simulator.flat import Flat
+from simulator.flat import Flat, read, write
 
 LOADED = 64  # silos whose model and records are in memory; what others need lies in their folders
 
@@ -96,15 +94,3 @@ class ManagedTrainer:
             write(parameters, path)
             self._base = parameters, path
         return path
-
-
-def read(path: Path, manifest: Manifest) -> Flat:
-    """A canonical file this process wrote."""
-    values = np.fromfile(path, np.dtype("<f4"), offset=len(manifest.header()))
-    return Flat(manifest, values)
-
-
-def write(parameters: Flat, path: Path) -> None:
-    with open(path, "wb") as file:
-        file.write(parameters.manifest.header())
-        parameters.values.tofile(file)

@@ -8,19 +8,22 @@ from itertools import count
 from anabranch import __version__
 from anabranch.errors import Refused
 from anabranch.rules import step as rules
-from anabranch.terms import JobTerms
+from anabranch.terms import JobTerms, seconds
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import SeenCheckpoint, UpdateStatement
 from anabranch.wire.values import Values
 from server.core import admission
+from server.core.backoff import Ended, backoff
 from server.core.buffer import Closing, StillOpen, close
-from server.core.turn import Progress, Rest, Train, next_turn
-from simulator.engine import Task, Trained
+from server.core.conclusion import awaited, judge
+from server.core.turn import Progress, Rest, Train, due_version, next_turn
+from simulator.engine import START, Task, Trained
 from simulator.flat import Flat, FlatSink
 from simulator.rows import Rows
 from simulator.state import Job, Update, Version, lease_facts
 
 FEDERATION = "simulation"
+FULFILLED = Ended("fulfilled", "", None)
 NOWHERE = SeenCheckpoint(size=0, root="0" * 64)
 
 
@@ -31,6 +34,7 @@ class Planned:
     name: str
     terms: JobTerms
     manifest: Manifest
+    archive: bytes
     initial: Flat
 
 
@@ -48,7 +52,7 @@ class Memory:
         self._orders = count()
         for one in self.planned:
             job = Job(one.name, one.terms, one.terms.digest(), one.manifest, self.silos)
-            job.versions[0] = Version(0, one.initial, None, None, {}, 0.0)
+            job.versions[0] = Version(0, one.initial, None, None, {}, START)
             self.jobs[one.name] = job
 
     def at(self, now: float) -> None:
@@ -66,12 +70,17 @@ class Memory:
     def average(self, job: str) -> Flat | None:
         return self.jobs[job].newest.ema
 
-    def next_task(self, silo: str, lease: str, nonce: str) -> Task | None:
+    def next_task(self, silo: str, lease: str, nonce: str) -> Task | float | None:
         """As `server.scheduling`: of the running jobs the one the silo worked on longest ago comes first."""
         running = [job for job in self.jobs.values() if job.status == "running"]
+        later: list[float] = []
         for job in sorted(running, key=lambda job: job.leased_at.get(silo, -1.0)):
             turn = next_turn(job.terms, Progress(job.head, job.evaluated.get(silo), job.submitted.get(silo)))
             if isinstance(turn, Rest):
+                continue
+            until = backoff(job.ended.get(silo, ()), 0.0, START + self.now).until - START
+            if until > self.now:
+                later.append(until)
                 continue
             file = job.terms.file
             if isinstance(turn, Train):
@@ -81,31 +90,33 @@ class Memory:
             task = Task(lease, nonce, job.id, kind, version, split, steps, self.now)
             job.leased_at[silo], job.open[silo] = self.now, task
             return task
-        return None
+        return min(later, default=None)
 
     # --- intake ------------------------------------------------------------------------------------------------------
 
     def evaluated(self, silo: str, task: Task, metrics: Mapping[str, float], records: int) -> None:
         job = self.jobs[task.job]
-        del job.open[silo]
+        job.end(silo, FULFILLED)
         job.evaluated[silo] = task.version
-        self._conclude(job)
+        if job.status == "running":
+            job.metrics.setdefault(task.version, []).append(dict(metrics))
 
     def submit(self, silo: str, task: Task, trained: Trained) -> None:
         job = self.jobs[task.job]
-        del job.open[silo]
         weighted = job.terms.file.silos.weighting == "examples"
         examples = trained.examples if weighted else None
-        update = Update(silo, task, self.now, trained.delta, examples, next(self._orders))
+        update = Update(silo, task, START + self.now, trained.delta, examples, next(self._orders))
         try:
-            facts = lease_facts(silo, task)
+            facts = lease_facts(silo, task, "open" if job.status == "running" else "released")
             admission.admit(FEDERATION, silo, _statement(job, update), facts, job.facts(task.version))
             limit = job.terms.file.aggregation.max_update_norm
             if limit is not None:
                 admission.check_norm(_norm(update.delta), limit)
         except Refused as refusal:
+            job.end(silo, Ended("released", refusal.code, START + self.now))
             self.rows.received(self.now, silo, task, trained.loss, refusal.code)
             return
+        job.end(silo, FULFILLED)
         self.rows.received(self.now, silo, task, trained.loss, "")
         job.waiting[update.id] = update
         job.submitted[silo] = max(task.version, job.submitted.get(silo, -1))
@@ -114,25 +125,31 @@ class Memory:
 
     def freeze(self, job: str) -> Callable[[], None] | float | None:
         found = self.jobs[job]
-        if found.status != "running" or found.head >= found.terms.file.stop.versions:
+        if found.status != "running":
             return None
-        rule, since = found.terms.file.aggregation, found.newest.published_at
-        waiting = [update.waiting() for update in found.waiting.values()]
-        closing = close(rule, found.head, since, waiting, found.participants, self.now)
+        closing = self._closing(found)
         if isinstance(closing, StillOpen):
-            return closing.at
+            self._conclude(found)
+            moments = [closing.at, self._evaluated_by(found)]
+            return min((at - START for at in moments if at is not None), default=None)
         for late in closing.superseded:
             self.rows.retired(found.waiting.pop(late).id, "superseded")
         return partial(self._publish, found, closing, [found.waiting[one] for one in closing.inputs])
 
+    def _closing(self, job: Job) -> Closing | StillOpen:
+        if job.head >= job.terms.file.stop.versions:
+            return StillOpen(None)
+        rule, since = job.terms.file.aggregation, job.newest.published_at
+        waiting = [update.waiting() for update in job.waiting.values()]
+        return close(rule, job.head, since, waiting, job.participants, START + self.now)
+
     def _publish(self, job: Job, closing: Closing, updates: Sequence[Update]) -> None:
         try:
-            version = aggregate(job, updates, self.now)
+            version = aggregate(job, updates, START + self.now)
         except Refused as refusal:  # the arithmetic left float32: the server pauses, and a person decides
             self._end(job, f"paused: {refusal.code}")
             return
-        for update in updates:
-            del job.waiting[update.id]
+        job.merge(updates)
         staleness = {update.id: job.head - update.task.version for update in updates}
         self.rows.published(self.now, job.id, version.number, closing.closed_by, closing.absent, staleness)
         job.head = version.number
@@ -141,11 +158,38 @@ class Memory:
         self._conclude(job)
 
     def _conclude(self, job: Job) -> None:
-        """As `server.lifecycle`: at the last version, when every silo has evaluated it."""
-        if job.status != "running" or job.head < job.terms.file.stop.versions:
+        """As `server.lifecycle.conclude`."""
+        due = due_version(job.terms, job.head)
+        if job.status != "running" or due is None or not self._due_evaluation_is_in(job, due):
             return
-        if all(job.evaluated.get(name) == job.head for name in job.participants):
+        judged = judge(job.terms.file.evaluation, job.best, job.unimproved, job.metrics.get(due, ()))
+        impatient = False
+        if judged is not None and due > job.judged:
+            job.judged, job.unimproved = due, judged.unimproved
+            job.best = judged.value if judged.better else job.best
+            patience = job.terms.file.stop.patience
+            impatient = patience is not None and judged.unimproved >= patience
+        if job.head >= job.terms.file.stop.versions or impatient:
             self._end(job, "completed")
+
+    def _due_evaluation_is_in(self, job: Job, due: int) -> bool:
+        published, now = job.versions[due].published_at, START + self.now
+        whom = awaited(job.terms, job.head, published, START, now)
+        if whom == "nobody":
+            return True
+        expected = job.participants
+        if whom == "those at work":
+            since = self.now - seconds(job.terms.file.aggregation.max_wait)
+            expected = [name for name in expected if job.leased_at.get(name, -1.0) > since]
+        return all(job.evaluated.get(name, -1) >= due for name in expected)
+
+    def _evaluated_by(self, job: Job) -> float | None:
+        """When the newest due version is waited for no longer, in unix seconds."""
+        due = due_version(job.terms, job.head)
+        if job.status != "running" or due is None or due <= job.judged:
+            return None
+        at = job.versions[due].published_at + seconds(job.terms.file.aggregation.max_wait)
+        return at if at > START + self.now else None
 
     def _end(self, job: Job, status: str) -> None:
         job.status, job.ended_at = status, self.now
@@ -157,8 +201,9 @@ class Memory:
 def aggregate(job: Job, updates: Sequence[Update], now: float) -> Version:
     """The next version, as `server.aggregation` computes it. Raises Refused(NONFINITE)."""
     head, settings = job.newest, job.terms.file.aggregation
-    inputs = [one.input(job.head) for one in updates]
-    scalars = rules.measure(job.terms, inputs, head.scalars)
+    buffer = job.buffer(updates)
+    scalars = rules.measure(job.terms, buffer, head.scalars)
+    plan = rules.plan(job.terms, buffer, scalars)
     keeps = rules.optimizer_manifest(job.manifest, settings.server_optimizer)
     parameters = FlatSink(job.manifest)
     optimizer = FlatSink(keeps) if keeps else None
@@ -166,8 +211,8 @@ def aggregate(job: Job, updates: Sequence[Update], now: float) -> Version:
     rules.aggregate(
         job.terms,
         job.manifest,
-        list(zip(inputs, [one.delta for one in updates], strict=True)),
-        base=head.parameters,
+        plan,
+        job.sources(plan.sources, updates),
         optimizer=head.optimizer,
         ema=head.ema,
         scalars=scalars,

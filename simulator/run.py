@@ -23,8 +23,6 @@ from simulator.trainers import SyntheticTrainer
 if TYPE_CHECKING:
     from simulator.managed import ManagedTrainer
 
-NO_ARCHIVE = sha256(b"")
-
 
 @dataclass(frozen=True)
 class Told:
@@ -81,16 +79,16 @@ def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Tr
     silos, seed = len(scenario.profiles()), scenario.seed
     trainer: SyntheticTrainer | ManagedTrainer
     if scenario.synthetic is not None:
-        trainer, archive = SyntheticTrainer(scenario.synthetic, seed), NO_ARCHIVE
+        trainer, archive = SyntheticTrainer(scenario.synthetic, seed), b""
     else:
-        trainer, archive = _managed(job, scenario, silos, scratch), sha256(pack(job.folder))
+        trainer, archive = _managed(job, scenario, silos, scratch), pack(job.folder)
     terms = JobTerms(
         file=job.file,
-        archive_sha256=archive,
+        archive_sha256=sha256(archive),
         initial_sha256=trainer.initial.digest(),
         manifest_sha256=trainer.manifest.digest(),
     )
-    return Planned(job.file.job.name, terms, trainer.manifest, trainer.initial), trainer
+    return Planned(job.file.job.name, terms, trainer.manifest, archive, trainer.initial), trainer
 
 
 def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "ManagedTrainer":

@@ -1,13 +1,17 @@
 """What the real server keeps in its tables, in memory: jobs, versions and updates of one run."""
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from anabranch.rules.strategies import Input
+from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
+from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
 from server.core.admission import JobFacts, LeaseFacts
+from server.core.backoff import RECENT, Ended
 from server.core.buffer import Waiting
+from server.core.turn import due_version
 from simulator.engine import Task
 from simulator.flat import Flat
 
@@ -18,7 +22,7 @@ class Update:
 
     silo: str
     task: Task
-    received_at: float
+    received_at: float  # unix seconds
     delta: Flat
     examples: int | None
     order: int
@@ -30,10 +34,6 @@ class Update:
     def waiting(self) -> Waiting:
         return Waiting(self.id, self.silo, self.task.version, self.received_at)
 
-    def input(self, head: int) -> Input:
-        base = self.task.version
-        return Input(self.id, self.silo, base, head - base, self.examples, self.order)
-
 
 @dataclass(frozen=True)
 class Version:
@@ -42,7 +42,7 @@ class Version:
     optimizer: Flat | None
     ema: Flat | None
     scalars: Mapping[str, float]  # of the server optimizer
-    published_at: float
+    published_at: float  # unix seconds
 
 
 @dataclass
@@ -59,8 +59,19 @@ class Job:
     open: dict[str, Task] = field(default_factory=dict)  # silo → what it works on
     waiting: dict[str, Update] = field(default_factory=dict)  # in the order they came
     submitted: dict[str, int] = field(default_factory=dict)  # silo → newest base among its updates
+    metrics: dict[int, list[Mapping[str, float]]] = field(
+        default_factory=dict
+    )  # version → what silos measured
+    judged: int = 0  # newest version compared with the best
+    best: float | None = None
+    unimproved: int = 0
     evaluated: dict[str, int] = field(default_factory=dict)
     leased_at: dict[str, float] = field(default_factory=dict)  # silo → newest lease
+    newest_merged: dict[str, Update] = field(default_factory=dict)  # silo → what a cached delta is read from
+    arrivals: dict[str, int] = field(default_factory=dict)  # silo → versions it had an update in
+    ended: dict[str, deque[Ended]] = field(
+        default_factory=dict
+    )  # silo → how its newest leases ended, newest first
 
     @property
     def newest(self) -> Version:
@@ -82,13 +93,62 @@ class Job:
             file_bytes=self.manifest.file_bytes,
         )
 
+    def end(self, silo: str, ended: Ended) -> None:
+        """A lease came to its end."""
+        del self.open[silo]
+        self.ended.setdefault(silo, deque(maxlen=RECENT)).appendleft(ended)
+
+    def buffer(self, taken: Sequence[Update]) -> Buffer:
+        """As `server.freezing`. Every silo approved before version 1."""
+        strategy = self.terms.file.aggregation.strategy
+        counted = strategy == "fedfix"
+        return Buffer(
+            head=self.head,
+            inputs=tuple(
+                Input(
+                    update=one.id,
+                    silo=one.silo,
+                    base=one.task.version,
+                    staleness=self.head - one.task.version,
+                    examples=one.examples,
+                    order=order,
+                    arrived=self.arrivals.get(one.silo, 0) + 1 if counted else 0,
+                    windows=self.head + 1 if counted else 0,
+                )
+                for order, one in enumerate(taken)
+            ),
+            participants=tuple(self.participants) if strategy in COUNTING else (),
+            cached={silo: one.id for silo, one in self.newest_merged.items()} if strategy == "ca2fl" else {},
+        )
+
+    def sources(self, named: Sequence[Source], taken: Sequence[Update]) -> dict[Source, Flat]:
+        """What a plan reads."""
+        deltas = {one.id: one.delta for one in (*self.newest_merged.values(), *taken)}
+        return {
+            source: self.versions[source.version].parameters
+            if isinstance(source, Snapshot)
+            else deltas[source.update]
+            for source in named
+        }
+
+    def merge(self, taken: Sequence[Update]) -> None:
+        for one in taken:
+            del self.waiting[one.id]
+            if self.terms.file.aggregation.strategy == "ca2fl":
+                self.newest_merged[one.silo] = one
+        for silo in {one.silo for one in taken}:
+            self.arrivals[silo] = self.arrivals.get(silo, 0) + 1
+
     def forget(self) -> None:
         """Versions nobody works on any more: memory does not grow with the length of a run."""
         if len(self.versions) > 2 * len(self.participants) + 16:
-            oldest = min((task.version for task in self.open.values()), default=self.head)
-            for number in [number for number in self.versions if number < min(oldest, self.head)]:
+            due = due_version(self.terms, self.head)
+            bases = (update.task.version for update in self.waiting.values())
+            needed = {self.head, due, *(task.version for task in self.open.values()), *bases}
+            for number in [number for number in self.versions if number not in needed]:
                 del self.versions[number]
+                self.metrics.pop(number, None)
 
 
-def lease_facts(silo: str, task: Task) -> LeaseFacts:
-    return LeaseFacts(silo, task.job, task.kind, task.version, task.nonce, "open")
+def lease_facts(silo: str, task: Task, status: str) -> LeaseFacts:
+    return LeaseFacts(silo, task.job, task.kind, task.version, task.nonce, status)

@@ -16,25 +16,46 @@ Chunk = NDArray[np.float64]
 
 
 def state_names(server_optimizer: ServerOptimizer) -> tuple[str, ...]:
-    """The tensors kept per trainable tensor from version to version, sorted; all zeros before version 1."""
-    if server_optimizer.name == "adam":
+    """The tensors kept per trainable tensor from version to version, sorted."""
+    if server_optimizer.name != "sgd":
         return ("m", "v")
     return ("momentum",) if server_optimizer.momentum > 0 else ()
 
 
-def step_scalars(server_optimizer: ServerOptimizer, previous: Mapping[str, float]) -> dict[str, float]:
+def initial(server_optimizer: ServerOptimizer, name: str) -> float:
+    """What state `name` holds everywhere before version 1: zero; of yogi's v, epsilon^2, as its authors ask."""
+    yogis = server_optimizer.name == "yogi" and name == "v"
+    return server_optimizer.epsilon * server_optimizer.epsilon if yogis else 0.0
+
+
+def step_scalars(
+    server_optimizer: ServerOptimizer, previous: Mapping[str, float], staleness: int
+) -> dict[str, float]:
     """What one step needs besides tensors, for the log.
 
     `previous` is what the step before logged, empty for the first. Adam's beta powers are running products:
-    one multiplication per step is the same bits everywhere, a power is not.
+    one multiplication per step is the same bits everywhere, a power is not. `staleness` is that of the oldest update
+    in the buffer, in versions; with a `delay_threshold` it is logged, and above the threshold the rate is
+    min(lr, 1/staleness), the delay-adaptive rate of FADAS (arXiv 2407.18365). FADAS is that with adam, without bias
+    correction; we allow it with every optimizer.
     """
+    late = server_optimizer.delay_threshold is not None and staleness > server_optimizer.delay_threshold
+    scalars = {"lr": min(server_optimizer.lr, 1.0 / staleness) if late else server_optimizer.lr}
+    if server_optimizer.delay_threshold is not None:
+        scalars["staleness"] = float(staleness)
     if server_optimizer.name == "sgd":
-        return {"lr": server_optimizer.lr, "momentum": server_optimizer.momentum}
-    return {
-        "lr": server_optimizer.lr,
+        return {**scalars, "momentum": server_optimizer.momentum}
+    scalars |= {
         "beta1": server_optimizer.beta1,
         "beta2": server_optimizer.beta2,
         "epsilon": server_optimizer.epsilon,
+    }
+    if server_optimizer.name == "yogi":
+        return scalars
+    if server_optimizer.weight_decay is not None:
+        scalars["weight_decay"] = server_optimizer.weight_decay
+    return {
+        **scalars,
         "beta1_power": previous.get("beta1_power", 1.0) * server_optimizer.beta1,
         "beta2_power": previous.get("beta2_power", 1.0) * server_optimizer.beta2,
     }
@@ -54,15 +75,24 @@ def apply(
     sgd, momentum    momentum = beta * momentum + direction;  theta += lr * momentum
     adam             m = beta1 * m + (1 - beta1) * direction;  v = beta2 * v + (1 - beta2) * direction^2
                      theta += lr * ((m / (1 - beta1_power)) / (sqrt(v / (1 - beta2_power)) + epsilon))
+    adamw            theta -= (lr * weight_decay) * theta;  then adam
+    yogi             m as adam;  v = v - (1 - beta2) * direction^2 * sign(v - direction^2)
+                     theta += lr * (m / (sqrt(v) + epsilon))
 
-    Adam is Kingma & Ba's with bias correction, applied to the direction as FedAdam does (Reddi et al., ICLR
-    2021). `scalars` are those of `step_scalars`. All arrays have one shape. Raises Misuse if the names in
+    Adam is Kingma & Ba's with bias correction, applied to the direction as FedAdam does; yogi is FedYogi as
+    published, without (Reddi et al., ICLR 2021). AdamW's decay is decoupled (Loshchilov & Hutter): it does not pass
+    through m and v. `scalars` are those of `step_scalars`. All arrays have one shape. Raises Misuse if the names in
     `state` are not exactly `state_names`.
     """
     if tuple(sorted(state)) != state_names(server_optimizer):
         raise Misuse(f"{server_optimizer.name} keeps {state_names(server_optimizer)}, got {tuple(state)}")
-    if server_optimizer.name == "adam":
+    if server_optimizer.name == "adamw":
+        np.multiply(theta, scalars["lr"] * scalars["weight_decay"], out=scratch)
+        np.subtract(theta, scratch, out=theta)
+    if server_optimizer.name in ("adam", "adamw"):
         _adam(scalars, theta, direction, state["m"], state["v"], scratch)
+    elif server_optimizer.name == "yogi":
+        _yogi(scalars, theta, direction, state["m"], state["v"], scratch)
     elif "momentum" in state:
         _momentum(scalars, theta, direction, state["momentum"], scratch)
     else:
@@ -96,5 +126,26 @@ def _adam(
     np.add(direction, scalars["epsilon"], out=direction)
     np.divide(m, 1.0 - scalars["beta1_power"], out=scratch)
     np.divide(scratch, direction, out=scratch)
+    np.multiply(scratch, scalars["lr"], out=scratch)
+    np.add(theta, scratch, out=theta)
+
+
+def _yogi(
+    scalars: Mapping[str, float], theta: Chunk, direction: Chunk, m: Chunk, v: Chunk, scratch: Chunk
+) -> None:
+    np.multiply(m, scalars["beta1"], out=m)
+    np.multiply(direction, 1.0 - scalars["beta1"], out=scratch)
+    np.add(m, scratch, out=m)
+
+    np.multiply(direction, direction, out=direction)
+    np.subtract(v, direction, out=scratch)
+    np.sign(scratch, out=scratch)
+    np.multiply(direction, scratch, out=direction)
+    np.multiply(direction, 1.0 - scalars["beta2"], out=direction)
+    np.subtract(v, direction, out=v)
+
+    np.sqrt(v, out=scratch)
+    np.add(scratch, scalars["epsilon"], out=scratch)
+    np.divide(m, scratch, out=scratch)
     np.multiply(scratch, scalars["lr"], out=scratch)
     np.add(theta, scratch, out=theta)

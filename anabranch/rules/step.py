@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anabranch.errors import Misuse, Reason, Refused
 from anabranch.rules import optimizers, strategies
-from anabranch.rules.strategies import Input, Plan
+from anabranch.rules.buffer import Buffer, Plan, Snapshot, Source, Term
 from anabranch.terms import JobTerms, ServerOptimizer
 from anabranch.wire.manifest import Manifest, TensorSpec
 
@@ -54,14 +54,6 @@ class Outputs:
     ema: TensorSink | None = None
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What the log says about a step besides digests."""
-
-    plan: Plan
-    scalars: Scalars
-
-
 def optimizer_manifest(manifest: Manifest, server_optimizer: ServerOptimizer) -> Manifest | None:
     """Layout of the optimizer state file: `<state>/<tensor>` per trainable tensor. None: nothing is kept.
 
@@ -74,40 +66,43 @@ def optimizer_manifest(manifest: Manifest, server_optimizer: ServerOptimizer) ->
     return Manifest(tuple(replace(spec, name=f"{name}/{spec.name}") for name in names for spec in trainable))
 
 
-def measure(job: JobTerms, inputs: Sequence[Input], previous: Mapping[str, float]) -> Scalars:
+def measure(job: JobTerms, buffer: Buffer, previous: Mapping[str, float]) -> Scalars:
     """The scalars to freeze. `previous`: what the step that made the head logged for its optimizer, or {}."""
     aggregation = job.file.aggregation
+    oldest = max(one.staleness for one in buffer.inputs)
     return Scalars(
-        strategy=strategies.measure(aggregation, inputs),
-        optimizer=optimizers.step_scalars(aggregation.server_optimizer, previous),
+        strategy=strategies.measure(aggregation, buffer),
+        optimizer=optimizers.step_scalars(aggregation.server_optimizer, previous, oldest),
     )
+
+
+def plan(job: JobTerms, buffer: Buffer, scalars: Scalars) -> Plan:
+    """What `aggregate` is to sum up."""
+    return strategies.plan(job.file.aggregation, job.file.silos.weighting, buffer, scalars.strategy)
 
 
 def aggregate(
     job: JobTerms,
     manifest: Manifest,
-    inputs: Sequence[tuple[Input, TensorReader]],
-    base: TensorReader,
+    plan: Plan,
+    sources: Mapping[Source, TensorReader],
     optimizer: TensorReader | None,
     ema: TensorReader | None,
     scalars: Scalars,
     outputs: Outputs,
     chunk: int = CHUNK,
-) -> StepResult:
-    """Compute the next version from the head (`base`) and the updates, in the order given.
+) -> None:
+    """Compute the next version from the head and the files the plan names; `sources` has all of `plan.sources`.
 
-    trainable   direction = sum of coefficient_i * delta_i; the server optimizer; one rounding to float32
-    buffer      sum of share_i * value_i, if the job averages buffers; else the head's value
+    trainable   direction = sum of coefficient * tensor; the server optimizer; one rounding to float32
+    buffer      sum of coefficient * value, if the job averages buffers; else the head's value
     ema         decay * ema + (1 - decay) * new, over every tensor of the rounded new version
 
-    `optimizer` is None for the first step (state is zero); `ema` is None while the head has none (it starts
-    at the head's own values). The result depends on inputs, scalars and order only, never on `chunk`. Raises
-    Refused(NONFINITE), naming the tensor, if the new version overflows: what was written is then worthless.
+    `optimizer` is None for the first step; `ema` is None while the head has none (it starts at the head's own
+    values). The result depends on plan, scalars and files only, never on `chunk`. Raises Refused(NONFINITE), naming
+    the tensor, if the new version overflows: what was written is then worthless.
     """
-    plan = strategies.plan(
-        job.file.aggregation, job.file.silos.weighting, [one for one, _ in inputs], scalars.strategy
-    )
-    step = _Step(job, plan, scalars, [reader for _, reader in inputs], base, optimizer, ema, chunk)
+    step = _Step(job, plan, scalars, sources, optimizer, ema, chunk)
     names = optimizers.state_names(job.file.aggregation.server_optimizer)
     _check_outputs(job, names, outputs)
     with np.errstate(over="ignore", invalid="ignore"):  # an overflow is found, and refused, when it is stored
@@ -120,7 +115,6 @@ def aggregate(
                 outputs.optimizer.write(step.state(tensor, names[0], stop - start))
         if outputs.optimizer is not None:
             _write_other_states(manifest, names[1:], step, outputs.optimizer, chunk)
-    return StepResult(plan=plan, scalars=scalars)
 
 
 def _write_other_states(
@@ -156,8 +150,7 @@ class _Step:
         job: JobTerms,
         plan: Plan,
         scalars: Scalars,
-        inputs: Sequence[TensorReader],
-        base: TensorReader,
+        sources: Mapping[Source, TensorReader],
         optimizer: TensorReader | None,
         ema: TensorReader | None,
         chunk: int,
@@ -165,8 +158,8 @@ class _Step:
         self._terms = job.file
         self._plan = plan
         self._scalars = scalars
-        self._inputs = inputs
-        self._base = base
+        self._sources = sources
+        self._base = sources[Snapshot(plan.head)]
         self._optimizer = optimizer
         self._ema = ema
         self._read = np.empty(chunk, np.float32)
@@ -182,7 +175,7 @@ class _Step:
         if tensor.role == "trainable":
             return self._trainable(tensor, start, stop)
         if self._terms.training.buffers == "average":
-            self._combine(tensor, start, stop, self._plan.shares)
+            self._combine(tensor, start, stop, self._plan.buffers)
             return self._round(tensor, self._direction[: stop - start])
         self._base.read(tensor.name, start, stop, self._new[: stop - start])
         return self._new[: stop - start]
@@ -209,16 +202,17 @@ class _Step:
 
     def _trainable(self, tensor: TensorSpec, start: int, stop: int) -> Float32:
         size = stop - start
-        self._combine(tensor, start, stop, self._plan.coefficients)
+        self._combine(tensor, start, stop, self._plan.direction)
         theta, state = self._theta[:size], {name: array[:size] for name, array in self._state.items()}
+        rule = self._terms.aggregation.server_optimizer
         self._load(self._base, tensor.name, start, theta)
         for name, array in state.items():
             if self._optimizer is None:
-                array.fill(0.0)
+                array.fill(optimizers.initial(rule, name))
             else:
                 self._load(self._optimizer, f"{name}/{tensor.name}", start, array)
         optimizers.apply(
-            self._terms.aggregation.server_optimizer,
+            rule,
             self._scalars.optimizer,
             theta,
             self._direction[:size],
@@ -227,14 +221,14 @@ class _Step:
         )
         return self._round(tensor, theta)
 
-    def _combine(self, tensor: TensorSpec, start: int, stop: int, factors: Sequence[float]) -> None:
-        """direction = factors[0] * input_0 + factors[1] * input_1 + ..., from zero, in order, in float64."""
-        total, term = self._direction[: stop - start], self._scratch[: stop - start]
+    def _combine(self, tensor: TensorSpec, start: int, stop: int, terms: Sequence[Term]) -> None:
+        """direction = coefficient_0 * tensor_0 + coefficient_1 * tensor_1 + ..., from zero, in order, in float64."""
+        total, product = self._direction[: stop - start], self._scratch[: stop - start]
         total.fill(0.0)
-        for reader, factor in zip(self._inputs, factors, strict=True):
-            self._load(reader, tensor.name, start, term)
-            np.multiply(term, factor, out=term)
-            np.add(total, term, out=total)
+        for term in terms:
+            self._load(self._sources[term.source], tensor.name, start, product)
+            np.multiply(product, term.coefficient, out=product)
+            np.add(total, product, out=total)
 
     def _load(self, reader: TensorReader, name: str, start: int, into: Float64) -> None:
         values = self._read[: into.size]

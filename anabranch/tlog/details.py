@@ -293,11 +293,29 @@ class AggregationInput(BaseModel, extra="forbid", frozen=True):
     staleness: Count
     weight: HexFloat
     coefficient: HexFloat  # multiplies the delta in the direction
+    arrived: Count | None = None  # of the `windows` since its silo approved, this one included (fedfix)
+    windows: Count | None = None
+
+
+class FurtherTerm(BaseModel, extra="forbid", frozen=True):
+    """What the direction holds besides the deltas of the inputs: a version's parameters, or a delta merged before.
+    Its digest stands in the entry that published or received it.
+    """
+
+    version: Count | None = None
+    update: Id | None = None
+    coefficient: HexFloat
+
+    @model_validator(mode="after")
+    def _names_one(self) -> "FurtherTerm":
+        if (self.version is None) == (self.update is None):
+            raise ValueError("a term is a version or an update")
+        return self
 
 
 class AggregationPerformed(BaseModel, extra="forbid", frozen=True):
-    """Everything a replay needs besides the deltas: inputs in order, and each scalar that came from a
-    reduction.
+    """Everything a replay needs besides the files: inputs and further terms in order, and each scalar that came from
+    a reduction.
     """
 
     version: Count  # the new one
@@ -305,10 +323,12 @@ class AggregationPerformed(BaseModel, extra="forbid", frozen=True):
     step: Id
     strategy: Word
     inputs: Annotated[tuple[AggregationInput, ...], Field(min_length=1)]
+    further: Annotated[tuple[FurtherTerm, ...], Field(min_length=1)] | None = None
+    participants: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None  # where a rule counts them
     scalars: dict[FieldName, HexFloat]
     optimizer: Optimizer
     absent: tuple[Name, ...]  # silos waited for in vain
-    closed_by: Literal["full", "max_wait"]
+    closed_by: Literal["full", "max_wait", "interval"]
     numeric_profile: Word
 
 

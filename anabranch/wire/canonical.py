@@ -18,11 +18,13 @@ import rfc8785
 
 from anabranch.errors import Misuse, Reason, Refused
 
+DEPTH = 64  # lists and objects in each other; without a bound it is the reader's stack that decides
 MAX_INT = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 HEXFLOAT = r"^-?(0x0\.0p\+0|0x0\.[0-9a-f]{13}p-1022|0x1\.[0-9a-f]{13}p[+-][0-9]{1,4})$"
 UTC_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$"
 
 _HEXFLOAT = re.compile(HEXFLOAT)
+_NO_BRACKET = re.compile(r'"(?:[^"\\]|\\.?)*"?|[^][{}"]+', re.DOTALL)  # linear, also where nothing is closed
 _UTC_TIME = re.compile(UTC_TIME)
 
 
@@ -33,6 +35,8 @@ def encode(value: Any) -> bytes:
     surrogates.
     """
     try:
+        if _plain(value):
+            return _WRITER.encode(value).encode("utf-8")
         _refuse_floats(value)
         return rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:
@@ -42,16 +46,31 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes) -> Any:
     """The value of canonical JSON. Raises Refused(MALFORMED) when `data` is not byte for byte what `encode`
     writes, which also refuses duplicate keys, white space, floats, integers beyond ±(2**53 - 1) and a byte
-    order mark.
+    order mark; or when it nests deeper than DEPTH.
     """
     try:
-        value = json.loads(data.decode("utf-8"), parse_float=_no_number, parse_constant=_no_number)
-        canonical = rfc8785.dumps(value)
+        text = data.decode("utf-8")
+        if not shallow(text):
+            raise ValueError(f"it nests deeper than {DEPTH} levels")
+        value = _READER.decode(text)
+        canonical = _WRITER.encode(value).encode("utf-8") if _plain(value) else rfc8785.dumps(value)
     except (ValueError, RecursionError) as error:
         raise Refused(Reason.MALFORMED, f"not canonical JSON: {_brief(error)}") from error
     if canonical != data:
         raise Refused(Reason.MALFORMED, "JSON is not in canonical form (RFC 8785)")
     return value
+
+
+def shallow(text: str) -> bool:
+    """Whether JSON `text` nests at most DEPTH levels; of what is no JSON, whether its brackets do."""
+    if text.count("[") + text.count("{") <= DEPTH:
+        return True
+    depth = 0
+    for bracket in _NO_BRACKET.sub("", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > DEPTH:
+            return False
+    return True
 
 
 def hexfloat(x: float) -> str:
@@ -101,6 +120,20 @@ def from_utc(text: str) -> float:
     raise Refused(Reason.MALFORMED, f"{text[:40]!r} is not a time such as 2026-11-20T00:00:00.000000Z")
 
 
+def _plain(value: Any) -> bool:
+    """Whether `json` writes just what RFC 8785 says, many times faster: text, small integers, and keys of ASCII, whose
+    order is the same in every encoding.
+    """
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return True
+    if kind is int:
+        return bool(-MAX_INT <= value <= MAX_INT)
+    if kind is dict:
+        return all(type(key) is str and key.isascii() and _plain(item) for key, item in value.items())
+    return (kind is list or kind is tuple) and all(map(_plain, value))
+
+
 def _refuse_floats(value: Any) -> None:
     if isinstance(value, float):
         raise ValueError(f"{value} is a float; write canonical.hexfloat of it")
@@ -114,6 +147,10 @@ def _refuse_floats(value: Any) -> None:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text[:40]} is not an integer")
+
+
+_READER = json.JSONDecoder(parse_float=_no_number, parse_constant=_no_number)
+_WRITER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def _brief(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from anabranch import exits
 from anabranch.errors import Reason, Refused, Unavailable
-from anabranch.terms import JobFile
+from anabranch.terms import Aggregation, JobFile
 from anabranch.v1 import admin_pb2
 from anabranch.wire.status import from_rpc_error
 from console import submit
@@ -76,14 +76,16 @@ def slowness(silos: int) -> list[float]:
 def job_file(folder: Path, settings: Settings) -> JobFile:
     """The demo's job with what the command line asks for."""
     _, file = submit.read(folder)
+    only_fedbuffs = {"buffer": min(file.aggregation.buffer, settings.silos)}
     return file.model_copy(
         update={
             "job": file.job.model_copy(update={"seed": settings.seed}),
             "silos": file.silos.model_copy(update={"min": settings.silos}),
-            "aggregation": file.aggregation.model_copy(
-                update={
+            "aggregation": Aggregation(
+                **{
+                    **file.aggregation.model_dump(exclude={"buffer"}),
                     "strategy": settings.strategy,
-                    "buffer": min(file.aggregation.buffer, settings.silos),
+                    **(only_fedbuffs if settings.strategy == "fedbuff" else {}),
                     "ema": file.aggregation.ema if settings.versions >= AVERAGED else None,
                 }
             ),

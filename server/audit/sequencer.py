@@ -19,6 +19,7 @@ from server.audit.log import Nodes
 from server.state.tables import checkpoints, entries, nodes
 
 _SIZE = select(func.max(entries.c.index))
+_ADD_ENTRIES, _ADD_NODES, _ADD_CHECKPOINT = insert(entries), insert(nodes), insert(checkpoints)
 
 
 class EntryWriter(Protocol):
@@ -51,16 +52,16 @@ class Growth:
         first = self.size
         grown = [node for entry, _ in fresh for node in self.frontier.append(leaf_hash(entry))]
         self.connection.execute(
-            insert(entries),
+            _ADD_ENTRIES,
             [
                 {"index": index, "data": entry, "signed": payload}
                 for index, (entry, payload) in enumerate(fresh, first)
             ],
         )
         self.nodes.keep(grown)
-        self.connection.execute(insert(nodes), [{"level": lvl, "index": i, "hash": h} for lvl, i, h in grown])
+        self.connection.execute(_ADD_NODES, [{"level": lvl, "index": i, "hash": h} for lvl, i, h in grown])
         note = sign(Checkpoint(self.origin, self.size, self.frontier.root()), self.signer)
-        self.connection.execute(insert(checkpoints), {"size": self.size, "note": note})
+        self.connection.execute(_ADD_CHECKPOINT, {"size": self.size, "note": note})
         return note
 
 

@@ -28,12 +28,14 @@ class BlobStore:
 
     def prepare(self) -> None:
         """Create the directories once, so that no later write has to sync a parent's parent."""
-        for name in ["spool", *(f"{i:02x}" for i in range(256))]:
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+        wanted = {"spool", *(f"{i:02x}" for i in range(256))}
+        for name in wanted.difference(os.listdir(self.root)):
+            (self.root / name).mkdir()
         durable.sync_dir(self.root)
 
     def path(self, digest: str) -> Path:
-        return self.root / digest[:2] / digest
+        return self.root.joinpath(digest[:2], digest)
 
     def require(self, digest: str) -> Path:
         """The path of a blob that must be there. Raises Corrupt when it is not."""

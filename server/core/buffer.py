@@ -1,10 +1,15 @@
 """When a buffer of updates becomes an aggregation, and which updates go into it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from anabranch.terms import Aggregation, seconds
+
+MOST = 100  # updates in one version: its log entry names each, and its length is limited
+
+ClosedBy = Literal["full", "max_wait", "interval"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Closing:
     """The buffer closes now. Everything left out is loud: `absent` is logged, `superseded` updates are retired."""
 
     inputs: tuple[str, ...]
-    closed_by: Literal["full", "max_wait"]
+    closed_by: ClosedBy
     absent: tuple[str, ...]
     superseded: tuple[str, ...]
 
@@ -44,7 +49,10 @@ def close(
 ) -> Closing | StillOpen:
     """Decide for one job. `participants` are the silos the job may expect an update from.
 
-    fedbuff: the first `buffer` updates, whatever their base; `max_wait` after the oldest closes a smaller buffer.
+    fedbuff, ca2fl: the first `buffer` updates, whatever their base; `max_wait` after the oldest closes a smaller buffer.
+    fedasync, afl-dw: the same, one by one.
+    fedfix: what has arrived when a window ends. The first begins when the head was published, each is `interval` long;
+    one in which nothing arrived makes no version.
     fedavg: one update of every participant, trained from the head; `max_wait` after the head was published closes
     without the missing. An update that missed its round is superseded: its silo trains again from the head.
     """
@@ -52,6 +60,8 @@ def close(
         return _close_round(rule, head, head_since, waiting, participants, now)
     if not waiting:
         return StillOpen(None)
+    if rule.interval is not None:
+        return _close_window(seconds(rule.interval), head_since, waiting, now)
     if len(waiting) >= rule.buffer:
         return _closing(waiting[: rule.buffer], "full", participants, ())
     deadline = waiting[0].received_at + seconds(rule.max_wait)
@@ -78,9 +88,18 @@ def _close_round(
     return StillOpen(deadline if current else None)
 
 
+def _close_window(
+    interval: float, head_since: float, waiting: Sequence[Waiting], now: float
+) -> Closing | StillOpen:
+    """Nobody is absent: the others are at work, and nobody waits for them."""
+    empty = math.floor(max(0.0, waiting[0].received_at - head_since) / interval)
+    end = head_since + (empty + 1) * interval
+    return _closing(waiting[:MOST], "interval", (), ()) if now >= end else StillOpen(end)
+
+
 def _closing(
     inputs: Sequence[Waiting],
-    closed_by: Literal["full", "max_wait"],
+    closed_by: ClosedBy,
     participants: Sequence[str],
     superseded: tuple[str, ...],
 ) -> Closing:

@@ -3,7 +3,8 @@
 Two promises of the terms, `[retention]`:
 
 updates    What a replay needs, deltas and the snapshots it compares with, is kept until this long after the job has ended
-           and one of its models was last handed out. Until then every version can be recomputed from version 0.
+           and one of its models was last handed out. Until then every version can be recomputed from version 0, and a
+           strategy finds the deltas it merged before (ca2fl).
 snapshots  A version that is not the head any more is kept this long after the next one was published. It goes while the
            job runs on, unless somebody still needs its bytes.
 

@@ -40,8 +40,8 @@ def next_turn(terms: JobTerms, at: Progress) -> Train | Evaluate | Rest:
         return Evaluate(due)
     if at.head >= terms.file.stop.versions:
         return Rest(2.0, "the job has reached its last version")
-    if terms.file.aggregation.strategy == "fedavg" and at.submitted == at.head:
-        return Rest(0.2, "waiting for the other silos of this round")
+    if terms.file.aggregation.strategy in ("fedavg", "fedfix") and at.submitted == at.head:
+        return Rest(0.2, "waiting for the next version: this silo has given its update to it")
     return Train()
 
 

@@ -1,7 +1,7 @@
 """Opening the state store: SQLite in WAL mode with `synchronous=FULL`, migrated by alembic."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from anabranch.errors import Conflict, Corrupt, Unavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 POOL = 16  # connections kept open for reuse; threads bound how many there are at a time
 
 
@@ -30,7 +31,7 @@ def open_engine(path: Path, begin: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(dbapi: Any, _record: Any) -> None:
         dbapi.isolation_level = None  # SQLAlchemy opens transactions, not the driver: savepoints then work
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in PRAGMAS:
             dbapi.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -77,10 +78,8 @@ class Reader:
 
     engine: Engine
 
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection:
-            yield connection
+    def connect(self) -> AbstractContextManager[Connection]:
+        return self.engine.connect()
 
 
 def open_reader(path: Path) -> Reader:

@@ -32,6 +32,7 @@ _PARTICIPANTS = (
     )
     .order_by(decisions.c.silo)
 )
+_KEPT = select(named.c.digest).where(named.c.digest == bindparam("digest"), named.c.pruned.is_(None)).limit(1)
 
 
 def verify_silo_signature(connection: Connection, silo: str, purpose: str, envelope: dsse.Envelope) -> bytes:
@@ -101,8 +102,7 @@ def version_row(connection: Connection, job: str, number: int) -> Any:
 
 def kept(connection: Connection, digest: str) -> bool:
     """Whether the log names this content without saying that it was pruned."""
-    query = select(named.c.digest).where(named.c.digest == digest, named.c.pruned.is_(None))
-    return connection.execute(query.limit(1)).first() is not None
+    return connection.execute(_KEPT, {"digest": digest}).first() is not None
 
 
 def decision_of(connection: Connection, job: str, silo: str) -> str:

@@ -236,7 +236,8 @@ steps = Table(  # an aggregation between its two transactions
     Column("status", String, nullable=False),  # frozen | published | abandoned
     Column(
         "plan", String, nullable=False
-    ),  # JSON: ordered inputs, scalars, who was absent, what closed the buffer
+    ),  # JSON: the buffer that closed, scalars, who was absent, what closed it
+    Index("steps_status", "job", "status"),
 )
 evaluations = Table(
     "evaluations",

@@ -41,6 +41,7 @@ QUEUE = 1024  # decisions that may wait; beyond it callers wait, memory does not
 BATCH = 128  # decisions of one transaction
 
 _EPOCH = select(epoch.c.epoch)
+_NAME = insert(tables.named)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Transaction:
                 raise Unavailable(
                     f"{digest[:12]}… was removed as pruned content while it arrived; send it again"
                 )
-            self.connection.execute(insert(tables.named).values(digest=digest, entry=index))
+            self.connection.execute(_NAME, {"digest": digest, "entry": index})
         self._entries.append(Logged(type, job, detail, data, signed.payload if signed else None))
         return index
 

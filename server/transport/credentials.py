@@ -21,7 +21,8 @@ PROBE_SECONDS = 5.0
 @dataclass(frozen=True)
 class _Current:
     configuration: Any  # grpc.ServerCertificateConfiguration
-    renew_at: float  # unix seconds: a third of its life
+    start: float  # of its life, unix seconds
+    renew_at: float  # after a third of it
 
 
 class ServerCertificate:
@@ -34,15 +35,20 @@ class ServerCertificate:
         self._current: _Current | None = None
 
     def renew_if_due(self, now: float) -> None:
-        """Call often, in a thread. New connections get the new leaf; open ones keep theirs."""
-        if self._current is not None and now < self._current.renew_at:
+        """Call often, in a thread. New connections get the new leaf; open ones keep theirs.
+
+        A leaf from the future is due as well: it was issued by a clock that ran ahead and has been set right since, and
+        nobody whose clock is right takes it.
+        """
+        if self._current is not None and self._current.start <= now < self._current.renew_at:
             return
         key = new_tls_key()
         issued = self._membership.issue_server(key.public_key(), self._hosts)
         configuration = grpc.ssl_server_certificate_configuration(
             [(private_pem(key), issued.chain)], root_certificates=self._authority.ca_pem
         )
-        self._current = _Current(configuration, now + (issued.not_after - now) / 3)
+        start = issued.certificate.not_valid_before_utc.timestamp()
+        self._current = _Current(configuration, start, now + (issued.not_after - now) / 3)
         metrics.CERTIFICATE_END.labels("server").set(issued.not_after)
         ca_end = self._authority.issuing.not_valid_after_utc.timestamp()
         metrics.CERTIFICATE_END.labels("issuing").set(ca_end)
@@ -54,7 +60,7 @@ class ServerCertificate:
         def changed() -> Any:
             """None as long as nothing has. gRPC asks on every new connection, from threads of its own, and exchanges what
             it has for whatever it gets, without a lock: under connections that come and go a double free, by which any
-            stranger could end this process. Once a day it is exchanged.
+            stranger could end this process. Once a day it is exchanged, and when the clock was set back.
             """
             nonlocal given
             current = self._configuration()

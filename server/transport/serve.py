@@ -36,6 +36,7 @@ from server.transport.updates import Updates
 
 logger = structlog.get_logger("transport")
 
+RENEW_EVERY = 5.0  # seconds between looks at our own certificate; the clock may be set at any moment
 THREADS = 32  # rooms at work at once; further calls wait their turn
 # Of one address on the enrolment port, which strangers can reach. Silos behind one proxy share it.
 STRANGERS = Limits(calls_per_second=5, calls_burst=60, calls_open=16, bytes_per_hour=1 << 26)
@@ -77,7 +78,7 @@ class Ports:
         strangers = TokenEntrance(Calls(STRANGERS, monotonic))
         self._doors = Door(members, failures), Door(strangers, failures)
         self._servers: list[Any] = []
-        self._chores: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
         self.server_port = 0
         self.enrolment_port = 0
         self.accepting = False  # for readiness: True between `open` and `drain`
@@ -105,7 +106,10 @@ class Ports:
         except BaseException:
             await self._stop(None)
             raise
-        self._chores = asyncio.create_task(self._housekeeping())
+        self._chores = [
+            asyncio.create_task(_repeatedly(EVERY, self._flush)),
+            asyncio.create_task(_repeatedly(RENEW_EVERY, self._renew)),
+        ]
         self.accepting = True
         logger.info("serving", server_port=self.server_port, enrolment_port=self.enrolment_port)
 
@@ -114,10 +118,10 @@ class Ports:
         self.accepting = False
         self._rooms.sessions.broadcast(Drain())
         await self._stop(grace)
-        if self._chores is not None:
-            self._chores.cancel()
+        for chore in self._chores:
+            chore.cancel()
             with suppress(asyncio.CancelledError):
-                await self._chores
+                await chore
         await asyncio.to_thread(self._flush)
 
     def _members(self) -> Any:
@@ -140,20 +144,23 @@ class Ports:
     async def _stop(self, grace: float | None) -> None:
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
 
-    async def _housekeeping(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY)
-            await asyncio.to_thread(self._flush)
-            try:
-                await asyncio.to_thread(self._certificate.renew_if_due, self._clock())
-            except Exception:
-                logger.exception("the server's certificate was not renewed; trying again")
+    def _renew(self) -> None:
+        try:
+            self._certificate.renew_if_due(self._clock())
+        except Exception:
+            logger.exception("the server's certificate was not renewed; trying again")
 
     def _flush(self) -> None:
         try:
             self._failures.flush()
         except Exception:
             logger.exception("failed authentications were not logged; trying again")
+
+
+async def _repeatedly(every: float, chore: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(every)
+        await asyncio.to_thread(chore)
 
 
 def _server(door: Any, options: Mapping[str, int | str], services: Sequence[tuple[Any, object]]) -> Any:

@@ -35,6 +35,7 @@ class _Run:
     optimizer: torch.optim.Optimizer
     course: Course
     start: Position
+    base: Values  # trainable parameters of the base version, where a proximal term pulls towards them
     step: int = 0
     loss: float = 0.0  # sum over the steps so far
 
@@ -114,11 +115,12 @@ class Managed:
         place = between.get("start" if between.get("cycle") == cycle else "end", {})
         start = Position(**place.get("position", {}))
         self._load(cycle, Path(request["parameters"]))
+        base = {} if self._file.training.proximal is None else self._trainable()
         self.model.train()
         state = saved.read(self._cycle_file) or {}
         resumed = state.get("key") == _key(request)
         position = Position(**state["position"]) if resumed else start
-        run = _Run(self._optimizer(), Course(seed, self._order(), position), start)
+        run = _Run(self._optimizer(), Course(seed, self._order(), position), start, base)
         # Random state comes last: whether anything above draws depends on what this process did before.
         if not resumed:
             saved.seed_all(seed_of(seed, cycle))
@@ -137,10 +139,22 @@ class Managed:
         run.optimizer.zero_grad(set_to_none=True)
         loss = _checked(self._task.loss(self.model, batch), self._task.loss)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._pull(run.base)
         run.optimizer.step()
         run.step += 1
         run.loss += (value := loss.item())
         return value
+
+    @torch.no_grad()
+    def _pull(self, base: Values) -> None:
+        """FedProx: the gradient of (mu/2) * |w - base|^2. The reported loss stays the task's own."""
+        for name, parameter in self.model.named_parameters():
+            if name in base and parameter.grad is not None:
+                parameter.grad.add_(parameter - base[name], alpha=self._file.training.proximal or 0.0)
+
+    def _trainable(self) -> Values:
+        named = self.model.named_parameters()
+        return {name: parameter.detach().clone() for name, parameter in named if parameter.requires_grad}
 
     def _save(self, request: Train, run: _Run) -> None:
         try:

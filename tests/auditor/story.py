@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from anabranch.rules import step, strategies
+from anabranch.rules import step
+from anabranch.rules.buffer import Plan
 from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.terms import Aggregation, Job, JobFile, JobTerms, ServerOptimizer, Silos
 from anabranch.tlog.checkpoint import Checkpoint
 from anabranch.tlog.entry import Actor, Outcome, Sealed, Target, seal
 from anabranch.wire import canonical, statements
-from anabranch.wire.tensors import Manifest, TensorFile, TensorSpec, TensorWriter, write_tensors
+from anabranch.wire.tensors import Manifest, TensorSpec, write_tensors
+from tests.auditor import arithmetic
 from tests.auditor.book import ADMIN, FED, ORIGIN, START, Book, key
 
 MANIFEST = Manifest(
@@ -62,6 +64,9 @@ class Story:
     heads: list[dict[str, Path]] = field(default_factory=list)
     optimizer: dict[str, float] = field(default_factory=dict)
     leases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    approved: dict[str, int] = field(default_factory=dict)  # silo -> head at its newest approval
+    deltas: dict[str, str] = field(default_factory=dict)  # update -> digest
+    merged: list[tuple[int, Signed]] = field(default_factory=list)  # version, update
     count: int = 0
     generation: int = 0  # of the silos' keys
 
@@ -130,6 +135,9 @@ class Story:
             silo=silo,
             time=canonical.utc(START),
         )
+        self.approved.pop(silo, None)
+        if decision == "approve":
+            self.approved[silo] = self.head
         names = {"approve": "job.approved", "deny": "job.denied", "withdraw": "job.withdrawn"}
         self.book.log(
             names[decision],
@@ -231,15 +239,12 @@ class Story:
         self, updates: Sequence[Signed], scalars: step.Scalars | None = None, **changed: Any
     ) -> None:
         """The real arithmetic, on other `scalars` if given. `changed`: fields of the entry that differ."""
-        inputs = [
-            strategies.Input(one.id, one.silo, one.base, self.head - one.base, one.examples, order)
-            for order, one in enumerate(updates)
-        ]
-        scalars = scalars or step.measure(self.terms, inputs, self.optimizer)
-        plan = strategies.plan(
-            self.terms.file.aggregation, self.terms.file.silos.weighting, inputs, scalars.strategy
-        )
-        made = self.compute(updates, inputs, scalars)
+        self.deltas |= {one.id: one.delta for one in updates}
+        rule = self.terms.file.aggregation
+        buffer = arithmetic.buffer_of(rule, self.head, updates, self.merged, self.approved)
+        scalars = scalars or step.measure(self.terms, buffer, self.optimizer)
+        plan = step.plan(self.terms, buffer, scalars)
+        made = self.compute(plan, scalars)
         detail = {
             "version": self.head + 1,
             "base": self.head,
@@ -254,9 +259,18 @@ class Story:
                     "staleness": self.head - one.base,
                     "weight": canonical.hexfloat(weight),
                     "coefficient": canonical.hexfloat(coefficient),
+                    **({"arrived": said.arrived, "windows": said.windows} if said.windows else {}),
                 }
-                for one, weight, coefficient in zip(updates, plan.weights, plan.coefficients, strict=True)
+                for one, said, weight, coefficient in zip(
+                    updates, buffer.inputs, plan.weights, plan.coefficients, strict=True
+                )
             ],
+            "further": [
+                {**vars(term.source), "coefficient": canonical.hexfloat(term.coefficient)}
+                for term in plan.further
+            ]
+            or None,
+            "participants": list(buffer.participants) or None,
             "scalars": {name: canonical.hexfloat(value) for name, value in scalars.strategy.items()},
             "optimizer": {
                 "name": self.terms.file.aggregation.server_optimizer.name,
@@ -269,6 +283,7 @@ class Story:
         target = Target(kind="model", id=f"digits-1/{self.head + 1}")
         self.book.log("aggregation.performed", target, {**detail, **changed}, job="digits-1")
         self.optimizer = dict(scalars.optimizer)
+        self.merged += [(self.head + 1, one) for one in updates]
         self.heads.append({part: self.book.path(digest) for part, digest in made.items()})
         self.publish(
             parent=self.head,
@@ -276,29 +291,8 @@ class Story:
             **{f"{part}_sha256": digest for part, digest in made.items()},
         )
 
-    def compute(
-        self, updates: Sequence[Signed], inputs: Sequence[strategies.Input], scalars: step.Scalars
-    ) -> dict[str, str]:
-        rule = self.terms.file.aggregation
-        keeps = step.optimizer_manifest(MANIFEST, rule.server_optimizer)
-        layouts = {"parameters": MANIFEST, "optimizer": keeps, "ema": MANIFEST if rule.ema else None}
-        layouts = {part: layout for part, layout in layouts.items() if layout is not None}
-        head = {part: TensorFile(path, layouts[part]) for part, path in self.heads[self.head].items()}
-        deltas = [TensorFile(self.book.path(one.delta), MANIFEST) for one in updates]
-        sinks = {part: TensorWriter(self.book.directory / part, layout) for part, layout in layouts.items()}
-        step.aggregate(
-            self.terms,
-            MANIFEST,
-            list(zip(inputs, deltas, strict=True)),
-            head["parameters"],
-            head.get("optimizer"),
-            head.get("ema"),
-            scalars,
-            step.Outputs(**sinks),
-        )
-        for file in (*head.values(), *deltas):
-            file.close()
-        return {part: self.book.adopt(writer) for part, writer in sinks.items()}
+    def compute(self, plan: Plan, scalars: step.Scalars) -> dict[str, str]:
+        return arithmetic.compute(self.book, self.terms, MANIFEST, plan, scalars, self.deltas, self.heads)
 
     def publish(self, **detail: Any) -> None:
         self.head += 1

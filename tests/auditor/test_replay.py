@@ -92,7 +92,7 @@ def lie(story, change):
     updates = [story.update("a", story.lease("a")), story.update("b", late)]
     powers = {f"staleness_weight_{late}": (1.0 + late) ** -0.3 for late in (0, 1)}
     honest = step.Scalars(
-        powers, step.optimizers.step_scalars(TERMS.aggregation.server_optimizer, story.optimizer)
+        powers, step.optimizers.step_scalars(TERMS.aggregation.server_optimizer, story.optimizer, 1)
     )
     story.aggregate(updates, change(honest))
 

@@ -50,6 +50,21 @@ def test_a_key_is_worthless_after_its_silo_was_revoked(story, audit):
     assert_found(report, 5, "silo a is not enrolled, or was revoked")
 
 
+def test_an_upload_that_was_open_when_its_silo_was_revoked_ends_in_a_refusal(story, audit):
+    story.begin()
+    lease = story.lease("a")
+    story.revoke("a")
+    story.update("a", lease)
+    entry = canonical.decode(story.book.entries[-1])
+    told = {name: entry["detail"][name] for name in ("update", "silo", "delta_sha256")}
+    entry |= {"type": "update.refused", "action": "refused", "detail": told | {"code": "bad_lease"}}
+    entry["target"].pop("sha256")
+    entry["outcome"] = {"status": "denied", "reason": "bad_lease"}
+    story.book.entries[-1] = canonical.encode(entry)
+    story.book.rebuild()
+    assert audit(story).report.verified
+
+
 def test_a_silo_that_enrols_again_may_work_again(story, audit):
     story.begin()
     story.revoke("a")

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -23,6 +24,7 @@ from server.blobs.local import BlobStore
 from server.config import read_config
 from server.state.database import open_reader
 from tests.chaos.federation import Federation
+from tests.chaos.leavers import Leavers
 from tests.simulation.history import (
     Broken,
     check_ends,
@@ -77,6 +79,7 @@ class Run:
         self._random = Random(f"moments {seed}")
         self._started = self._said = time.monotonic()
         self._calm_after = 0.0
+        self._told: Counter[str] = Counter()
         self.updates = self.acknowledged = self.receipts = self.merged = self.jobs = 0
 
     def go(self, updates: int, seconds: float) -> None:
@@ -135,12 +138,14 @@ class Run:
             time.sleep(0.5)
 
     def _left(self) -> list[str]:
-        boxes = self._root.glob("silo-*/outbox/*")
-        return sorted(path.name for path in boxes if not path.name.startswith("."))
+        """Updates whose silo waits for an answer, and silos that still have to hear that they are revoked."""
+        boxes = [self._root / name / "outbox" for name in self.federation.present()]
+        waiting = [path.name for box in boxes for path in box.glob("*") if not path.name.startswith(".")]
+        return sorted(waiting) + self.federation.leaving()
 
     def _leave(self) -> None:
         """Agents first, in order; a process that does not end well is a fault of ours."""
-        for name in [*self.federation.silos, "server"]:
+        for name in [*self.federation.present(), "server"]:
             process = self.federation.real.processes.pop(name)
             process.terminate()
             if process.wait(120) != 0:
@@ -155,6 +160,7 @@ class Run:
         check_ends(history)
         roots = check_log(history)
         check_story(history)
+        self._told = Leavers().read(history)
         told = check_receipts(history, roots, journals)
         self.receipts = sum(map(len, told.values()))
         told.pop("", None)
@@ -164,15 +170,21 @@ class Run:
             row = history.updates.get(name)
             if row is None or {row.entry} != set(indices):
                 raise Broken(f"update {name} was acknowledged as entries {indices}, the table says {row}")
-        if unheard := history.updates.keys() - told.keys():
+        heard = {name for name, row in history.updates.items() if row.silo not in self.federation.revoked}
+        if unheard := heard - told.keys():
             raise Broken(f"silos hold no receipt for {len(unheard)} decided updates: {sorted(unheard)[:5]}")
         for path in self._root.glob("silo-*/evidence/*"):
             raise Broken(f"a silo does not believe its server: {path}")
         heads = check_export(reader, BlobStore(directory / "blobs"), info, self._root / "export", journals)
         with reader.connect() as connection:
             found = connection.exec_driver_sql("select id, head, status from jobs").all()
-        if {row.id: row.head for row in found} != heads or {row.status for row in found} != {"completed"}:
+        if {row.id: row.head for row in found} != heads:
             raise Broken(f"replay ends at {heads}, the table says {found}")
+        for row in found:
+            if row.status != "completed" and not (
+                row.status == "aborted" and row.id in self.federation.aborted
+            ):
+                raise Broken(f"job {row.id} is {row.status}")
 
     def report(self) -> None:
         lasted = time.monotonic() - self._started
@@ -183,6 +195,9 @@ class Run:
         print(f"{self.federation.wire.bytes} bytes over the wire\n")
         print(f"{sum(self.federation.faults.values())} faults injected")
         for kind, number in sorted(self.federation.faults.items()):
+            print(f"  {number:>9}  {kind}")
+        print("\nthe log tells")
+        for kind, number in sorted(self._told.items()):
             print(f"  {number:>9}  {kind}")
 
 

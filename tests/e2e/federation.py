@@ -60,7 +60,7 @@ local_steps = {steps}
 batch_size = 8
 [aggregation]
 strategy = "{strategy}"
-buffer = {buffer}
+{rule}
 [evaluation]
 every = 2
 [stop]
@@ -163,7 +163,7 @@ class Federation:
             "strategy": "fedbuff",
             "silos": 1,
             "steps": 4,
-            "buffer": 1,
+            "rule": "" if options.get("strategy") == "fedavg" else f"buffer = {options.get('buffer', 1)}",
             "versions": 4,
         }
         folder = self.root / "job"

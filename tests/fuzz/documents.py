@@ -150,14 +150,35 @@ max_update_norm = 4.0
 [stop]
 versions = 80
 """
+ASYNCHRONOUS_TOML = b"""
+[job]
+name = "digits"
+task = "task.py:Digits"
+[training]
+proximal = 0.01
+[aggregation]
+strategy = "fedasync"
+alpha = 0.7
+hinge = { slope = 3.0, until = 2 }
+server_optimizer = { name = "adamw", weight_decay = 0.1, delay_threshold = 4 }
+"""
+WINDOWS_TOML = b"""
+[job]
+name = "digits"
+task = "task.py:Digits"
+[aggregation]
+strategy = "fedfix"
+interval = "10m"
+min_arrival = 0.2
+"""
 
 
 def terms() -> list[bytes]:
-    file = parse_job_file(JOB_TOML.decode())
+    file, mixing = (parse_job_file(text.decode()) for text in (JOB_TOML, ASYNCHRONOUS_TOML))
     bare = JobFile.model_validate({"job": {"name": "a", "task": "train.py"}})
     return [
         JobTerms(file=one, archive_sha256=A, initial_sha256=B, manifest_sha256=C).encode()
-        for one in (file, bare)
+        for one in (file, mixing, bare)
     ]
 
 
@@ -212,6 +233,6 @@ DOCUMENTS = (
     Target("join bundle", join(parse_bundle), lambda: bundles()[:1], shapes.json_document),
     Target("federation.json", join(parse_federation), lambda: bundles()[1:], shapes.json_document),
     Target("job terms", lambda data: parse_terms(data).encode(), terms, shapes.json_document),
-    Target("job.toml", text(parse_job_file), lambda: [JOB_TOML], shapes.toml_text),
+    Target("job.toml", text(parse_job_file), lambda: [JOB_TOML, ASYNCHRONOUS_TOML, WINDOWS_TOML], shapes.toml_text),
     Target("error of a peer", failure, lambda: FAILURES, errors=(AnabranchError,)),
 )  # fmt: skip

@@ -1,35 +1,26 @@
-"""What the server parses: every request of its services, from members that may be hostile, and its own files.
+"""What the server parses: every request of its services, from members that may be hostile.
 
 The rooms behind the requests are real, over a real state store: what is well formed is carried out. A signed document
 is signed here by the silo's real key, because an enrolled silo can sign whatever it likes.
 """
 
 import asyncio
-import http.client
 import re
-import shutil
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import Message
 
-from anabranch.errors import Conflict, Corrupt, Refused, Unavailable
-from anabranch.terms import parse_terms, seconds
-from anabranch.tlog.checkpoint import Checkpoint, sign
-from anabranch.tlog.note import NoteSigner
+from anabranch.errors import Conflict, Refused, Unavailable
+from anabranch.terms import parse_terms
 from anabranch.v1 import admin_pb2, audit_pb2, enrolment_pb2, federation_pb2, update_pb2
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.identity import Identity, csr
 from anabranch.wire.tensors import write_tensors
-from server import config
-from server.audit.register import CheckpointRegister, registered_checkpoint
-from server.ca.authority import ISSUING, ISSUING_KEY, ROOT, create_authority, open_authority, read_request
+from server.ca.authority import read_request
 from server.enrolment import SigningKey, read_claim
-from server.health import Health
 from server.sessions import Sessions
 from server.transport.admin import FASTEST, SLOWEST, Admin, between_looks
 from server.transport.audit import Audit
@@ -42,7 +33,7 @@ from server.transport.updates import Updates
 from server.vitals import Vitals
 from tests.fuzz import scratch, shapes
 from tests.fuzz.target import Target
-from tests.fuzz.wire import ORIGIN, SIGNER, VERIFIER, parsed
+from tests.fuzz.wire import parsed
 from tests.server import harness
 from tests.server.edge import candidate, make_membership
 from tests.server.harness import ADMIN, MANIFEST, Server
@@ -314,103 +305,6 @@ def claims() -> list[bytes]:
     ]
 
 
-# --- the server's own files ------------------------------------------------------------------------------------------
-
-
-def server_toml(data: bytes) -> None:
-    """Settings that are read can be used."""
-    directory = scratch.folder("config")
-    (directory / config.FILE).write_bytes(data)
-    found = config.read_config(directory)
-    NoteSigner(found.log_origin, Ed25519PrivateKey.from_private_bytes(bytes(32)))
-    assert 0 <= seconds(found.drain) < 1e9
-    (directory / config.FILE).write_text(config.write_config(found))
-    assert config.read_config(directory) == found
-
-
-def settings() -> list[bytes]:
-    return [config.write_config(config.new_config("fed.example", "localhost", 7443, 7444, 7445)).encode()]
-
-
-def register(data: bytes) -> None:
-    registered_checkpoint(CheckpointRegister(scratch.file("register", data)), VERIFIER, ORIGIN)
-
-
-def registers() -> list[bytes]:
-    """One after its first note, one after its second."""
-    path = scratch.folder("registers") / "checkpoint"
-    found, before = [], ""
-    for size in (1, 2):
-        note = sign(Checkpoint(ORIGIN, size, bytes(32)), SIGNER)
-        CheckpointRegister(path).advance(before, note)
-        before = note
-        found.append(path.read_bytes())
-    return found
-
-
-def authority_file(name: str) -> Target:
-    """One file of the authority damaged."""
-
-    def given(data: bytes) -> None:
-        directory = scratch.folder("authority")
-        for file, content in own_authority().items():
-            (directory / file).write_bytes(content)
-        (directory / name).write_bytes(data)
-        open_authority(directory, "fed.example", pki.NOW.timestamp())
-
-    return Target(f"own CA {name}", given, lambda: [own_authority()[name]], errors=(Corrupt,))
-
-
-@cache
-def own_authority() -> dict[str, bytes]:
-    directory = scratch.folder("authority")
-    shutil.rmtree(directory)
-    create_authority(directory, "fed.example", pki.NOW.timestamp())
-    return {name: (directory / name).read_bytes() for name in (ROOT, ISSUING, ISSUING_KEY)}
-
-
-# --- the health port -------------------------------------------------------------------------------------------------
-
-
-@cache
-def health() -> Health:
-    made = Health("127.0.0.1:0", lambda: "", lambda: "starting")
-
-    def complain(*_: object) -> None:
-        broken.append(True)
-
-    made._server.handle_error = complain  # type: ignore[method-assign]
-    made._server.daemon_threads = True
-    made.start()
-    return made
-
-
-broken: list[bool] = []
-
-
-def probe(data: bytes) -> None:
-    """Whatever is said to it, no handler breaks and the next probe is answered."""
-    with socket.create_connection(("127.0.0.1", health().port), 5) as caller:
-        try:
-            caller.sendall(data[:200_000])
-            caller.shutdown(socket.SHUT_WR)
-            while caller.recv(65536):
-                pass
-        except OSError:
-            pass  # hung up on
-    good = http.client.HTTPConnection("127.0.0.1", health().port, timeout=5)
-    good.request("GET", "/healthz")
-    assert good.getresponse().status == 200
-    good.close()
-    assert not broken
-
-
-PROBES = [
-    b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    b"GET /metrics HTTP/1.0\r\n\r\n",
-    b"HEAD / HTTP/1.1\r\n\r\n",
-]
-
 SERVER = (
     unary("NextTask", federation_pb2.NextTaskRequest, lambda s, r: Federation(s.rooms).NextTask(r, s.peer), {}),
     unary("Decide", federation_pb2.DecideRequest, lambda s, r: Federation(s.rooms).Decide(r, s.peer), {"envelope": b"{}"}),
@@ -438,8 +332,4 @@ SERVER = (
     Target("heartbeat", heartbeat, lambda: [federation_pb2.AgentMessage(heartbeat=federation_pb2.Heartbeat(sequence=1, progress=[federation_pb2.LeaseProgress(lease=scene().lease.id, step=1, steps=2)])).SerializeToString()], shapes.message(federation_pb2.AgentMessage)),
     Target("certificate request", lambda data: read_request(data) and None, lambda: [csr(pki.p256())]),
     Target("enrolment", claim, claims, shapes.message(enrolment_pb2.EnrolRequest)),
-    Target("server.toml", server_toml, settings, shapes.toml_text),
-    Target("checkpoint register", register, registers, errors=(Corrupt,)),
-    *map(authority_file, (ROOT, ISSUING, ISSUING_KEY)),
-    Target("health port", probe, lambda: PROBES),
 )  # fmt: skip

@@ -18,37 +18,21 @@ from anabranch.terms import JobFile, JobTerms, parse_job_file, parse_terms
 from anabranch.tlog.checkpoint import parse as parse_checkpoint
 from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.receipt import Receipt
-from anabranch.v1 import admin_pb2
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.wire import canonical, identity, tensors
 from anabranch.wire.bundle import parse_bundle, parse_federation
 from anabranch.wire.manifest import Manifest, TensorSpec, parse_manifest
-from auditor.export import Export
-from auditor.objects import Named, check
-from auditor.pin import pin
-from auditor.receipts import read_receipts
-from auditor.report import Report
-from console import board, silos
-from console.client import presentable
-from server.audit.register import CheckpointRegister
 from server.ca.authority import ISSUING_KEY, ROOT, create_authority, open_authority
 from server.config import FILE, new_config, read_config, write_config
 from server.transport.admin import FASTEST, SLOWEST, between_looks
-from silo_agent import approval, messages, outbox, policy, probe
+from silo_agent import approval, messages, policy, probe
 from silo_agent.config import Home, load_settings
 from silo_agent.training import archive
 from tests.fuzz import documents, silo
-from tests.fuzz.readers import shown
+from tests.fuzz.findings import DEEP, refused
 from tests.wire import pki
 
-DEEP = b"[" * 2000 + b"]" * 2000
 LONG_NUMBER = "9" * 5000
-
-
-def refused(call: Any, *arguments: Any) -> Reason:
-    with pytest.raises(Refused) as caught:
-        call(*arguments)
-    return caught.value.code
 
 
 # --- a job's code and model ------------------------------------------------------------------------------------------
@@ -315,93 +299,3 @@ def test_a_requirement_whose_marker_cannot_be_evaluated(marker: str) -> None:
     assert refused(approval.wanted, f"monai; {marker}") is Reason.MALFORMED
     [missing] = approval.missing_requires(Path("/bin/false"), [f"monai; {marker}"])
     assert "no requirement" in missing
-
-
-# --- files of our own, damaged ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("data", [b'{"decision":[]}', b'{"decision":{}}', b'{"decision":' + DEEP + b"}"])
-def test_a_damaged_decision(tmp_path: Path, data: bytes) -> None:
-    """A list cannot be looked up in a dict: TypeError; nesting: RecursionError."""
-    (tmp_path / f"{'a' * 64}.json").write_bytes(data)
-    with pytest.raises(Corrupt):
-        approval.Decisions(tmp_path).of("a" * 64)
-    assert approval.Decisions(tmp_path).known("digits-1") is None
-
-
-def test_a_damaged_log_view() -> None:
-    view = silo.view()
-    view.path.write_bytes(b'{"checkpoint":' + DEEP + b"}")
-    try:
-        with pytest.raises(Corrupt):
-            view.current()
-    finally:
-        view.path.unlink()
-
-
-@pytest.mark.parametrize("text", ["-5\n", "9" * 40, "1_0", "²"])
-def test_a_damaged_sequence(tmp_path: Path, text: str) -> None:
-    """A negative or endless number could be counted on, and no statement be signed with it."""
-    (tmp_path / "sequence").write_text(text)
-    with pytest.raises(Corrupt):
-        outbox.next_sequence(tmp_path)
-
-
-def test_a_damaged_checkpoint_register(tmp_path: Path) -> None:
-    (tmp_path / "register").write_bytes(b"\xff\xfe")
-    with pytest.raises(Corrupt):
-        CheckpointRegister(tmp_path / "register").read()
-
-
-# --- an export -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        DEEP,
-        b'{"entry":"","index":1e999,"proof":[],"checkpoint":""}',
-        b'{"entry":"","index":1.5,"proof":[],"checkpoint":""}',
-    ],
-    ids=["deep", "infinite", "half"],
-)
-def test_receipts_that_are_none(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "receipts.json").write_bytes(data)
-    assert refused(list, read_receipts([tmp_path / "receipts.json"])) is Reason.MALFORMED
-
-
-def test_a_key_file_that_nests_too_deeply(tmp_path: Path) -> None:
-    (tmp_path / "vkey").write_bytes(b'{"log_vkey":' + DEEP + b"}")
-    assert refused(pin, Export(tmp_path), str(tmp_path / "vkey")) is Reason.MALFORMED
-
-
-def test_sealed_facts_that_nest_too_deeply(tmp_path: Path) -> None:
-    """64 kB in `sealed/` ended the verification of a log without a verdict."""
-    (tmp_path / "sealed").mkdir()
-    (tmp_path / "sealed" / f"{'a' * 64}.json").write_bytes(b'{"fields":' + DEEP + b"}")
-    report = Report("")
-    check(Export(tmp_path), Named(), {}, report, lambda *_: None)
-    assert [finding.step for finding in report.findings] == [6]
-
-
-# --- a console -------------------------------------------------------------------------------------------------------
-
-
-def test_a_certificate_that_ends_beyond_the_calendar() -> None:
-    shown(silos.table([admin_pb2.Silo(name="north", certificate_not_after=2**63 - 1)]))
-
-
-def test_names_from_a_server_are_no_markup() -> None:
-    """A name with a closing tag raised MarkupError; one with an escape sequence reached the terminal."""
-    status = presentable(
-        admin_pb2.JobStatus(job="[/red]", name="\x1b[31m", silos=[admin_pb2.SiloStatus(silo="\x1b")])
-    )
-    shown(board.jobs_table([status]))
-    shown(board.board(admin_pb2.Overview(jobs=[status]), every_silo=True))
-    assert board.line(status).isprintable()
-
-
-@pytest.mark.parametrize("left", [math.inf, -math.inf, math.nan])
-def test_a_time_left_that_is_no_number(left: float) -> None:
-    status = admin_pb2.JobStatus(job="digits-1", status="running", eta_seconds=left)
-    shown(board.board(admin_pb2.Overview(jobs=[status]), every_silo=True))

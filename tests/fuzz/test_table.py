@@ -101,7 +101,10 @@ def test_the_public_table_is_this_one() -> None:
         set(re.findall(r"^\| (?!target|command|`|---)([^|]+?) \|", targets, re.MULTILINE)) == TARGETS.keys()
     )
     named = set(re.findall(r"`(test_\w+)`", found))
-    defined = set(
-        re.findall(r"^def (test_\w+)", Path("tests/fuzz/test_findings.py").read_text("utf-8"), re.MULTILINE)
-    )
+    files = sorted(Path("tests/fuzz").glob("test_findings*.py"))
+    defined = {
+        name
+        for path in files
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
     assert named == defined

@@ -78,7 +78,7 @@ def log() -> tuple[MemoryLog, list[bytes]]:
 
 @cache
 def entries() -> list[bytes]:
-    """One of every type, and one of a type nobody knows."""
+    """One of every type, one of a type that nobody knows, and one with such a reason code."""
     made = []
     for type, detail in DETAILS.items():
         found = entry.new_entry(
@@ -100,12 +100,16 @@ def entries() -> list[bytes]:
         )
         made.append(entry.encode_entry(found))
     strange = json.loads(made[-1]) | {"type": "witness.seen", "action": "seen", "detail": {"x": [1]}}
-    return [*made, canonical.encode(strange)]
+    coded = json.loads(next(data for data in made if b'"type":"auth.failed"' in data))
+    later = coded | {"detail": coded["detail"] | {"code": "robust_outlier"}}
+    return [*made, canonical.encode(strange), canonical.encode(later)]
 
 
 def one_entry(data: bytes) -> bytes | None:
+    """A type or a reason code of a later release is read, and not ours to write."""
     found = entry.parse_entry(data)
-    return entry.encode_entry(found) if found.understood else None
+    later = found.type in ("auth.failed", "update.refused") and found.detail.code not in set(Reason)  # type: ignore[union-attr]
+    return None if later or not found.understood else entry.encode_entry(found)
 
 
 def head(size: int) -> checkpoint.Checkpoint:

@@ -16,10 +16,10 @@ from anabranch.v1 import admin_pb2, audit_pb2, federation_pb2, update_pb2
 from anabranch.wire import identity
 from server.ca.authority import create_authority, open_authority
 from tests.hostility.target import met
+from tests.server.at_work import entries_of
 from tests.server.edge import Edge, Member
 from tests.server.harness import FEDERATION, Server
 from tests.server.test_tls import ADMIN_CALLS, ADMIN_STREAMS, SILO_CALLS, SILO_STREAMS
-from tests.server.test_transport import entries_of
 from tests.wire import pki
 
 SILO = f"spiffe://{FEDERATION}/silo/north/agent/0"

@@ -16,7 +16,7 @@ from anabranch.wire.tensors import write_tensors
 from tests.e2e.federation import Federation
 from tests.hostility.fault import READ_ONLY, make_fault
 from tests.hostility.target import CALL_SECONDS, MANIFEST, MIB, Target, answer, met, tensors
-from tests.server.test_transport import Sending
+from tests.server.at_work import Sending
 
 SMALL = 160 * MIB  # above the headroom that the server keeps for its log
 

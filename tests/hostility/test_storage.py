@@ -12,9 +12,9 @@ from anabranch.v1 import federation_pb2
 from server.state import records, tables
 from tests.e2e.federation import BIN, Federation, environment
 from tests.hostility.target import met
+from tests.server.at_work import at_work
 from tests.server.edge import Edge
 from tests.server.harness import ADMIN, Server
-from tests.server.test_transport import at_work
 
 ONE = "[aggregation]\nbuffer = 1\n"
 

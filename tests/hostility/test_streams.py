@@ -13,10 +13,10 @@ from anabranch.errors import Reason
 from anabranch.v1 import federation_pb2, update_pb2
 from server.transport import interceptor
 from tests.hostility.target import FEW, MIB, Target, extra_memory, met, until
+from tests.server.at_work import LARGE, at_work, leased
 from tests.server.edge import Edge
 from tests.server.harness import Server
 from tests.server.test_tls import ADMIN_CALLS, ADMIN_STREAMS, SILO_CALLS, SILO_STREAMS
-from tests.server.test_transport import LARGE, at_work, leased
 
 KINDS = {"Session": "stream_stream", "Submit": "stream_unary", "SubmitJob": "stream_unary"}
 

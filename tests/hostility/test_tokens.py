@@ -16,9 +16,9 @@ from anabranch.wire.bundle import parse_bundle
 from server.membership import Membership
 from server.sessions import Sessions
 from tests.hostility.target import met
+from tests.server.at_work import entries_of
 from tests.server.edge import Candidate, Edge, candidate, make_membership
 from tests.server.harness import Server
-from tests.server.test_transport import entries_of
 
 RACERS = 64
 

@@ -10,9 +10,9 @@ from anabranch.errors import Reason
 from server.sessions import TWIN
 from tests.e2e.federation import Federation
 from tests.hostility.target import answer, met, until
+from tests.server.at_work import entries_of
 from tests.server.edge import Edge, Member, Talk
 from tests.server.harness import Server
-from tests.server.test_transport import entries_of
 
 
 @pytest.fixture

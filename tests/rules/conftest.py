@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anabranch.rules import step
-from anabranch.rules.strategies import Input
+from anabranch.rules.buffer import Buffer, Delta, Input, Plan, Snapshot
 from anabranch.terms import Aggregation, Job, JobFile, JobTerms, Silos, Training
 from anabranch.wire.manifest import Manifest, TensorSpec
 
@@ -51,7 +51,8 @@ class Outcome:
     parameters: Arrays
     optimizer: Arrays
     ema: Arrays
-    result: step.StepResult
+    plan: Plan
+    scalars: step.Scalars
 
 
 def _terms(aggregation: Aggregation, weighting: str = "equal", buffers: str = "average") -> JobTerms:
@@ -74,8 +75,12 @@ def _run(
     ema: Arrays | None = None,
     previous: Mapping[str, float] | None = None,
     chunk: int = step.CHUNK,
+    participants: Sequence[str] = (),
+    cached: Mapping[str, tuple[str, Arrays]] | None = None,
+    snapshots: Mapping[int, Arrays] | None = None,
 ) -> Outcome:
-    roles = roles or {}
+    """`base` is the head; `cached`: silo -> (update, delta); `snapshots`: earlier versions by number."""
+    roles, cached = roles or {}, cached or {}
     layout = Manifest(
         tuple(TensorSpec(name, array.shape, roles.get(name, "trainable")) for name, array in base.items())
     )
@@ -85,12 +90,21 @@ def _run(
         optimizer=None if state is None else Collected(),
         ema=None if terms.file.aggregation.ema is None else Collected(),
     )
-    scalars = step.measure(terms, [one for one, _ in updates], previous or {})
-    result = step.aggregate(
+    head = updates[0][0].base + updates[0][0].staleness
+    names = {silo: name for silo, (name, _) in cached.items()}
+    buffer = Buffer(head, [one for one, _ in updates], participants, names)
+    scalars = step.measure(terms, buffer, previous or {})
+    plan = step.plan(terms, buffer, scalars)
+    sources = {Delta(one.update): Held(arrays) for one, arrays in updates}
+    sources |= {Delta(name): Held(arrays) for name, arrays in cached.values()}
+    sources |= {Snapshot(number): Held(arrays) for number, arrays in (snapshots or {}).items()}
+    sources[Snapshot(head)] = Held(base)
+    assert set(plan.sources) <= set(sources)
+    step.aggregate(
         terms,
         layout,
-        [(one, Held(arrays)) for one, arrays in updates],
-        Held(base),
+        plan,
+        sources,
         None if optimizer is None else Held(optimizer),
         None if ema is None else Held(ema),
         scalars,
@@ -101,7 +115,8 @@ def _run(
         parameters=sinks.parameters.arrays(layout),
         optimizer={} if state is None else sinks.optimizer.arrays(state),
         ema={} if sinks.ema is None else sinks.ema.arrays(layout),
-        result=result,
+        plan=plan,
+        scalars=scalars,
     )
 
 
@@ -121,7 +136,9 @@ def terms() -> Callable[..., JobTerms]:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Any]:
-    """run(terms, base, [(input, arrays)], roles=, optimizer=, ema=, previous=, chunk=) -> Outcome"""
+    """run(terms, base, [(input, arrays)], roles=, optimizer=, ema=, previous=, chunk=, participants=, cached=,
+    snapshots=) -> Outcome
+    """
     return _run
 
 

@@ -9,8 +9,8 @@ import json
 import numpy as np
 
 from anabranch.rules import step
-from anabranch.rules.strategies import Input
-from anabranch.terms import Aggregation, Job, JobFile, JobTerms, ServerOptimizer, Silos
+from anabranch.rules.buffer import Buffer, Delta, Input, Snapshot
+from anabranch.terms import Aggregation, Hinge, Job, JobFile, JobTerms, ServerOptimizer, Silos
 from anabranch.wire.manifest import Manifest, TensorSpec
 
 # Odd sizes, so that the tails of vector loops are used, and one tensor larger than a chunk.
@@ -36,6 +36,44 @@ CASES = {
         Aggregation(staleness_exponent=1.0, server_optimizer=ServerOptimizer(name="adam", lr=0.01), ema=None),
         "examples",
     ),
+    "fedasync-root-sgd": (Aggregation(strategy="fedasync", staleness_exponent=0.5), "equal"),
+    "fedasync-hinge-momentum": (
+        Aggregation(
+            strategy="fedasync",
+            hinge=Hinge(slope=3.0),
+            server_optimizer=ServerOptimizer(momentum=0.9),
+            ema=None,
+        ),
+        "equal",
+    ),
+    "afl-dw-yogi": (
+        Aggregation(
+            strategy="afl-dw",
+            s_max=7.0,  # the cosine of a right angle is the same number everywhere
+            server_optimizer=ServerOptimizer(name="yogi", lr=0.02, delay_threshold=3),
+            ema=None,
+        ),
+        "equal",
+    ),
+    "ca2fl-adamw": (
+        Aggregation(
+            strategy="ca2fl",
+            server_optimizer=ServerOptimizer(name="adamw", lr=0.4, weight_decay=0.01, delay_threshold=3),
+        ),
+        "equal",
+    ),
+    "fedfix-sgd": (Aggregation(strategy="fedfix", interval="10m", min_arrival=0.4), "equal"),
+}
+
+
+PARTICIPANTS = tuple(f"silo-{i}" for i in range(5))
+CACHED = {"silo-1": "old-1", "silo-3": "old-3"}
+FILES = {  # what `Made` makes of each
+    Snapshot(9): 0,
+    **{Delta(f"u{i}"): i + 1 for i in range(3)},
+    Snapshot(2): 4,
+    Delta("old-1"): 5,
+    Delta("old-3"): 6,
 }
 
 
@@ -79,7 +117,7 @@ def digests(aggregation: Aggregation, weighting: str) -> dict[str, object]:
     )
     terms = JobTerms(file=file, archive_sha256="a" * 64, initial_sha256="b" * 64, manifest_sha256="c" * 64)
     inputs = [
-        Input(f"u{i}", f"silo-{i}", 9 - late, late, examples, i)
+        Input(f"u{i}", f"silo-{i}", 9 - late, late, examples, i, arrived=3 + i, windows=8)
         for i, (late, examples) in enumerate([(0, 100), (7, 31), (2, 977)])
     ]
     manifest = Manifest(SPECS)
@@ -87,19 +125,22 @@ def digests(aggregation: Aggregation, weighting: str) -> dict[str, object]:
     outputs = step.Outputs(
         Hashed(), None if state is None else Hashed(), None if aggregation.ema is None else Hashed()
     )
-    scalars = step.measure(terms, inputs, {"beta1_power": 0.81, "beta2_power": 0.9801})
-    result = step.aggregate(
+    taken = inputs[1:2] if aggregation.buffer == 1 else inputs
+    buffer = Buffer(9, taken, PARTICIPANTS, CACHED)
+    scalars = step.measure(terms, buffer, {"beta1_power": 0.81, "beta2_power": 0.9801})
+    plan = step.plan(terms, buffer, scalars)
+    step.aggregate(
         terms,
         manifest,
-        [(one, Made(i + 1)) for i, one in enumerate(inputs)],
-        Made(0),
+        plan,
+        {source: Made(FILES[source]) for source in plan.sources},
         None if state is None else Constant(),
         Made(9),
         scalars,
         outputs,
     )
     return {
-        "coefficients": [one.hex() for one in result.plan.coefficients],
+        "coefficients": [term.coefficient.hex() for term in plan.direction],
         "parameters": outputs.parameters.hash.hexdigest(),
         "optimizer": outputs.optimizer and outputs.optimizer.hash.hexdigest(),
         "ema": outputs.ema and outputs.ema.hash.hexdigest(),

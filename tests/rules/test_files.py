@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from anabranch.rules import step
+from anabranch.rules.buffer import Buffer, Delta, Snapshot
 from anabranch.terms import Aggregation, ServerOptimizer
 from anabranch.wire.tensors import (
     Manifest,
@@ -40,6 +41,8 @@ def test_files_in_and_files_out(tmp_path, terms, run, inputs, rule):
     assert state is not None
 
     some = inputs([0, 3])
+    buffer = Buffer(100, some)
+    scalars = step.measure(job, buffer, {})
     with (
         TensorFile(tmp_path / "base", MANIFEST) as head,
         TensorFile(tmp_path / "0", MANIFEST) as first,
@@ -51,11 +54,11 @@ def test_files_in_and_files_out(tmp_path, terms, run, inputs, rule):
         step.aggregate(
             job,
             MANIFEST,
-            [(some[0], first), (some[1], second)],
-            head,
+            step.plan(job, buffer, scalars),
+            {Snapshot(100): head, Delta("u0"): first, Delta("u1"): second},
             None,
             None,
-            step.measure(job, some, {}),
+            scalars,
             step.Outputs(new, kept, ema),
             chunk=1000,
         )

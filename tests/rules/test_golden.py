@@ -37,6 +37,42 @@ GOLDEN = {
         "optimizer": "b05e235f703f787c6036295f5bc82f87dfb5ffcb68eb55a621ddaf9ba086b997",
         "ema": None,
     },
+    "fedasync-root-sgd": {
+        "coefficients": ["0x1.b27247aff148ep-3", "0x1.b27247aff148ep-3", "-0x1.b27247aff148ep-3"],
+        "parameters": "ec03c1968d74fba6e5fd4086a2ae0e8a5d23b113877a5630f044bdfe368e72fb",
+        "optimizer": None,
+        "ema": "b5202c15593c39d35d8ec729b96249e263fc2b8b4213e0d5987544c70b763b0f",
+    },
+    "fedasync-hinge-momentum": {
+        "coefficients": ["0x1.eb851eb851eb8p-5", "0x1.eb851eb851eb8p-5", "-0x1.eb851eb851eb8p-5"],
+        "parameters": "ef3dbcbd5cddfc2706e3fd2c59c5bc0b84855bc5332601358582857fca24157e",
+        "optimizer": "e462a10c8e80641663097f4ea04da4ff083d8e4ce52fc5143511358fb990c698",
+        "ema": None,
+    },
+    "afl-dw-yogi": {
+        "coefficients": ["0x1.0000000000000p-1"],
+        "parameters": "8cf6778815369d780eacd8138f012cae5b6cb5665de96076e2d7e3c03c796ca4",
+        "optimizer": "2b720a39f831dbe7863bcb0919674642ec2e50342f476166a7db18c5fe8ab53b",
+        "ema": None,
+    },
+    "ca2fl-adamw": {
+        "coefficients": [
+            "0x1.5555555555555p-2",
+            "0x1.5555555555555p-2",
+            "0x1.5555555555555p-2",
+            "-0x1.1111111111110p-3",
+            "0x1.999999999999ap-3",
+        ],
+        "parameters": "1016df5c3e0c58b28590ab60d44bc3838d3e2247b165ec3007c9c21d8abd8740",
+        "optimizer": "5dc5c9c449acb5fa3e5fc1f352fb303f87dbbff4a36adb89e7008eff7e01d31b",
+        "ema": "042e5a70a6440812ac9f8ad178efb2007771ee49a174386a3b60e85d16301860",
+    },
+    "fedfix-sgd": {
+        "coefficients": ["0x1.0000000000000p-1", "0x1.999999999999ap-2", "0x1.47ae147ae147bp-2"],
+        "parameters": "78d3536a2e82d7ed94c15de17f7afc333d08a73270c60de08ecd884321d6ea97",
+        "optimizer": None,
+        "ema": "fa9586626f7f843f5df096309b6015e8088b8bc194be50a6fc7d281426773e64",
+    },
 }
 
 

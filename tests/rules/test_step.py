@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from anabranch.errors import Misuse, Reason, Refused
 from anabranch.rules import step
+from anabranch.rules.buffer import Buffer
 from anabranch.terms import Aggregation, ServerOptimizer
 from anabranch.wire.manifest import Manifest, TensorSpec
 
@@ -61,7 +62,8 @@ def test_buffers_that_are_not_averaged_stay_as_they_are(run, terms, inputs, buff
     strategy=st.sampled_from(["fedavg", "fedbuff"]),
 )
 def test_the_size_of_a_chunk_does_not_change_a_bit(run, terms, inputs, chunk, rule, strategy):
-    job = terms(Aggregation(strategy=strategy, server_optimizer=rule, staleness_exponent=0.3))
+    exponent = {"staleness_exponent": 0.3} if strategy == "fedbuff" else {}
+    job = terms(Aggregation(strategy=strategy, server_optimizer=rule, **exponent))
     base, updates = tensors(0), list(zip(inputs([0, 5]), [tensors(1), tensors(2)], strict=True))
     first = run(job, base, updates, roles=ROLES)
     carried = {"optimizer": first.optimizer or None, "ema": first.ema}
@@ -157,8 +159,10 @@ def test_sinks_must_fit_what_the_job_keeps(terms, inputs, run):
 
     def aggregate(aggregation, outputs):
         job = terms(aggregation)
-        scalars = step.measure(job, inputs([0]), {})
-        step.aggregate(job, None, [(inputs([0])[0], None)], None, None, None, scalars, outputs)
+        buffer = Buffer(100, inputs([0]))
+        scalars = step.measure(job, buffer, {})
+        plan = step.plan(job, buffer, scalars)
+        step.aggregate(job, None, plan, dict.fromkeys(plan.sources), None, None, scalars, outputs)
 
     with pytest.raises(Misuse, match="optimizer"):
         aggregate(
@@ -182,12 +186,13 @@ def test_memory_does_not_grow_with_the_model_or_the_number_of_updates(terms, inp
 
     layout = Manifest((TensorSpec("w", (4_000_000,), "trainable"),))
     job = terms(Aggregation(server_optimizer=ServerOptimizer(name="adam")))
-    some = inputs([0] * updates)
-    scalars = step.measure(job, some, {})
+    buffer = Buffer(100, inputs([0] * updates))
+    scalars = step.measure(job, buffer, {})
+    plan = step.plan(job, buffer, scalars)
     sinks = step.Outputs(Nowhere(), Nowhere(), Nowhere())
-    pairs = [(one, Constant()) for one in some]
+    sources = dict.fromkeys(plan.sources, Constant())
     tracemalloc.start()
-    step.aggregate(job, layout, pairs, Constant(), Constant(), Constant(), scalars, sinks)
+    step.aggregate(job, layout, plan, sources, Constant(), Constant(), scalars, sinks)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * 2**20

@@ -1,13 +1,16 @@
 """When a buffer closes: the whole rule, without a database or a clock."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from anabranch.terms import Aggregation
-from server.core.buffer import Closing, StillOpen, Waiting, close
+from server.core.buffer import MOST, Closing, StillOpen, Waiting, close
 
 FEDBUFF = Aggregation(strategy="fedbuff", buffer=3, max_wait="10m")
 FEDAVG = Aggregation(strategy="fedavg", max_wait="10m")
+FEDFIX = Aggregation(strategy="fedfix", interval="1m")
+ONE_BY_ONE = [Aggregation(strategy="fedasync"), Aggregation(strategy="afl-dw", s_max=3)]
 
 
 def waiting(*bases: int, at: float = 0.0) -> list[Waiting]:
@@ -44,7 +47,39 @@ def test_fedavg_retires_what_missed_its_round() -> None:
     assert closing == Closing(("u1", "u2"), "full", (), ("u0",))
 
 
-@given(st.lists(st.integers(0, 5), max_size=8), st.sampled_from([FEDBUFF, FEDAVG]), st.floats(0, 1e6))
+def test_a_window_closes_when_it_ends_whoever_arrived() -> None:
+    everybody = [f"s{i}" for i in range(9)]
+    assert close(FEDFIX, 5, 1000.0, [], everybody, 1e9) == StillOpen(None)
+    first = waiting(5, 3, at=1001.0)
+    assert close(FEDFIX, 5, 1000.0, first, everybody, 1059.0) == StillOpen(1060.0)
+    assert close(FEDFIX, 5, 1000.0, first, everybody, 1060.0) == Closing(("u0", "u1"), "interval", (), ())
+
+
+def test_a_window_in_which_nothing_arrived_makes_no_version() -> None:
+    """The next ones are as long, and end where they would have ended."""
+    late = waiting(5, at=1130.0)
+    assert close(FEDFIX, 5, 1000.0, late, ["s0"], 1150.0) == StillOpen(1180.0)
+    assert close(FEDFIX, 5, 1000.0, late, ["s0"], 1180.0) == Closing(("u0",), "interval", (), ())
+    early = waiting(5, at=990.0)  # while the version before was computed
+    assert close(FEDFIX, 5, 1000.0, early, ["s0"], 1000.0) == StillOpen(1060.0)
+
+
+def test_a_window_takes_no_more_than_a_log_entry_names() -> None:
+    closing = close(FEDFIX, 5, 0.0, waiting(*[5] * 120), ["s0"], 1e6)
+    assert isinstance(closing, Closing)
+    assert len(closing.inputs) == MOST
+
+
+@pytest.mark.parametrize("rule", ONE_BY_ONE)
+def test_one_update_at_a_time_in_log_order(rule: Aggregation) -> None:
+    assert close(rule, 9, 0.0, waiting(4, 9, 2), ["s0"], 1.0) == Closing(("u0",), "full", (), ())
+
+
+@given(
+    st.lists(st.integers(0, 5), max_size=8),
+    st.sampled_from([FEDBUFF, FEDAVG, FEDFIX, *ONE_BY_ONE]),
+    st.floats(0, 1e6),
+)
 def test_nothing_is_both_taken_and_left_out(bases: list[int], rule: Aggregation, now: float) -> None:
     updates = waiting(*bases)
     silos = sorted({u.silo for u in updates} | {"absent"})
@@ -53,6 +88,6 @@ def test_nothing_is_both_taken_and_left_out(bases: list[int], rule: Aggregation,
         assert closing.inputs
         assert not set(closing.inputs) & set(closing.superseded)
         assert set(closing.inputs) | set(closing.superseded) <= {u.update for u in updates}
-        assert (closing.absent == ()) == (closing.closed_by == "full")
+        assert (closing.absent == ()) == (closing.closed_by != "max_wait")
     elif closing.at is not None:
         assert closing.at > now

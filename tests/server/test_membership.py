@@ -201,6 +201,19 @@ def test_the_old_certificate_ends_after_ten_minutes_also_after_a_restart(
         )
 
 
+def test_a_certificate_that_ended_by_a_clock_that_was_ahead_is_good_again_when_the_clock_is_set(
+    server: Server, membership: Membership
+) -> None:
+    """Forgotten at a start, it was refused until the next one."""
+    fingerprint, _ = enrol(membership, invite(membership), candidate())
+    now, ahead = server.clock(), membership.lifetimes.silo + 86400
+    restarted = AllowList()
+    restarted.load(server.core.reader, now + ahead)
+    restarted.add("0" * 64, "spiffe://fed.test/silo/south/agent/0", "south", now + 2 * ahead, 99, now + ahead)
+    assert refusal(lambda: restarted.check(fingerprint, now + ahead)) is Reason.BAD_CERTIFICATE
+    assert restarted.check(fingerprint, now) == "spiffe://fed.test/silo/north/agent/0"
+
+
 def test_only_the_holder_renews_and_not_without_end(membership: Membership) -> None:
     north, _ = enrol(membership, invite(membership, "north"), candidate())
     enrol(membership, invite(membership, "south"), candidate())

@@ -298,3 +298,12 @@ def test_looking_is_cheap_until_it_is_time(server: Server) -> None:
     server.clock.advance(retention.EVERY)
     server.core.retention.look()
     assert len(pruned(server)) > count
+
+
+def test_a_start_looks_each_shelf_up_instead_of_reading_all_names(server: Server) -> None:
+    with server.core.reader.connect() as connection:
+        asked = str(retention._LIVE.compile(connection.engine))
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}", ("ab", "abg", -1, -1)).all()
+    assert [row.detail for row in plan] == [
+        "SEARCH named USING INDEX sqlite_autoindex_named_1 (digest>? AND digest<?)"
+    ]

@@ -283,16 +283,29 @@ def test_the_server_would_not_serve_on_a_port_that_takes_tls_1_2(shared: Edge, l
         require_tls13_only("127.0.0.1", lax_port)
 
 
-def test_the_server_renews_its_own_certificate_without_a_restart(edge: Edge) -> None:
-    def serial() -> int:
-        pem = ssl.get_server_certificate(("127.0.0.1", edge.ports.enrolment_port))
-        return x509.load_pem_x509_certificate(pem.encode()).serial_number
+def serial(edge: Edge) -> int:
+    pem = ssl.get_server_certificate(("127.0.0.1", edge.ports.enrolment_port))
+    return x509.load_pem_x509_certificate(pem.encode()).serial_number
 
-    before = serial()
-    assert serial() == before
+
+def test_the_server_renews_its_own_certificate_without_a_restart(edge: Edge) -> None:
+    before = serial(edge)
+    assert serial(edge) == before
     certificate = edge.ports._certificate
     certificate.renew_if_due(edge.server.clock())
-    assert serial() == before
+    assert serial(edge) == before
     certificate.renew_if_due(edge.server.clock() + 24 * 3600 + 1)
-    assert serial() != before
+    assert serial(edge) != before
+    assert ask(edge.admin()).checkpoint
+
+
+def test_a_certificate_issued_by_a_clock_that_ran_ahead_is_replaced_when_the_clock_is_set(edge: Edge) -> None:
+    """Nobody whose clock is right takes it: a server that started before its clock was set was shut for hours."""
+    certificate, clock = edge.ports._certificate, edge.server.clock
+    clock.now += 3600
+    certificate.renew_if_due(clock() + 24 * 3600 + 1)
+    ahead = serial(edge)
+    clock.now -= 3600
+    certificate.renew_if_due(clock())
+    assert serial(edge) != ahead
     assert ask(edge.admin()).checkpoint

@@ -2,123 +2,33 @@
 
 import hashlib
 import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from sqlalchemy import select
 
-from anabranch.errors import Conflict, Misuse, Reason, Refused, Unavailable
-from anabranch.terms import JobTerms
-from anabranch.tlog.entry import Actor, parse_entry
+from anabranch.errors import Conflict, Reason, Refused, Unavailable
 from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.receipt import verify_receipt
 from anabranch.v1 import admin_pb2, audit_pb2, federation_pb2, update_pb2
-from anabranch.wire import codec, limits, status, tls
-from anabranch.wire.tensors import Manifest, TensorSpec
-from server.config import Limits
-from server.health import Health
+from anabranch.wire import codec, limits
 from server.sessions import UNREAD, AbortLease, JobChanged
-from server.state import tables
 from server.transport import interceptor
-from tests.server.edge import Edge, Member, Talk, candidate
-from tests.server.harness import FEDERATION, ORIGIN, FakeSilo, Server
-
-LARGE = Manifest((TensorSpec("layer.weight", (700, 1000), "trainable"),))  # 2.8 MB: three chunks
-
-
-def answer(call: Callable[[], Any]) -> Any:
-    try:
-        return call()
-    except grpc.RpcError as error:
-        raise status.from_rpc_error(error) from error
-
-
-def refusal(call: Callable[[], Any]) -> Reason:
-    with pytest.raises(Refused) as refused:
-        answer(call)
-    return refused.value.code
-
-
-def eventually(holds: Callable[[], bool], what: str) -> None:
-    for _ in range(1000):
-        if holds():
-            return
-        time.sleep(0.01)
-    pytest.fail(f"never: {what}")
-
-
-@dataclass(frozen=True)
-class AtWork:
-    """A silo with a certificate, in a job it approved."""
-
-    member: Member
-    signer: FakeSilo
-    job: str
-    terms: JobTerms
-
-
-def at_work(edge: Edge, silo: str = "north", manifest: Manifest = LARGE) -> AtWork:
-    who = candidate()
-    member = edge.enrol(silo, who)
-    signer = FakeSilo(
-        silo, who.update, who.approver, Actor(id=f"spiffe://{FEDERATION}/silo/{silo}/agent/0", auth="mtls")
-    )
-    job, terms = edge.server.submit(manifest=manifest)
-    edge.server.decide(signer, job, terms)
-    return AtWork(member, signer, job, terms)
-
-
-@dataclass(frozen=True)
-class Sending:
-    """An update ready to be sent."""
-
-    id: str
-    envelope: bytes
-    data: bytes
-
-    def header(self, offset: int = 0) -> update_pb2.SubmitRequest:
-        header = update_pb2.SubmitHeader(update=self.id, envelope=self.envelope, offset=offset)
-        return update_pb2.SubmitRequest(header=header)
-
-    def chunks(self, start: int = 0, end: int | None = None) -> Iterator[update_pb2.SubmitRequest]:
-        for chunk in codec.chunks(self.data[start:end]):
-            yield update_pb2.SubmitRequest(chunk=chunk)
-
-    def whole(self) -> Iterator[update_pb2.SubmitRequest]:
-        yield self.header()
-        yield from self.chunks()
-
-
-def leased(edge: Edge, silo: AtWork, manifest: Manifest = LARGE) -> Sending:
-    """Over the wire: the task, the model; then an update from it."""
-    reply = silo.member.federation.NextTask(federation_pb2.NextTaskRequest(jobs=[silo.job]), timeout=10)
-    lease = edge.server.lease(silo.signer, silo.job)
-    assert (reply.lease.id, reply.lease.view.digest) == (lease.id, lease.view.digest)
-    delta = silo.signer.delta(edge.server.directory, 0.5, manifest)
-    statement = silo.signer.statement(lease, silo.terms, delta)
-    return Sending(statement.update, silo.signer.sign(statement.encode()), delta.read_bytes())
-
-
-def synced(silo: AtWork, update: str) -> int:
-    return int(
-        silo.member.updates.UploadStatus(update_pb2.UploadStatusRequest(update=update), timeout=10).synced
-    )
-
-
-def entries_of(server: Server, type: str) -> list[Any]:
-    with server.core.reader.connect() as connection:
-        data = (
-            connection.execute(select(tables.entries.c.data).order_by(tables.entries.c.index)).scalars().all()
-        )
-    return [entry.detail for entry in map(parse_entry, data) if entry.type == type]
-
+from tests.server.at_work import (
+    LARGE,
+    AtWork,
+    Sending,
+    answer,
+    at_work,
+    entries_of,
+    eventually,
+    leased,
+    refusal,
+    synced,
+)
+from tests.server.edge import Edge, Talk, candidate
+from tests.server.harness import ORIGIN, Server
 
 # --- sessions ------------------------------------------------------------------------------------------------------
 
@@ -455,154 +365,3 @@ def test_a_submission_that_is_not_what_it_announces_is_refused(
     parts = _submission(edge, tmp_path, **changes)
     assert refusal(lambda: admin.SubmitJob(iter(parts), timeout=20)) is code
     eventually(lambda: not list(edge.server.core.blobs.spooled()), "nothing is left in the spool")
-
-
-# --- hostile messages ----------------------------------------------------------------------------------------------
-
-
-def raw(member: Member, method: str, data: bytes) -> Any:
-    """Bytes where a message is expected."""
-    return member.channel.unary_unary(f"/anabranch.v1.{method}")(data, timeout=10)
-
-
-def test_messages_are_measured_before_they_are_parsed(edge: Edge) -> None:
-    silo = edge.enrol("north")
-    empty = b"\x0a\x00" * 100_000  # NextTaskRequest with 100,000 empty job ids
-    assert refusal(lambda: raw(silo, "Federation/NextTask", empty)) is Reason.SIZE_LIMIT
-    few = b"\x0a\x00" * (limits.JOBS + 1)
-    assert refusal(lambda: raw(silo, "Federation/NextTask", few)) is Reason.SIZE_LIMIT
-    long = federation_pb2.FetchArchiveRequest(job="x" * interceptor.CONTROL).SerializeToString()
-    archive = silo.channel.unary_stream("/anabranch.v1.Federation/FetchArchive")
-    assert refusal(lambda: list(archive(long, timeout=10))) is Reason.SIZE_LIMIT
-    assert refusal(lambda: raw(silo, "Federation/NextTask", b"\xff\xff\xff")) is Reason.MALFORMED
-    assert (
-        refusal(lambda: raw(silo, "Federation/NextTask", b"x" * (limits.REQUEST_MESSAGE + 1)))
-        is Reason.SIZE_LIMIT
-    )
-
-
-def test_what_an_agent_says_about_a_failed_task_fits_the_log_or_is_refused(edge: Edge) -> None:
-    release = edge.enrol("north").federation.ReleaseLease
-    for fields in (
-        {"lease": "l1", "reason": "because"},
-        {"lease": "l1", "reason": "task_failed", "exception": "Error: patient 4711"},
-        {"lease": "l1", "reason": "task_failed", "code_line": "/home/alice/secret.py:1"},
-        {"lease": "L 1", "reason": "task_failed"},
-    ):
-        request = federation_pb2.ReleaseLeaseRequest(**fields)
-        assert refusal(lambda r=request: release(r, timeout=5)) is Reason.MALFORMED
-    unknown = federation_pb2.ReleaseLeaseRequest(lease="l1", reason="task_failed", exception="ValueError")
-    assert refusal(lambda: release(unknown, timeout=5)) is Reason.BAD_LEASE
-
-
-def test_compressed_messages_are_not_taken(edge: Edge) -> None:
-    silo = edge.enrol("north")
-    address = f"127.0.0.1:{edge.ports.server_port}"
-    ca = edge.membership.authority.ca_pem
-    credentials = grpc.ssl_channel_credentials(ca, silo.key, silo.chain)
-    with grpc.secure_channel(address, credentials, compression=grpc.Compression.Gzip) as channel:
-        call = channel.unary_unary("/anabranch.v1.Federation/NextTask")
-        with pytest.raises(grpc.RpcError) as error:
-            call(b"\0" * 60_000_000, timeout=20)
-    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-def test_an_unknown_method_is_unimplemented(edge: Edge) -> None:
-    silo = edge.enrol("north")
-    with pytest.raises(Misuse):
-        answer(lambda: raw(silo, "Federation/Nonsense", b""))
-
-
-def test_one_identity_cannot_take_everything(server: Server) -> None:
-    edge = Edge(
-        server, Limits(calls_per_second=1, calls_burst=6, calls_open=2, bytes_per_hour=1 << 20)
-    ).start()
-    try:
-        north, south = edge.enrol("north"), edge.enrol("south")
-        with Talk(north) as one, Talk(north) as two:
-            one.hear()
-            two.hear()
-            assert (
-                refusal(lambda: north.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5))
-                is Reason.QUOTA
-            )
-        eventually(lambda: not edge.calls._open, "both sessions ended")
-        codes = set()
-        for _ in range(8):
-            try:
-                answer(lambda: north.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5))
-            except Refused as error:
-                codes.add(error.code)
-        assert codes == {Reason.QUOTA}
-        south.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5)
-        greedy = update_pb2.SubmitRequest(chunk=b"x" * limits.CHUNK)
-        header = update_pb2.SubmitRequest(header=update_pb2.SubmitHeader(update="u"))
-        assert refusal(lambda: south.updates.Submit(iter([greedy]), timeout=5)) is Reason.QUOTA
-        assert refusal(lambda: south.updates.Submit(iter([header]), timeout=5)) is Reason.MALFORMED
-    finally:
-        edge.stop()
-
-
-def test_failed_attempts_are_counted_and_logged_together(edge: Edge) -> None:
-    admin = edge.admin()
-    for _ in range(5):
-        refusal(lambda: admin.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5))
-    edge.membership.revoke(edge.server.core.observer, edge.invite("north").silo)
-    edge.failures.flush()
-    edge.failures.flush()
-    (failed,) = entries_of(edge.server, "auth.failed")
-    assert (failed.code, failed.count, failed.method) == (Reason.WRONG_ROLE, 5, "Federation/ListJobs")
-
-
-def test_a_bug_behind_the_transport_tells_nothing_about_the_inside(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(_silo: str) -> None:
-        raise KeyError("/var/lib/anabranch/secret")
-
-    monkeypatch.setattr(type(edge.rooms.jobs), "offered", lambda _self, silo: broken(silo))
-    silo = edge.enrol("north")
-    with pytest.raises(Misuse) as error:
-        answer(lambda: silo.federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=5))
-    assert "secret" not in str(error.value)
-
-
-def test_two_servers_cannot_share_a_port(edge: Edge) -> None:
-    taken = f"127.0.0.1:{edge.ports.server_port}"
-    second = edge.on_loop(edge._make_ports())
-    second._listen = second._listen.model_copy(update={"server": taken})
-    with pytest.raises(Unavailable, match="cannot listen"):
-        edge.on_loop(second.open())
-
-
-# --- health --------------------------------------------------------------------------------------------------------
-
-
-def test_health_says_what_is_wrong_and_metrics_are_prometheus() -> None:
-    ailing, unready = [""], ["not serving yet"]
-    health = Health("127.0.0.1:0", lambda: ailing[0], lambda: unready[0])
-    health.start()
-
-    def get(path: str) -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{health.port}{path}", timeout=5) as reply:
-                return reply.status, reply.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-    assert get("/healthz") == (200, "ok\n")
-    assert get("/readyz") == (503, "not serving yet\n")
-    ailing[0], unready[0] = "the writer stopped", ""
-    assert get("/healthz") == (503, "the writer stopped\n")
-    assert get("/readyz") == (200, "ok\n")
-    code, text = get("/metrics")
-    assert code == 200
-    assert "anabranch_sessions" in text
-    assert get("/etc/passwd")[0] == 404
-    health.stop()
-
-
-def test_the_options_of_both_ends_agree() -> None:
-    client, server = dict(tls.CHANNEL_OPTIONS), dict(tls.SERVER_OPTIONS)
-    pause = server["grpc.http2.min_recv_ping_interval_without_data_ms"]
-    assert int(pause) <= int(client["grpc.keepalive_time_ms"])

@@ -1,165 +1,40 @@
 """The running agent against a server in this process; training processes are real, without torch."""
 
-import json
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from anabranch.errors import Reason, Refused
-from anabranch.tlog.note import NoteVerifier
-from anabranch.tlog.receipt import Receipt, verify_receipt
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.wire import canonical, dsse, statements
-from anabranch.wire.tensors import read_tensors, write_tensors
+from anabranch.wire.tensors import read_tensors
 from silo_agent import agent as agent_module
 from silo_agent import approval, identity, worker
-from silo_agent.agent import Agent, connect
 from silo_agent.approval import Decisions
 from silo_agent.config import Home
 from silo_agent.outbox import Outbox
-from silo_agent.receipts import Untrusted
-from silo_agent.training.isolation import Isolation
-from tests.silo_agent.world import MANIFEST, ORIGIN, SILO, MemoryLog, World
+from tests.silo_agent.running import (
+    BABBLES,
+    DIES,
+    HANGS,
+    NAN,
+    RAISES,
+    SHORT,
+    SILENT,
+    TRAINS,
+    allow,
+    receipts,
+    said,
+)
+from tests.silo_agent.world import MANIFEST, SILO, World
 
 Until = Callable[..., None]
-
-TRAINS = """
-import json, struct
-import numpy as np
-
-def answer(request, send):
-    if request["do"] == "evaluate":
-        send({"is": "evaluated", "cycle": request["cycle"], "metrics": {"accuracy": 0.75}, "num_examples": 12})
-        return
-    for step in range(request["steps"]):
-        send({"is": "progress", "cycle": request["cycle"], "step": step + 1, "steps": request["steps"], "loss": 1.0})
-    data = open(request["parameters"], "rb").read()
-    start = 8 + int.from_bytes(data[:8], "little")
-    values = np.frombuffer(data[start:], "<f4") * 0 + np.float32(0.5)
-    open(request["out"], "wb").write(data[:start] + values.tobytes())
-    steps, metrics = request["steps"], {"loss": 1.0}
-    send({"is": "trained", "cycle": request["cycle"], "num_examples": 12, "steps": steps, "metrics": metrics})
-"""
-NAN = TRAINS.replace("np.float32(0.5)", "np.float32('nan')")
-SHORT = TRAINS.replace("values.tobytes()", "values.tobytes()[:-4]")
-SILENT = TRAINS.replace('    open(request["out"]', '    0 and open(request["out"]')
-RAISES = "def answer(request, send):\n    raise ValueError('a secret record')\n"
-HANGS = "import time\ndef answer(request, send):\n    time.sleep(600)\n"
-DIES = "import os\ndef answer(request, send):\n    os._exit(3)\n"
-BABBLES = "def answer(request, send):\n    send({'is': 'root', 'please': True})\n"
-
-
-@dataclass
-class Running:
-    agent: Agent
-    thread: threading.Thread
-    home: Home
-    failure: list[BaseException]
-
-    def stop(self) -> None:
-        self.agent.stop()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-    def ended(self) -> BaseException:
-        self.thread.join(20)
-        (failure,) = self.failure
-        return failure
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Callable[[str], Path]:
-    def make(code: str) -> Path:
-        folder = tmp_path / "code"
-        folder.mkdir(exist_ok=True)
-        (folder / "task.py").write_text(code)
-        return folder
-
-    return make
-
-
-@pytest.fixture
-def interpreter(tmp_path: Path) -> Path:
-    path = tmp_path / "python"
-    program = Path(__file__).with_name("runner.py")
-    path.write_text(
-        f'#!/bin/sh\ncase "$*" in\n*training.runner*) exec {sys.executable} {program};;\n'
-        f'*) exec {sys.executable} "$@";;\nesac\n'
-    )
-    path.chmod(0o755)
-    return path
-
-
-def said(capsys: Any) -> str:
-    captured = capsys.readouterr()
-    return str(captured.out + captured.err)
-
-
-def allow(home: Home, interpreter: Path, *digests: str, extra: str = "") -> None:
-    data = home.path / "records"
-    data.mkdir(exist_ok=True)
-    listed = ", ".join(f'"{digest}"' for digest in digests)
-    home.policy.write_text(
-        f'[data.records]\npath = "{data}"\n[approve]\nterms = [{listed}]\n'
-        f'[run]\nisolation = "allowed-without"\ninterpreter = "{interpreter}"\n{extra}'
-    )
-
-
-@pytest.fixture
-def start(enrolled: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Running]]:
-    monkeypatch.setattr(agent_module, "LOOK", 0.05)
-    monkeypatch.setattr(agent_module, "available", lambda *_: Isolation("none", "NOT ISOLATED: a test"))
-    monkeypatch.setattr(worker, "PAUSES", (0.07, 0.09))
-    running: list[Running] = []
-
-    def begin() -> Running:
-        failure: list[BaseException] = []
-        ready = threading.Event()
-
-        def body() -> None:
-            with connect(enrolled) as connection:
-                agent = Agent(connection)
-                running.append(Running(agent, thread, enrolled, failure))
-                ready.set()
-                try:
-                    agent.run()
-                except BaseException as error:
-                    failure.append(error)
-
-        thread = threading.Thread(target=body)
-        thread.start()
-        ready.wait(10)
-        return running[-1]
-
-    yield begin
-    for one in running:
-        one.stop()
-
-
-def receipts(home: Home, job: str = "tiny-1") -> list[str]:
-    """Types of the entries in the journal, each verified."""
-    verifier = NoteVerifier.from_vkey(identity.load(home.identity).federation.log_vkey)
-    types = []
-    for line in (home.job(job) / "receipts.jsonl").read_text().splitlines():
-        import base64
-
-        document: dict[str, Any] = json.loads(line)
-        receipt = Receipt(
-            base64.b64decode(document["entry"]),
-            document["index"],
-            tuple(map(base64.b64decode, document["proof"])),
-            document["checkpoint"],
-        )
-        types.append(verify_receipt(receipt, verifier, ORIGIN)[0].type)
-    return types
 
 
 def test_a_cycle_from_lease_to_receipt(
@@ -410,137 +285,6 @@ def test_a_missing_requirement_holds_the_approval_back(
     start()
     until(lambda: "no-such-thing" in said(capsys))
     assert not world.decided
-
-
-def test_revoked_while_connected(
-    world: World, start: Any, interpreter: Path, until: Until, enrolled: Home
-) -> None:
-    allow(enrolled, interpreter)
-    running = start()
-    until(lambda: world.hellos)
-    world.pushes.append(pb.ServerMessage(revoked=pb.Revoked(reason="contract ended")))
-    failure = running.ended()
-    assert isinstance(failure, Refused)
-    assert failure.code is Reason.REVOKED_IDENTITY
-    assert "contract ended" in str(failure)
-
-
-def test_a_refused_identity_stops_the_agent(
-    world: World, start: Any, interpreter: Path, enrolled: Home
-) -> None:
-    allow(enrolled, interpreter)
-    world.refuse["Session"] = Refused(Reason.REVOKED_IDENTITY, "silo north was revoked")
-    failure = start().ended()
-    assert isinstance(failure, Refused)
-    assert failure.code is Reason.REVOKED_IDENTITY
-
-
-def test_the_agent_survives_a_restart_of_the_server(
-    world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home
-) -> None:
-    terms = world.offer(job(TRAINS))
-    allow(enrolled, interpreter, terms.digest())
-    running = start()
-    until(lambda: world.decided)
-    port, enrolment = world.port, world.enrolment_port
-    world.stop()
-    world.lease("l1")
-    world.serve(port=port, enrolment_port=enrolment)
-    until(lambda: any(u.decided for u in world.uploads.values()))
-    until(lambda: world.hellos >= 2)
-    assert not running.failure
-
-
-def test_a_forked_log_stops_the_agent_and_keeps_the_update(
-    world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home
-) -> None:
-    terms = world.offer(job(TRAINS))
-    allow(enrolled, interpreter, terms.digest())
-    running = start()
-    until(lambda: world.decided)
-    fork = MemoryLog(key=world.log.key)
-    for entry in world.log.entries[:-1]:
-        fork.append_raw(entry)
-    fork.append_raw(b"another last entry")
-    world.log = fork
-    world.lease("l1")
-    failure = running.ended()
-    assert isinstance(failure, Untrusted)
-    assert "does not continue" in str(failure)
-    (evidence,) = enrolled.evidence.iterdir()
-    assert not world.uploads
-    assert str(evidence) in str(start().ended())
-
-
-@pytest.mark.parametrize(
-    ("stored", "damaged", "offsets"), [(0, False, [0]), (40, False, [40]), (40, True, [40, 0])]
-)
-def test_what_the_last_process_left_is_sent_first_from_where_it_stopped(
-    world: World,
-    start: Any,
-    job: Any,
-    interpreter: Path,
-    until: Until,
-    enrolled: Home,
-    tmp_path: Path,
-    stored: int,
-    damaged: bool,
-    offsets: list[int],
-) -> None:
-    terms = world.offer(job(TRAINS))
-    allow(enrolled, interpreter, terms.digest())
-    made = tmp_path / "made"
-    values = {spec.name: np.zeros(spec.shape, np.float32) for spec in MANIFEST.specs}
-    digest = write_tensors(made, MANIFEST, values)
-    box = Outbox(enrolled.outbox)
-    box.adopt("u1", made, MANIFEST.file_bytes)
-    statement = statements.UpdateStatement(
-        update="u1",
-        federation="fed.example",
-        job="tiny-1",
-        lease="l0",
-        nonce="00" * 16,
-        sequence=0,
-        base_version=0,
-        base_sha256="0" * 64,
-        delta_sha256=digest,
-        bytes=MANIFEST.file_bytes,
-        terms_sha256=terms.digest(),
-        manifest_sha256=terms.manifest_sha256,
-        steps=4,
-        release="0.1.0",
-        checkpoint=statements.SeenCheckpoint(size=1, root="3" * 64),
-    )
-    key = identity.load(enrolled.identity).update_key
-    box.put(dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), key).encode())
-    from tests.silo_agent.world import Upload
-
-    prefix = made.read_bytes()[:stored]
-    world.uploads["u1"] = Upload(bytearray(b"x" + prefix[1:] if damaged else prefix))
-    start()
-    until(lambda: world.uploads["u1"].decided)
-    until(lambda: not list(enrolled.outbox.iterdir()))
-    assert world.uploads["u1"].offsets == offsets
-    assert bytes(world.uploads["u1"].data) == made.read_bytes()
-
-
-def test_an_update_the_server_will_not_take_is_set_aside_and_work_goes_on(
-    world: World, start: Any, job: Any, interpreter: Path, until: Until, enrolled: Home
-) -> None:
-    terms = world.offer(job(TRAINS))
-    allow(enrolled, interpreter, terms.digest())
-    world.refuse["Submit"] = Refused(Reason.BAD_LEASE, "no such lease")
-    world.lease("l1")
-    start()
-    until(
-        lambda: (
-            (enrolled.path / "refused").exists() and list((enrolled.path / "refused").glob("*/refusal.json"))
-        )
-    )
-    world.done("l1")
-    del world.refuse["Submit"]
-    world.lease("l2")
-    until(lambda: any(u.decided for u in world.uploads.values()))
 
 
 def test_an_aborted_lease_is_dropped_at_once(

@@ -197,10 +197,7 @@ class Machine:
         if stamp != self._stamp():
             return
         after = self._wal(self.directory)
-        same = next(
-            (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b),
-            min(len(before), len(after)),
-        )
+        same = _shared(before, after)
         cut = same + int(part * (len(after) - same))
         (self._next / "state" / "state.db-wal").write_bytes(after[:cut] + before[cut:])
         self.torn += 1
@@ -274,3 +271,15 @@ class Machine:
         except Corrupt:
             return True
         return False
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """How long the beginning is that two have in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

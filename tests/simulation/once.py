@@ -4,8 +4,11 @@ Only functions of their arguments alone: what they say of the same bytes again i
 are left as they are.
 """
 
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import structlog
 
@@ -13,47 +16,75 @@ import server.spool
 from anabranch import terms
 from anabranch.tlog import checkpoint, receipt
 from anabranch.tlog.note import NoteVerifier
-from anabranch.wire import dsse, statements
-from server import aggregation, intake, jobs, lifecycle, scheduling, startup
-from server.state import database, records
-from silo_agent import approval
-from tests.simulation import history, invariants
+from anabranch.wire import canonical, dsse, statements
+from server import aggregation, inputs, startup
+from server.state import database
+from tests.simulation import sqlite
 
 KEPT = 1 << 12
 QUIET = structlog.make_filtering_bound_logger(50)
 
 
 def prepare() -> None:
-    """For the rest of this process: nothing logs, a few bytes are a sync's worth, and what is pure is computed once."""
+    """For the rest of this process: nothing logs, a few bytes are a sync's worth, and what is pure is computed once.
+
+    After everything that is simulated was imported.
+    """
     structlog.configure(wrapper_class=QUIET)
     server.spool.WRITE_OUT = 128
-    parse = lru_cache(256)(terms.parse_terms)
-    for module in (aggregation, intake, jobs, lifecycle, records, scheduling, approval):
-        _put(module, "parse_terms", parse)
-    entry = lru_cache(KEPT)(receipt.parse_entry)
-    for module in (receipt, intake, history, invariants):
-        _put(module, "parse_entry", entry)
-    _put(aggregation, "parse_manifest", lru_cache(64)(aggregation.parse_manifest))
-    for name in ("verify_signature", "parse_envelope"):
-        _put(dsse, name, lru_cache(KEPT)(getattr(dsse, name)))
-    _put(statements, "parse_update", lru_cache(KEPT)(statements.parse_update))
-    _put(checkpoint, "open_note", _open_note_once(checkpoint.open_note))
-    _put(database, "create_engine", _compile_once(database.create_engine))
+    for pure, kept in (
+        (terms.parse_terms, 256),
+        (receipt.parse_entry, KEPT),
+        (aggregation.parse_manifest, 64),
+        (dsse.verify_signature, KEPT),
+        (dsse.parse_envelope, KEPT),
+        (statements.parse_update, KEPT),
+        (canonical.from_hexfloat, KEPT),
+        (canonical.from_utc, KEPT),
+        (canonical.utc, KEPT),
+    ):
+        _everywhere(pure, lru_cache(kept)(pure))
+    _everywhere(checkpoint.open_checkpoint, _open_once(checkpoint.open_checkpoint))
     migrate = startup.migrate  # every database here is a copy of one that was migrated
     _put(startup, "migrate", lambda path: None if path.exists() else migrate(path))
+    _put(database, "create_engine", _compile_once(database.create_engine))
+    _put(startup, "open_engine", sqlite.open_engine)
+    _put(startup, "open_reader", lambda path: database.Reader(sqlite.open_engine(path, "BEGIN")))
+    _put(inputs, "ThreadPoolExecutor", Inline)
 
 
-def _open_note_once(open_note: Any) -> Any:
+class Inline:
+    """A thread pool whose thread is the caller: here nothing is computed beside the hashing that could be waited for."""
+
+    def __init__(self, *_: Any) -> None:
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def submit(self, work: Callable[..., Any], *given: Any) -> "Future[Any]":
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*given))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def _open_once(open_checkpoint: Any) -> Any:
     verifiers: dict[tuple[str, bytes], NoteVerifier] = {}  # every silo has its own object for the one key
 
     @lru_cache(KEPT)
-    def opened(note: str, key: tuple[str, bytes]) -> str:
-        return str(open_note(note, verifiers[key]))
+    def opened(note: str, key: tuple[str, bytes], origin: str) -> Any:
+        return open_checkpoint(note, verifiers[key], origin)
 
-    def once(note: str, verifier: NoteVerifier) -> str:
+    def once(note: str, verifier: NoteVerifier, origin: str) -> Any:
         key = verifier.name, verifier._public.public_bytes_raw()
         verifiers.setdefault(key, verifier)
-        return opened(note, key)
+        return opened(note, key, origin)
 
     return once
 
@@ -70,6 +101,15 @@ def _compile_once(create_engine: Any) -> Any:
         return engine
 
     return create
+
+
+def _everywhere(work: Any, instead: Any) -> None:
+    """In whatever module of ours it was imported, but the auditor."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] in ("anabranch", "server", "silo_agent", "tests"):
+            for word, value in list(vars(module).items()):
+                if value is work:
+                    _put(module, word, instead)
 
 
 def _put(module: Any, name: str, value: Any) -> None:

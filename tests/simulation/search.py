@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.simulation import sqlite
 from tests.simulation.operations import Operation, draw
 from tests.simulation.world import TERMS, Broken, simulate, template
 
@@ -70,6 +71,7 @@ class Simulator:
 
     def run(self, seed: int, sequence: Sequence[Operation], audit: bool = True) -> Tally:
         """Raises Broken."""
+        sqlite.short = not audit
         federation = simulate(sequence, seed, self.scratch / "made", self.scratch, self._versions, audit)
         return Tally(
             runs=1,

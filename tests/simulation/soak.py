@@ -3,6 +3,9 @@
 Seeds are run by as many processes as there are cores, until enough updates were decided; every minute a line says how
 far that is and which seed comes next, so that a run that was stopped goes on from there with `--seed`. A failure is
 shrunk, printed with how to replay it, and ends the run with exit code 1; a signal ends it with what was done so far.
+
+After each operation the tables are held against what silos were told; at the end of each run every entry, checkpoint and
+receipt is. Each `--audit-every`-th run is exported and audited as well, and reaches SQLite by SQLAlchemy's own engine.
 """
 
 import argparse

@@ -67,6 +67,13 @@ def test_one_seed_is_one_history(simulator: Simulator) -> None:
     assert (one.faults, one.updates, one.receipts) == (two.faults, two.updates, two.receipts)
 
 
+@pytest.mark.parametrize("seed", range(7, 10))
+def test_both_roads_to_sqlite_tell_one_history(simulator: Simulator, seed: int) -> None:
+    """Beside the update's ids nothing of it is chance: what was refused and what was faulty is counted alike."""
+    short, long = (simulator.run(seed, draw(seed, 4 * OPERATIONS, 5), audit) for audit in (False, True))
+    assert (short.faults, short.updates, short.receipts) == (long.faults, long.updates, long.receipts)
+
+
 def test_every_operation_is_drawn() -> None:
     drawn = {type(operation) for seed in range(40) for operation in draw(seed, 400, 5)}
     assert drawn == set(get_args(Operation))

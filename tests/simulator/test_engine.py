@@ -47,7 +47,7 @@ def played(
             initial_sha256=trainer.initial.digest(),
             manifest_sha256=trainer.manifest.digest(),
         )
-        jobs.append(Planned(name, terms, trainer.manifest, trainer.initial))
+        jobs.append(Planned(name, terms, trainer.manifest, b"", trainer.initial))
     rows = Rows()
     server = Memory(jobs, silo_names(settings), rows)
     Run(settings, server, trainer, rows).play()

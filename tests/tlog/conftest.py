@@ -128,8 +128,12 @@ DETAILS: dict[str, dict[str, Any]] = {
                 "staleness": 0,
                 "weight": ONE,
                 "coefficient": ONE,
+                "arrived": 3,
+                "windows": 4,
             }
         ],
+        "further": [{"version": 3, "coefficient": ONE}, {"update": UPDATE, "coefficient": ONE}],
+        "participants": ["hosp-a", "hosp-b"],
         "scalars": {"beta1_power": ONE},
         "optimizer": {"name": "adam", "lr": ONE, "beta1": ONE},
         "absent": ["hosp-b"],

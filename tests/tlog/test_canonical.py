@@ -138,6 +138,20 @@ def test_a_value_nested_too_deeply_is_our_mistake():
         canonical.encode(value)
 
 
+def nested(depth):
+    return b"[" * depth + b"]" * depth
+
+
+def test_values_nest_so_deep_and_no_deeper():
+    assert canonical.encode(canonical.decode(nested(canonical.DEPTH))) == nested(canonical.DEPTH)
+    with pytest.raises(Refused, match="deeper"):
+        canonical.decode(nested(canonical.DEPTH + 1))
+    siblings = b"[" + b",".join([b"{}"] * 1000) + b"]"
+    in_text = b'["' + b"[{" * 100 + b'","\\"[","\\\\"]'
+    for data in (siblings, in_text):
+        assert canonical.encode(canonical.decode(data)) == data
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_hexfloats_are_exact(x):
     text = canonical.hexfloat(x)

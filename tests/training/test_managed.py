@@ -5,11 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anabranch.terms import Optimizer
+from anabranch.wire.tensors import read_tensors
 from silo_agent.training.course import Course, Position, shuffled
 from silo_agent.training.managed import Managed, build_model, optimizer_for
 from silo_agent.training.task import Garbage, SiloData, load_task
@@ -100,6 +103,56 @@ def test_a_killed_cycle_resumes_to_the_same_bytes(make: Any, digits: Path, buffe
     for cycle in ("one", "two"):
         assert parts.update(cycle) == whole.update(cycle)
     assert whole.update("one") != whole.update("two")
+
+
+PENALISED = """
+import numpy as np, torch
+from torch import nn
+
+class Task:
+    base = None
+    def model(self):
+        return nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
+    def dataset(self, data, split):
+        with np.load(data.path) as file:
+            return torch.utils.data.TensorDataset(torch.from_numpy(file["x"]), torch.from_numpy(file["y"]))
+    def loss(self, model, batch):
+        x, y = batch
+        if self.base is None:
+            self.base = [p.detach().clone() for p in model.parameters()]
+        far = sum(((p - b) ** 2).sum() for p, b in zip(model.parameters(), self.base))
+        return nn.functional.cross_entropy(model(x), y) + MU / 2 * far
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_proximal_term_is_a_penalty_on_the_way_from_the_base(
+    make: Any, digits: Path, optimizer: str
+) -> None:
+    rule = Optimizer(name=optimizer, lr=0.05)  # type: ignore[arg-type]
+    updates = {}
+    for name, mu, proximal in (("by hand", "0.7", None), ("by us", "0.0", 0.7), ("free", "0.0", None)):
+        job = make(PENALISED.replace("MU", mu), optimizer=rule, proximal=proximal)
+        room = managed(job, digits)
+        room.train(job.train("one", 12), quiet)
+        path = job.folder / "work" / "one.safetensors"
+        updates[name] = read_tensors(path, room.manifest)
+    for key, expected in updates["by hand"].items():
+        np.testing.assert_allclose(updates["by us"][key], expected, rtol=1e-3, atol=2e-6)
+    length = {name: sum(float((a**2).sum()) for a in update.values()) for name, update in updates.items()}
+    assert length["by us"] < 0.9 * length["free"]
+
+
+def test_a_killed_cycle_with_a_proximal_term_resumes_to_the_same_bytes(make: Any, digits: Path) -> None:
+    whole, parts = make(proximal=0.5), make(proximal=0.5, save_every="0s")
+    managed(whole, digits).train(whole.train("one", 9), quiet)
+    steps: list[int] = []
+    managed(parts, digits).train(
+        parts.train("one", 9), lambda p: steps.append(p["step"]), lambda: len(steps) == 4
+    )
+    managed(parts, digits).train(parts.train("one", 9), quiet)
+    assert len(steps) == 4
+    assert parts.update("one") == whole.update("one")
 
 
 def test_a_cycle_that_is_asked_to_leave_saves_itself(make: Any, digits: Path) -> None:

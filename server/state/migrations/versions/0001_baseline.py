@@ -151,6 +151,9 @@ def upgrade() -> None:
     sa.ForeignKeyConstraint(['job'], ['jobs.id'], ),
     sa.PrimaryKeyConstraint('id')
     )
+    with op.batch_alter_table('steps', schema=None) as batch_op:
+        batch_op.create_index('steps_status', ['job', 'status'], unique=False)
+
     op.create_table('tallies',
     sa.Column('job', sa.String(), nullable=False),
     sa.Column('silo', sa.String(), nullable=False),
@@ -229,6 +232,9 @@ def downgrade() -> None:
     op.drop_table('updates')
     op.drop_table('tokens')
     op.drop_table('tallies')
+    with op.batch_alter_table('steps', schema=None) as batch_op:
+        batch_op.drop_index('steps_status')
+
     op.drop_table('steps')
     with op.batch_alter_table('leases', schema=None) as batch_op:
         batch_op.drop_index('leases_tried')

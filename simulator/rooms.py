@@ -1,0 +1,343 @@
+"""The real server in virtual time: its rooms, tables, signatures and log, over a folder in memory where there is one.
+
+Silos enrol, approve, sign, and prove what they are told, as agents do; what is missing is the network between them and
+the threads. The log can be exported afterwards, and an auditor verifies and replays it like any other.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import Connection
+
+from anabranch import __version__
+from anabranch.errors import Misuse, Refused
+from anabranch.terms import seconds
+from anabranch.tlog.checkpoint import open_checkpoint
+from anabranch.tlog.entry import Actor, Entry
+from anabranch.tlog.note import NoteVerifier
+from anabranch.tlog.receipt import Receipt, verify_receipt
+from anabranch.wire import canonical, dsse, identity, limits, statements
+from anabranch.wire.bundle import parse_bundle
+from server import setup
+from server.aggregation import closing_of
+from server.allow_list import AllowList
+from server.audit.export import Exported, export
+from server.config import new_config
+from server.core.buffer import StillOpen
+from server.core.turn import due_version
+from server.enrolment import SigningKey
+from server.intake import Decided, Upload
+from server.membership import Membership
+from server.scheduling import Lease, failing
+from server.sessions import Sessions
+from server.startup import World
+from server.state import records
+from server.state.writer import Logged
+from server.step import Step
+from simulator.chance import generator
+from simulator.engine import START, Task, Trained
+from simulator.flat import Flat, read
+from simulator.memory import Planned
+from simulator.rows import Rows
+
+FEDERATION = "simulation.test"
+CHANCE = 4  # what the generator of (seed, this) draws
+KEPT = 64  # versions whose parameters are kept beside the blobs
+OWNER = Actor(id=f"spiffe://{FEDERATION}/admin/owner", auth="mtls", cert_sha256="0" * 64)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """What a silo knows and holds."""
+
+    name: str
+    actor: Actor
+    update_key: Ed25519PrivateKey
+    approver_key: Ed25519PrivateKey
+
+
+@dataclass(frozen=True)
+class Held:
+    """A job as the server has it."""
+
+    id: str
+    planned: Planned
+
+
+class Rooms:
+    """As `engine.Server`. `close` when the run is over."""
+
+    def __init__(
+        self, planned: Sequence[Planned], silos: Sequence[str], rows: Rows, folder: Path, seed: int
+    ) -> None:
+        """Makes a federation in `folder`, enrols every silo and has each approve every job."""
+        self.now, self.rows = 0.0, rows
+        self._chance = generator(seed, CHANCE)
+        self._next: list[bytes] = []
+        self._jobs: dict[str, Held] = {}
+        self._names: dict[str, str] = {}  # job ids → names
+        self._heads: dict[str, int] = {}
+        self._status: dict[str, str] = {}
+        self._read: OrderedDict[tuple[str, int], Flat] = OrderedDict()
+        world = World(lambda: START + self.now, self._entropy)
+        self.directory = folder / "server"
+        self._config = new_config(FEDERATION, "localhost", 7443, 7444, 7445)
+        self._info = setup.create_federation(self.directory, self._config, world)
+        self._verifier = NoteVerifier.from_vkey(self._info.log_vkey)
+        sessions = Sessions(world.clock)
+        self.core, authority = setup.open_federation(
+            self.directory, self._config, sessions, world, self._watch
+        )
+        self.core.writer.start()  # aggregation has no thread here: the run says when
+        membership = setup.open_membership(
+            self.directory,
+            self._config,
+            self.core,
+            authority,
+            AllowList(),
+            sessions,
+            setup.NoStreams(),
+            world,
+        )
+        self._agents = {name: _enrolled(membership, name) for name in silos}
+        for one in planned:
+            self._offer(one)
+
+    def close(self) -> None:
+        self.core.close()
+
+    def export(self, out: Path) -> Exported:
+        """The audit export, with what silos measured."""
+        return export(
+            self.core.reader, self.core.blobs, self._info.log_vkey, self._info.ca_pem.encode(), out, True
+        )
+
+    @property
+    def vkey(self) -> str:
+        return self._info.log_vkey
+
+    # --- as the run sees it ------------------------------------------------------------------------------------------
+
+    def at(self, now: float) -> None:
+        self.now = now
+
+    def running(self) -> list[str]:
+        return [name for name in self._jobs if self._status.get(name) == "running"]
+
+    def head(self, job: str) -> int:
+        return self._heads[job]
+
+    def status(self, job: str) -> str:
+        return self._status[job]
+
+    def parameters(self, job: str, version: int) -> Flat:
+        key = job, version
+        if key not in self._read:
+            with self.core.reader.connect() as connection:
+                digest = records.version_row(connection, self._jobs[job].id, version).parameters
+            path = self.core.blobs.require(digest)
+            self._read[key] = read(path, self._jobs[job].planned.manifest)
+            if len(self._read) > KEPT:
+                self._read.popitem(last=False)
+        self._read.move_to_end(key)
+        return self._read[key]
+
+    def average(self, job: str) -> Flat | None:
+        with self.core.reader.connect() as connection:
+            digest = records.version_row(connection, self._jobs[job].id, self._heads[job]).ema
+        manifest = self._jobs[job].planned.manifest
+        return read(self.core.blobs.require(digest), manifest) if digest else None
+
+    def next_task(self, silo: str, lease: str, nonce: str) -> Task | float | None:
+        self._next = [bytes.fromhex(lease), bytes.fromhex(nonce)]
+        found = self.core.scheduling.next_task(silo, [held.id for held in self._jobs.values()])
+        self._next = []
+        if not isinstance(found, Lease):
+            return self._backing_off(silo)
+        self._proven(found.receipt, "lease.issued")
+        name = self._names[found.job]
+        return Task(
+            found.id,
+            found.nonce,
+            name,
+            found.kind,
+            found.view.version,
+            found.split,
+            found.local_steps,
+            self.now,
+        )
+
+    def _backing_off(self, silo: str) -> float | None:
+        """When the silo may try again what failed, if that is what it waits for."""
+        with self.core.reader.connect() as connection:
+            rows = [records.job_row(connection, self._jobs[name].id) for name in self.running()]
+            until = [failing(connection, silo, row, START + self.now).until - START for row in rows]
+        return min((moment for moment in until if moment > self.now), default=None)
+
+    def submit(self, silo: str, task: Task, trained: Trained) -> None:
+        agent, held = self._agents[silo], self._jobs[task.job]
+        data = trained.delta.encode()
+        payload = self._statement(held, task, data, trained).encode()
+        envelope = dsse.sign(statements.PAYLOAD_TYPE, payload, agent.update_key).encode()
+        try:
+            decided = self._sent(agent, task.lease, envelope, data)
+        except Refused as refusal:
+            self.rows.received(self.now, silo, task, trained.loss, refusal.code)
+            return
+        self._proven(decided.receipt, "update.refused" if decided.reason else "update.received")
+        self.rows.received(self.now, silo, task, trained.loss, decided.reason)
+
+    def _sent(self, agent: Agent, update: str, envelope: bytes, data: bytes) -> Decided:
+        upload = self.core.intake.open(agent.name, agent.actor, update, envelope, 0)
+        if not isinstance(upload, Upload):
+            return upload
+        for start in range(0, len(data), limits.CHUNK):
+            upload.append(data[start : start + limits.CHUNK])
+        return upload.finish()
+
+    def evaluated(self, silo: str, task: Task, metrics: Mapping[str, float], records: int) -> None:
+        agent, held = self._agents[silo], self._jobs[task.job]
+        statement = statements.EvaluationStatement(
+            federation=FEDERATION,
+            job=held.id,
+            lease=task.lease,
+            nonce=task.nonce,
+            version=task.version,
+            view_sha256=self._digest(task),
+            split=task.split,
+            metrics={name: canonical.hexfloat(value) for name, value in metrics.items()},
+            num_examples=records,
+        )
+        envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), agent.update_key).encode()
+        decided = self.core.intake.evaluation(silo, agent.actor, task.lease, envelope)
+        self._proven(decided.receipt, "model.evaluated")
+
+    def freeze(self, job: str) -> Callable[[], None] | float | None:
+        held = self._jobs[job]
+        step = self.core.aggregation.freeze(held.id)
+        if step is not None:
+            return partial(self._finish, step)
+        with self.core.reader.connect() as connection:
+            row = records.job_row(connection, held.id)
+            found = closing_of(connection, row, held.planned.terms, START + self.now)
+            moments = [
+                found.at if isinstance(found, StillOpen) else None,
+                self._evaluated_by(connection, row),
+            ]
+        return min((at - START for at in moments if at is not None), default=None)
+
+    def _evaluated_by(self, connection: Connection, job: Any) -> float | None:
+        """When the newest due version of `job` (a row) is waited for no longer, in unix seconds."""
+        terms = self._jobs[self._names[job.id]].planned.terms
+        due = due_version(terms, job.head)
+        if job.status != "running" or due is None or due <= (job.judged or 0):
+            return None
+        published = records.version_row(connection, job.id, due).published_at
+        at = float(published) + seconds(terms.file.aggregation.max_wait)
+        return at if at > START + self.now else None
+
+    def _finish(self, step: Step) -> None:
+        self.core.aggregation.finish(step)
+
+    # --- what it takes -----------------------------------------------------------------------------------------------
+
+    def _entropy(self, size: int) -> bytes:
+        """A lease's name and nonce are the run's to choose; the rest is drawn."""
+        return self._next.pop(0) if size == 16 and self._next else self._chance.bytes(size)
+
+    def _watch(self, entry: Logged) -> None:
+        """What the log says becomes rows. Called by the writer, one entry after the other."""
+        job, detail = self._names.get(entry.job or "", ""), entry.detail
+        if entry.type == "update.retired":
+            self.rows.retired(detail["update"], detail["reason"])
+        elif entry.type == "aggregation.performed":
+            staleness = {one["update"]: one["staleness"] for one in detail["inputs"]}
+            self.rows.published(
+                self.now, job, detail["version"], detail["closed_by"], detail["absent"], staleness
+            )
+        elif entry.type == "model.published":
+            self._heads[job] = detail["version"]
+        elif entry.type.startswith("job.") and entry.type.removeprefix("job.") in (
+            "completed",
+            "paused",
+            "aborted",
+        ):
+            self._status[job] = entry.type.removeprefix("job.")
+
+    def _proven(self, receipt: Receipt, kind: str) -> Entry:
+        """As an agent: nothing counts that the log does not prove."""
+        entry, _ = verify_receipt(receipt, self._verifier, self._config.log_origin)
+        if entry.type != kind:
+            raise Misuse(f"the receipt is for {entry.type}, not {kind}")
+        return entry
+
+    def _offer(self, planned: Planned) -> None:
+        room = self.core.jobs
+        initial = room.spool()
+        initial.write_bytes(planned.initial.encode())
+        terms, manifest = planned.terms.encode(), planned.manifest.encode()
+        job, _ = room.submit(OWNER, terms, manifest, planned.archive, initial)
+        self._jobs[planned.name], self._names[job] = Held(job, planned), planned.name
+        self._heads[planned.name], self._status[planned.name] = 0, "running"
+        for agent in self._agents.values():
+            statement = statements.DecisionStatement(
+                federation=FEDERATION,
+                job=job,
+                terms_sha256=planned.terms.digest(),
+                decision="approve",
+                silo=agent.name,
+                time=canonical.utc(START),
+            )
+            envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), agent.approver_key)
+            room.decide(agent.name, agent.actor, job, envelope.encode())
+
+    def _digest(self, task: Task) -> str:
+        with self.core.reader.connect() as connection:
+            row = records.version_row(connection, self._jobs[task.job].id, task.version)
+        return str(row.parameters)
+
+    def _statement(self, held: Held, task: Task, data: bytes, trained: Trained) -> statements.UpdateStatement:
+        terms = held.planned.terms
+        seen = open_checkpoint(self.core.log.checkpoint(), self._verifier, self._config.log_origin)
+        return statements.UpdateStatement(
+            update=task.lease,
+            federation=FEDERATION,
+            job=held.id,
+            lease=task.lease,
+            nonce=task.nonce,
+            sequence=int(task.issued_at * 1000),
+            base_version=task.version,
+            base_sha256=self._digest(task),
+            delta_sha256=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            terms_sha256=terms.digest(),
+            manifest_sha256=terms.manifest_sha256,
+            num_examples=trained.examples if terms.file.silos.weighting == "examples" else None,
+            steps=task.steps,
+            release=__version__,
+            checkpoint=statements.SeenCheckpoint(size=seen.size, root=seen.root.hex()),
+        )
+
+
+def _enrolled(membership: Membership, name: str) -> Agent:
+    """As `anabranch-silo enrol`: a token, a certificate request, two signing keys and the proof that they are held."""
+    bundle = parse_bundle(membership.invite(OWNER, name)[0])
+    csr = identity.csr(identity.new_tls_key())
+    update, approver = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    message = identity.enrolment_proof_message(bundle.token_id, membership.begin(bundle.token_id), csr)
+    keys = [
+        SigningKey(purpose, key.public_key().public_bytes_raw(), key.sign(message))
+        for purpose, key in (("update", update), ("approver", approver))
+    ]
+    chain, _ = membership.enrol(bundle.token_id, bytes.fromhex(bundle.token), csr, keys)
+    leaf = identity.parse_chain(chain)[0]
+    actor = Actor(
+        id=f"spiffe://{FEDERATION}/silo/{name}/agent/0", auth="mtls", cert_sha256=identity.fingerprint(leaf)
+    )
+    return Agent(name, actor, update, approver)

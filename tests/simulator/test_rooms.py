@@ -1,0 +1,98 @@
+"""The server in memory against the real one: the same run, and a log an auditor accepts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anabranch.terms import JobTerms, parse_job_file
+from anabranch.wire.canonical import sha256
+from auditor.export import Export
+from auditor.pin import pin
+from auditor.verify import verify
+from simulator.engine import Run, silo_names
+from simulator.memory import Memory, Planned
+from simulator.rooms import Rooms
+from simulator.rows import Rows
+from simulator.scenario import Scenario
+from simulator.trainers import SyntheticTrainer
+
+GROUPS: list[dict[str, Any]] = [
+    {"count": 3, "train": {"kind": "lognormal", "median": 1.0, "sigma": 0.3}},
+    {"count": 2, "train": {"kind": "lognormal", "median": 4.0, "sigma": 0.3}},
+    {
+        "train": {"kind": "exponential", "mean": 3.0},
+        "evaluate": {"kind": "constant", "seconds": 0.5},
+        "dropout": {"probability": 0.2, "away": {"kind": "exponential", "mean": 9.0}},
+    },
+]
+CASES = {
+    "fedbuff": "buffer = 2\nstaleness_exponent = 0.5",
+    "fedbuff that waits": 'buffer = 4\nmax_wait = "1s"\nnormalise = "count"',
+    "fedavg": 'strategy = "fedavg"\nmax_wait = "5s"',
+    "adam": 'buffer = 1\nserver_optimizer = { name = "adam", lr = 0.01 }',
+    "too late": "buffer = 1\nmax_staleness = 3\nema = 0",
+    "fedasync": 'strategy = "fedasync"\nalpha = 0.6\nstaleness_exponent = 0.5',
+    "afl-dw": 'strategy = "afl-dw"\ns_max = 5',
+    "ca2fl": 'strategy = "ca2fl"\nbuffer = 2',
+    "fedfix": 'strategy = "fedfix"\ninterval = "3s"',
+    "norm": "buffer = 1\nmax_update_norm = 0.35",
+}
+
+
+def planned(trainer: SyntheticTrainer, aggregation: str, name: str = "vector") -> Planned:
+    file = parse_job_file(
+        f'[job]\nname = "{name}"\ntask = "task.py:Vector"\n[evaluation]\nevery = 10\n[stop]\nversions = 25\n'
+        f"[aggregation]\n{aggregation}\n"
+    )
+    terms = JobTerms(
+        file=file,
+        archive_sha256=sha256(b""),
+        initial_sha256=trainer.initial.digest(),
+        manifest_sha256=trainer.manifest.digest(),
+    )
+    return Planned(name, terms, trainer.manifest, b"", trainer.initial)
+
+
+def scenario(**more: Any) -> Scenario:
+    settings = {"seed": 3, "horizon": "60s", "silos": GROUPS, "synthetic": {"parameters": 40}}
+    return Scenario.model_validate({**settings, "measure": {"every": "7s"}, **more})
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("takes", [0.0, 0.7])
+def test_both_servers_play_the_same_run(case: str, takes: float, tmp_path: Path) -> None:
+    settings = scenario(aggregation_seconds=takes)
+    assert settings.synthetic is not None
+    trainer = SyntheticTrainer(settings.synthetic, settings.seed)
+    jobs = [planned(trainer, CASES[case])]
+    light, full = Rows(), Rows()
+    memory = Memory(jobs, silo_names(settings), light)
+    Run(settings, memory, trainer, light).play()
+    rooms = Rooms(jobs, silo_names(settings), full, tmp_path, settings.seed)
+    Run(settings, rooms, trainer, full).play()
+    assert full.versions == light.versions
+    assert full.metrics == light.metrics
+    assert full.updates == light.updates
+    assert rooms.head("vector") == memory.head("vector") > 3
+    head = memory.head("vector")
+    assert rooms.parameters("vector", head).digest() == memory.parameters("vector", head).digest()
+    assert rooms.status("vector") == memory.jobs["vector"].status
+    rooms.export(tmp_path / "export")
+    rooms.close()
+    exported = Export(tmp_path / "export")
+    assert verify(exported, pin(exported, None)).report.verified
+
+
+def test_two_jobs_on_both_servers(tmp_path: Path) -> None:
+    settings = scenario()
+    assert settings.synthetic is not None
+    trainer = SyntheticTrainer(settings.synthetic, settings.seed)
+    jobs = [planned(trainer, "buffer = 2", "one"), planned(trainer, "buffer = 3\nema = 0", "two")]
+    light, full = Rows(), Rows()
+    Run(settings, Memory(jobs, silo_names(settings), light), trainer, light).play()
+    rooms = Rooms(jobs, silo_names(settings), full, tmp_path, settings.seed)
+    Run(settings, rooms, trainer, full).play()
+    rooms.close()
+    assert full.updates == light.updates
+    assert full.versions == light.versions
