@@ -69,16 +69,14 @@ def simulate(
     runs: dict[int, Played] = {}
 
     def done(number: int, files: Files) -> None:
-        run = reading.played(files)
-        results.write(
-            out / f"seed-{wanted[number]}", {**files, "index.html": run_page.render([run]).encode()}
-        )
-        runs[number] = run
+        runs[number] = reading.played(files)
+        page = run_page.render([runs[number]]).encode()
+        results.write(out / f"seed-{wanted[number]}", {**files, "index.html": page})
 
     try:
         workers.perform(plans, [f"seed {seed}" for seed in wanted], done, as_json)
     finally:  # interrupted: a page of what there is
-        found = [runs[number] for number in sorted(runs)]
+        found = [run for _, run in sorted(runs.items()) if (out / f"seed-{run.seed}").exists()]
         if found:
             durable.write(out / "index.html", run_page.render(found).encode())
     document = {"page": str(out / "index.html"), "runs": [_brief(run) for run in found]}
