@@ -1,0 +1,35 @@
+"""`python -m benchmarks.strategies DIR`: strategies compared on the data sets of ANABRANCH_DATA."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.strategies.data import fashion
+
+HERE = Path(__file__).parent
+
+
+def main() -> int:
+    """Prepare DIR/fashion and compare the strategies there; what was finished before is not run again."""
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
+    place = Path(sys.argv[1]) / "fashion"
+    if not (place / "train.npz").exists():
+        fashion(place)
+    for name in ("job.toml", "task.py", "scenario.toml", "compare.toml"):
+        shutil.copyfile(HERE / "fashion" / name, place / name)
+    program = Path(sys.executable).with_name("anabranch")
+    done = [
+        program,
+        "compare",
+        place / "compare.toml",
+        "-o",
+        Path(sys.argv[1]) / "fashion-compared",
+        *sys.argv[2:],
+    ]
+    return subprocess.run([str(part) for part in done], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
