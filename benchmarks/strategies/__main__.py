@@ -15,10 +15,9 @@ def main() -> int:
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
     place = Path(sys.argv[1]) / "fashion"
-    if not (place / "train.npz").exists():
+    if not (place / "test.npz").exists():
         fashion(place)
-    for name in ("job.toml", "task.py", "scenario.toml", "compare.toml"):
-        shutil.copyfile(HERE / "fashion" / name, place / name)
+    shutil.copytree(HERE / "fashion", place, dirs_exist_ok=True)
     program = Path(sys.executable).with_name("anabranch")
     done = [
         program,
