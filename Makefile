@@ -22,10 +22,10 @@ demo: $(BIN)/.ready  ## a federation of five silos on this machine, trained and 
 test: $(BIN)/.ready  ## the tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
-soak: $(BIN)/.ready  ## everything long, then the deterministic simulation: UPDATES=1000000 SEED=1 make soak
+soak: $(BIN)/.ready  ## everything long, then a million updates of the deterministic simulation: UPDATES=100000 SEED=1 make soak
 	$(BIN)/python -m pytest -m soak tests/simulation
 	$(BIN)/python -m pytest -m soak tests/hostility tests/chaos tests/auditor tests/e2e tests/simulator
-	$(BIN)/python -m tests.simulation.soak --updates $(or $(UPDATES),100000) --seed $(or $(SEED),0)
+	$(BIN)/python -m tests.simulation.soak --updates $(or $(UPDATES),1000000) --seed $(or $(SEED),0)
 
 bench: $(BIN)/.ready  ## the path of an update against a bare gRPC server: a table, JSON, a picture in build/bench
 	$(BIN)/python -m benchmarks.path

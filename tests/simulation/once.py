@@ -13,11 +13,10 @@ from typing import Any, Self
 import structlog
 
 import server.spool
-from anabranch import terms
 from anabranch.tlog import checkpoint, receipt
 from anabranch.tlog.note import NoteVerifier
 from anabranch.wire import canonical, dsse, statements
-from server import aggregation, inputs, startup
+from server import inputs, startup
 from server.state import database
 from tests.simulation import sqlite
 
@@ -33,9 +32,7 @@ def prepare() -> None:
     structlog.configure(wrapper_class=QUIET)
     server.spool.WRITE_OUT = 128
     for pure, kept in (
-        (terms.parse_terms, 256),
         (receipt.parse_entry, KEPT),
-        (aggregation.parse_manifest, 64),
         (dsse.verify_signature, KEPT),
         (dsse.parse_envelope, KEPT),
         (statements.parse_update, KEPT),

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.simulation import sqlite
-from tests.simulation.operations import Operation, draw
-from tests.simulation.world import TERMS, Broken, simulate, template
+from tests.simulation.drawing import draw
+from tests.simulation.invariants import Broken
+from tests.simulation.operations import Operation
+from tests.simulation.terms import TERMS
+from tests.simulation.world import simulate, template
 
 MEMORY = Path("/dev/shm")  # a sync costs nothing there
 SHRINKING = 60.0  # seconds that may be spent on making one failure small

@@ -19,10 +19,10 @@ import time
 from collections.abc import Iterator
 from itertools import count
 
+from tests.simulation.drawing import draw
 from tests.simulation.once import prepare
-from tests.simulation.operations import draw
 from tests.simulation.search import Found, Simulator, Tally
-from tests.simulation.world import TERMS
+from tests.simulation.terms import TERMS
 
 REPORT = 60.0  # seconds between two lines of progress
 simulator: Simulator

@@ -8,6 +8,7 @@ from server import aggregation, intake, lifecycle
 from server.aggregation import Aggregation
 from server.audit.register import CheckpointRegister
 from server.gaps import Gap
+from tests.simulation.drawing import draw
 from tests.simulation.operations import (
     Abort,
     Advance,
@@ -22,7 +23,6 @@ from tests.simulation.operations import (
     Round,
     SubmitJob,
     Turn,
-    draw,
 )
 from tests.simulation.search import Found, Simulator, shrink
 

@@ -13,7 +13,7 @@ from time import time
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from anabranch.errors import AnabranchError, Conflict, Misuse, Reason, Refused, Unavailable
+from anabranch.errors import AnabranchError, Conflict, Misuse, Refused, Unavailable
 from anabranch.terms import JobTerms, parse_job_file
 from anabranch.tlog.entry import Actor
 from anabranch.wire import canonical, identity
@@ -30,37 +30,14 @@ from silo_agent.trainer import Aborted, Stopped
 from tests.server.harness import MANIFEST, Clock
 from tests.simulation import lies
 from tests.simulation import operations as op
-from tests.simulation.invariants import Books, Broken
+from tests.simulation.invariants import Books, Broken, Stuck
 from tests.simulation.machine import Killed, Machine
-from tests.simulation.silos import Network, Silo, Wire
+from tests.simulation.silos import Network, Silo
+from tests.simulation.terms import TERMS
 
 CONFIG = new_config("fed.test", "localhost", 7443, 7444, 7445)
 OWNER = Actor(id="spiffe://fed.test/admin/owner", auth="mtls", cert_sha256="0" * 64)
 OPEN_JOBS = 3
-TERMS = [
-    "[silos]\nmin = 2\n[aggregation]\nbuffer = 2\nmax_staleness = 3\nstaleness_exponent = 0.5\n"
-    "[evaluation]\nevery = 9\n",
-    "[silos]\nmin = 1\n[aggregation]\nbuffer = 1\nmax_update_norm = 100.0\nema = 0.5\n[evaluation]\nevery = 15\n"
-    '[aggregation.server_optimizer]\nname = "adam"\nlr = 0.1\n'
-    '[retention]\nupdates = "5m"\nsnapshots = "1m"\n',
-    '[silos]\nmin = 2\n[aggregation]\nstrategy = "fedavg"\n[evaluation]\nevery = 12\n',
-    '[silos]\nmin = 2\nweighting = "examples"\n[aggregation]\nbuffer = 3\nnormalise = "count"\n'
-    "[evaluation]\nevery = 8\n[aggregation.server_optimizer]\nmomentum = 0.9\n"
-    '[retention]\nsnapshots = "1s"\n',
-    '[silos]\nmin = 1\n[aggregation]\nbuffer = 4\nmax_wait = "1m"\nmax_staleness = 0\n[evaluation]\nevery = 20\n',
-    '[silos]\nmin = 1\n[aggregation]\nstrategy = "fedasync"\nstaleness_exponent = 0.3\n[evaluation]\nevery = 9\n'
-    '[retention]\nsnapshots = "1s"\n',
-    '[silos]\nmin = 2\n[aggregation]\nstrategy = "ca2fl"\nbuffer = 3\nmax_wait = "1m"\n[evaluation]\nevery = 12\n'
-    '[aggregation.server_optimizer]\nname = "adamw"\nlr = 0.1\ndelay_threshold = 1\n',
-    '[silos]\nmin = 2\n[aggregation]\nstrategy = "fedfix"\ninterval = "30s"\n[evaluation]\nevery = 10\n'
-    '[retention]\nsnapshots = "1s"\n',
-    '[silos]\nmin = 1\n[aggregation]\nstrategy = "afl-dw"\ns_max = 2.0\n[evaluation]\nevery = 15\n'
-    '[aggregation.server_optimizer]\nname = "yogi"\nlr = 0.1\n',
-]
-
-
-class Stuck(Broken):
-    """Faults have stopped and a job does not complete."""
 
 
 def template(directory: Path) -> None:
@@ -422,6 +399,3 @@ def simulate(
         raise
     finally:
         shutil.rmtree(root, ignore_errors=True)
-
-
-__all__ = ["Broken", "Federation", "Reason", "Stuck", "Wire", "simulate", "template"]
