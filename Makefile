@@ -3,10 +3,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak chaos fuzz check protos docs clean
+.PHONY: help demo test bench bench-strategies soak chaos fuzz check protos docs clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 # The CPU build of torch is enough for everything here; a GPU build that is already installed is kept.
 $(BIN)/.ready: pyproject.toml
@@ -29,6 +29,9 @@ soak: $(BIN)/.ready  ## everything long, then a million updates of the determini
 
 bench: $(BIN)/.ready  ## the path of an update against a bare gRPC server: a table, JSON, a picture in build/bench
 	$(BIN)/python -m benchmarks.path
+
+bench-strategies: $(BIN)/.ready  ## strategies compared on real data in virtual time: ANABRANCH_DATA=DIR
+	$(BIN)/python -m benchmarks.strategies build/strategies
 
 fuzz: $(BIN)/.ready  ## every parser, coverage-guided: SECONDS=60 of each, TARGETS='"job.toml" "manifest"' or all
 	$(BIN)/pip install -q -e ".[fuzz]"

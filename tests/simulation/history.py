@@ -29,6 +29,10 @@ class Broken(Exception):
     """An invariant does not hold."""
 
 
+class Stuck(Broken):
+    """Faults have stopped and a job does not complete."""
+
+
 @dataclass(frozen=True)
 class History:
     info: FederationInfo

@@ -30,7 +30,8 @@ from silo_agent.trainer import Aborted, Stopped
 from tests.server.harness import MANIFEST, Clock
 from tests.simulation import lies
 from tests.simulation import operations as op
-from tests.simulation.invariants import Books, Broken, Stuck
+from tests.simulation.history import Broken, Stuck
+from tests.simulation.invariants import Books
 from tests.simulation.machine import Killed, Machine
 from tests.simulation.silos import Network, Silo
 from tests.simulation.terms import TERMS
