@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from anabranch.terms import seconds
+from anabranch.terms import JobTerms, seconds
 from simulator.chance import generator
 from simulator.flat import Flat
 from simulator.rows import Rows
@@ -59,6 +59,18 @@ class Trainer(Protocol):
         """On the records no silo has."""
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a job stood when the run was over."""
+
+    job: str
+    terms: JobTerms
+    file_bytes: int  # of a version and of an update
+    status: str
+    ended_at: float | None
+    parameters_sha256: str  # of the head
+
+
 START = 1_767_225_600.0  # virtual second 0 as unix seconds: 2026-01-01. Servers reckon in unix seconds
 
 
@@ -83,6 +95,8 @@ class Server(Protocol):
     def submit(self, silo: str, task: Task, trained: Trained) -> None: ...
 
     def evaluated(self, silo: str, task: Task, metrics: Mapping[str, float], records: int) -> None: ...
+
+    def outcomes(self) -> list[Outcome]: ...
 
     def freeze(self, job: str) -> Callable[[], None] | float | None:
         """What publishes the next version, if the buffer closes now; else when to look again, if that is known."""

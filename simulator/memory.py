@@ -17,7 +17,7 @@ from server.core.backoff import Ended, backoff
 from server.core.buffer import Closing, StillOpen, close
 from server.core.conclusion import awaited, judge
 from server.core.turn import Progress, Rest, Train, due_version, next_turn
-from simulator.engine import START, Task, Trained
+from simulator.engine import START, Outcome, Task, Trained
 from simulator.flat import Flat, FlatSink
 from simulator.rows import Rows
 from simulator.state import Job, Update, Version, lease_facts
@@ -92,6 +92,19 @@ class Memory:
             return task
         return min(later, default=None)
 
+    def outcomes(self) -> list[Outcome]:
+        return [
+            Outcome(
+                job=job.id,
+                terms=job.terms,
+                file_bytes=job.manifest.file_bytes,
+                status=job.status,
+                ended_at=job.ended_at,
+                parameters_sha256=job.newest.parameters.digest(),
+            )
+            for job in self.jobs.values()
+        ]
+
     # --- intake ------------------------------------------------------------------------------------------------------
 
     def evaluated(self, silo: str, task: Task, metrics: Mapping[str, float], records: int) -> None:
@@ -146,8 +159,8 @@ class Memory:
     def _publish(self, job: Job, closing: Closing, updates: Sequence[Update]) -> None:
         try:
             version = aggregate(job, updates, START + self.now)
-        except Refused as refusal:  # the arithmetic left float32: the server pauses, and a person decides
-            self._end(job, f"paused: {refusal.code}")
+        except Refused:  # the arithmetic left float32: the server pauses, and a person decides
+            self._end(job, "paused")
             return
         job.merge(updates)
         staleness = {update.id: job.head - update.task.version for update in updates}

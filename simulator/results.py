@@ -1,6 +1,7 @@
 """A run as files: updates.parquet, versions.parquet, metrics.parquet, run.json, and speed.json beside them.
 
-All but speed.json depend on jobs, scenario and seed alone, byte for byte.
+With `log` an audit export as well. All but that (its keys are new) and speed.json depend on jobs, scenario and seed alone,
+byte for byte.
 """
 
 import io
@@ -17,10 +18,10 @@ from pyarrow import parquet
 
 from anabranch import __version__, durable
 from anabranch.terms import seconds
+from simulator.engine import Outcome
 from simulator.rows import Columns
 from simulator.run import Finished
 from simulator.scenario import Scenario
-from simulator.state import Job
 
 FORMAT = "anabranch-run/1"
 LAST_PART = 0.2  # of the horizon: the mean over it is a run's final figure
@@ -51,6 +52,7 @@ def files(finished: Finished) -> Files:
         **{f"{name}.parquet": packed(table(columns)) for name, columns in tables.items()},
         "run.json": encoded(summary(finished)),
         "speed.json": encoded(speed),
+        **finished.export,
     }
 
 
@@ -61,6 +63,7 @@ def write(out: Path, files: Files) -> None:
     try:
         beside.chmod(0o755)
         for name, data in files.items():
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
             durable.write(beside / name, data)
         if out.exists():
             shutil.rmtree(out)
@@ -92,8 +95,8 @@ def summary(finished: Finished) -> dict[str, Any]:
         "release": __version__,
         "scenario": described(scenario),
         "silos": len(scenario.profiles()),
-        "virtual_seconds": min(finished.server.now, seconds(scenario.horizon)),
-        "jobs": [_job(finished, job) for job in finished.server.jobs.values()],
+        "virtual_seconds": min(finished.until, seconds(scenario.horizon)),
+        "jobs": [_job(finished, outcome) for outcome in finished.outcomes],
     }
 
 
@@ -103,25 +106,27 @@ def described(scenario: Scenario) -> dict[str, Any]:
     return scenario.model_dump(mode="json", by_alias=True, exclude=places)
 
 
-def _job(finished: Finished, job: Job) -> dict[str, Any]:
-    updates, versions = _of(finished.rows.updates, job.id), _of(finished.rows.versions, job.id)
-    outcomes = [row["outcome"] for row in updates]
+def _job(finished: Finished, outcome: Outcome) -> dict[str, Any]:
+    updates, versions = _of(finished.rows.updates, outcome.job), _of(finished.rows.versions, outcome.job)
+    ends = [row["outcome"] for row in updates]
     merged = [row["staleness"] for row in updates if row["outcome"] == "merged"]
     return {
-        "job": job.id,
-        "terms_sha256": job.digest,
-        "file": job.terms.file.model_dump(mode="json"),
-        "file_bytes": job.manifest.file_bytes,
-        "strategy": job.terms.file.aggregation.strategy,
-        "status": job.status,
-        "ended_at": job.ended_at,
+        "job": outcome.job,
+        "terms_sha256": outcome.terms.digest(),
+        "file": outcome.terms.file.model_dump(mode="json"),
+        "file_bytes": outcome.file_bytes,
+        "strategy": outcome.terms.file.aggregation.strategy,
+        "status": outcome.status,
+        "ended_at": outcome.ended_at,
         "versions": len(versions),
-        "updates": {name: outcomes.count(name) for name in ("merged", "refused", "retired", "waiting")},
+        "updates": {name: ends.count(name) for name in ("merged", "refused", "retired", "waiting")},
         "staleness": {"mean": fmean(merged), "most": max(merged)} if merged else None,
-        "bytes_up": len(updates) * job.manifest.file_bytes,
-        "bytes_down": len(updates) * job.manifest.file_bytes,
-        "parameters_sha256": job.newest.parameters.digest(),
-        "final": final(_of(finished.rows.metrics, job.id), seconds(finished.scenario.horizon), job.ended_at),
+        "bytes_up": len(updates) * outcome.file_bytes,
+        "bytes_down": len(updates) * outcome.file_bytes,
+        "parameters_sha256": outcome.parameters_sha256,
+        "final": final(
+            _of(finished.rows.metrics, outcome.job), seconds(finished.scenario.horizon), outcome.ended_at
+        ),
     }
 
 

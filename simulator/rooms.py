@@ -41,7 +41,7 @@ from server.state import records
 from server.state.writer import Logged
 from server.step import Step
 from simulator.chance import generator
-from simulator.engine import START, Task, Trained
+from simulator.engine import START, Outcome, Task, Trained
 from simulator.flat import Flat, read
 from simulator.memory import Planned
 from simulator.rows import Rows
@@ -84,6 +84,7 @@ class Rooms:
         self._names: dict[str, str] = {}  # job ids → names
         self._heads: dict[str, int] = {}
         self._status: dict[str, str] = {}
+        self._ended: dict[str, float] = {}
         self._read: OrderedDict[tuple[str, int], Flat] = OrderedDict()
         world = World(lambda: START + self.now, self._entropy)
         self.directory = folder / "server"
@@ -135,6 +136,19 @@ class Rooms:
 
     def status(self, job: str) -> str:
         return self._status[job]
+
+    def outcomes(self) -> list[Outcome]:
+        return [
+            Outcome(
+                job=name,
+                terms=held.planned.terms,
+                file_bytes=held.planned.manifest.file_bytes,
+                status=self._status[name],
+                ended_at=self._ended.get(name),
+                parameters_sha256=self.parameters(name, self._heads[name]).digest(),
+            )
+            for name, held in self._jobs.items()
+        ]
 
     def parameters(self, job: str, version: int) -> Flat:
         key = job, version
@@ -268,7 +282,7 @@ class Rooms:
             "paused",
             "aborted",
         ):
-            self._status[job] = entry.type.removeprefix("job.")
+            self._status[job], self._ended[job] = entry.type.removeprefix("job."), self.now
 
     def _proven(self, receipt: Receipt, kind: str) -> Entry:
         """As an agent: nothing counts that the log does not prove."""

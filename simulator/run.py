@@ -13,7 +13,7 @@ from anabranch.wire.canonical import sha256
 from silo_agent.training.archive import pack
 from silo_agent.training.task import load_task
 from simulator.dealing import deal
-from simulator.engine import Run, Trained, Trainer, silo_names
+from simulator.engine import Outcome, Run, Trained, Trainer, silo_names
 from simulator.flat import Flat
 from simulator.memory import Memory, Planned
 from simulator.rows import Rows
@@ -22,6 +22,7 @@ from simulator.trainers import SyntheticTrainer
 
 if TYPE_CHECKING:
     from simulator.managed import ManagedTrainer
+    from simulator.rooms import Rooms
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,11 @@ class Trainers:
 @dataclass(frozen=True)
 class Finished:
     scenario: Scenario
-    server: Memory
+    until: float  # virtual seconds
+    outcomes: Sequence[Outcome]
     rows: Rows
     seconds: float  # of this machine, preparation left out
+    export: Mapping[str, bytes]  # of the audit log, by path; empty where none was kept
 
 
 def play(
@@ -68,11 +71,30 @@ def play(
     with tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
         prepared = [_prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
         trainers = Trainers({planned.name: trainer for planned, trainer in prepared})
+        planned, silos, rows = [one for one, _ in prepared], silo_names(scenario), Rows()
+        server: Memory | Rooms
+        if scenario.log:
+            from simulator import rooms  # the whole server is loaded by who asks for it
+
+            server = rooms.Rooms(planned, silos, rows, Path(scratch), scenario.seed)
+        else:
+            server = Memory(planned, silos, rows)
         began = time.perf_counter()
-        rows = Rows()
-        server = Memory([planned for planned, _ in prepared], silo_names(scenario), rows)
-        Run(scenario, server, trainers, rows, told).play()
-        return Finished(scenario, server, rows, time.perf_counter() - began)
+        run = Run(scenario, server, trainers, rows, told).play()
+        took = time.perf_counter() - began
+        export: dict[str, bytes] = {} if isinstance(server, Memory) else _exported(server, Path(scratch))
+        return Finished(scenario, run.now, server.outcomes(), rows, took, export)
+
+
+def _exported(server: "Rooms", scratch: Path) -> dict[str, bytes]:
+    """The files of the audit export. The server is closed afterwards, but for reading what it holds."""
+    server.export(scratch / "export")
+    server.close()
+    return {
+        str(path.relative_to(scratch)): path.read_bytes()
+        for path in sorted((scratch / "export").rglob("*"))
+        if path.is_file()
+    }
 
 
 def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Trainer]:

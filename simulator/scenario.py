@@ -163,6 +163,9 @@ class Synthetic(BaseModel, extra="forbid", frozen=True):
 class Scenario(BaseModel, extra="forbid", frozen=True):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     horizon: Span
+    log: bool = (
+        False  # the server's own rooms, with signatures and a log that is exported: slower, the same run
+    )
     aggregation_seconds: float = Field(default=0.0, ge=0, le=1e6)  # the server's, for each version
     delays: Literal["revive-default", "revive-shifted"] | None = None  # `silos` then gives numbers only
     silos: tuple[Group, ...] = ()

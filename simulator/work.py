@@ -3,6 +3,7 @@
 Whoever computes, a run comes back as the bytes of its files.
 """
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -16,6 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import structlog
 
 from anabranch.errors import AnabranchError, Reason, Refused, Unavailable
 from silo_agent.training.task import Garbage
@@ -114,6 +117,7 @@ _shared: dict[str, Any] = {}  # of a process that makes runs
 
 
 def _begin(news: "multiprocessing.Queue[tuple[int, float]]", stop: Any) -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # rows say it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of the terminal; the parent decides
     news.cancel_join_thread()  # words about progress keep nobody from ending
     _shared.update(news=news, stop=stop)

@@ -1,6 +1,7 @@
 """Runs in virtual time: who waits for whom, when, and the same every time."""
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,15 @@ from anabranch.wire.canonical import sha256
 from simulator.engine import Run, silo_names
 from simulator.memory import Memory, Planned
 from simulator.rows import Rows
-from simulator.run import Finished
 from simulator.scenario import Scenario
 from simulator.trainers import SyntheticTrainer
+
+
+@dataclass(frozen=True)
+class Played:
+    server: Memory
+    rows: Rows
+
 
 JOB = '[job]\nname = "vector"\ntask = "task.py:Vector"\n[evaluation]\nevery = {every}\n[stop]\nversions = {versions}\n'
 
@@ -31,7 +38,7 @@ def played(
     seed: int = 0,
     names: tuple[str, ...] = ("vector",),
     **scenario: Any,
-) -> Finished:
+) -> Played:
     settings = Scenario.model_validate(
         {"seed": seed, "horizon": horizon, "silos": groups, "synthetic": {"parameters": 50}, **scenario}
     )
@@ -51,10 +58,10 @@ def played(
     rows = Rows()
     server = Memory(jobs, silo_names(settings), rows)
     Run(settings, server, trainer, rows).play()
-    return Finished(settings, server, rows, 0.0)
+    return Played(server, rows)
 
 
-def of_silo(run: Finished, silo: int) -> list[dict[str, Any]]:
+def of_silo(run: Played, silo: int) -> list[dict[str, Any]]:
     columns = run.rows.updates
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     return [row for row in rows if row["silo"] == f"silo-{silo:05}"]

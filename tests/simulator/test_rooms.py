@@ -9,11 +9,14 @@ from anabranch.terms import JobTerms, parse_job_file
 from anabranch.wire.canonical import sha256
 from auditor.export import Export
 from auditor.pin import pin
+from auditor.replay import replay
 from auditor.verify import verify
 from simulator.engine import Run, silo_names
 from simulator.memory import Memory, Planned
+from simulator.results import files, write
 from simulator.rooms import Rooms
 from simulator.rows import Rows
+from simulator.run import Told, play
 from simulator.scenario import Scenario
 from simulator.trainers import SyntheticTrainer
 
@@ -96,3 +99,19 @@ def test_two_jobs_on_both_servers(tmp_path: Path) -> None:
     rooms.close()
     assert full.updates == light.updates
     assert full.versions == light.versions
+
+
+def test_a_simulation_with_its_log_is_exported_verified_and_replayed(tmp_path: Path) -> None:
+    text = '[job]\nname = "vector"\ntask = "task.py:Vector"\n[stop]\nversions = 12\n'
+    told = Told(parse_job_file(text + '[aggregation]\nstrategy = "ca2fl"\nbuffer = 2\n'), tmp_path)
+    light, full = (files(play([told], scenario(log=kept))) for kept in (False, True))
+    assert not any(name.startswith("export/") for name in light)
+    tables = [name for name in light if name.endswith(".parquet")]
+    assert [full[name] for name in tables] == [light[name] for name in tables]
+    write(tmp_path / "seed-3", full)
+    exported = Export(tmp_path / "seed-3" / "export")
+    checked = verify(exported, pin(exported, None))
+    assert checked.report.verified
+    done = replay(exported, checked.history)
+    assert done.ok
+    assert done.exact == 12
