@@ -98,7 +98,7 @@ def read_comparison(path: Path) -> Comparison:
     try:
         found = Comparison.model_validate(tomllib.loads(path.read_text("utf-8")))
     except FileNotFoundError as error:
-        raise Refused(Reason.MALFORMED, f"there is no comparison {path}") from error
+        raise Refused(Reason.NOT_FOUND, f"there is no comparison {path}") from error
     except ValidationError as error:
         raise Refused(Reason.MALFORMED, f"{path}: {explain(error)}") from error
     except NOT_TOML as error:

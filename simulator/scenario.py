@@ -221,7 +221,7 @@ def read_scenario(path: Path) -> Scenario:
     try:
         scenario = Scenario.model_validate(tomllib.loads(path.read_text("utf-8")))
     except FileNotFoundError as error:
-        raise Refused(Reason.MALFORMED, f"there is no scenario {path}") from error
+        raise Refused(Reason.NOT_FOUND, f"there is no scenario {path}") from error
     except ValidationError as error:
         raise Refused(Reason.MALFORMED, f"{path}: {explain(error)}") from error
     except NOT_TOML as error:
