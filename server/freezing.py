@@ -9,12 +9,11 @@ from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms
 from server.state import records
-from server.state.tables import decisions, tallies, updates, versions
+from server.state.tables import decisions, updates, versions
 
 _MINE = (updates.c.job == bindparam("job"), updates.c.silo == bindparam("silo"), updates.c.status == "merged")
 _TAKEN = select(updates).where(updates.c.id.in_(bindparam("taken", expanding=True))).order_by(updates.c.entry)
 _DELTA = select(updates.c.delta).where(updates.c.id == bindparam("update"))
-_HAS_MERGED = select(tallies.c.silo).where(tallies.c.job == bindparam("job"), tallies.c.outcome == "merged")
 _NEWEST = select(updates.c.id).where(*_MINE).order_by(updates.c.entry.desc()).limit(1)
 _APPROVED_AT = (  # the head when the silo last approved
     select(func.max(versions.c.number))
