@@ -34,7 +34,7 @@ _syncs = True
 
 @contextlib.contextmanager
 def forgettable() -> Iterator[None]:
-    """Within, in the whole process, `sync` and `sync_dir` do nothing: for a simulation, whose files nobody needs after it."""
+    """Within, in the whole process, `sync` and `sync_dir` do nothing: for a simulation, whose files nobody needs later."""
     global _syncs
     before, _syncs = _syncs, False
     try:

@@ -1,7 +1,7 @@
-"""The real server in virtual time: its rooms, tables, signatures and log, over a folder in memory where there is one.
+"""The real server in virtual time: its rooms, tables, signatures and log.
 
-Silos enrol, approve, sign, and prove what they are told, as agents do; what is missing is the network between them and
-the threads. The log can be exported afterwards, and an auditor verifies and replays it like any other.
+Silos enrol, approve, sign, and prove what they are told, as agents do; what is missing is the network between them, the
+threads, and waiting for the disk. The log can be exported afterwards, and an auditor verifies and replays it like any other.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from anabranch import __version__
 from anabranch.errors import Misuse, Refused
-from anabranch.terms import seconds
+from anabranch.terms import JobTerms, seconds
 from anabranch.tlog.checkpoint import Checkpoint, open_checkpoint
 from anabranch.tlog.entry import Actor, Entry
 from anabranch.tlog.note import NoteVerifier
@@ -240,7 +241,8 @@ class Rooms:
             row = records.job_row(connection, held.id)
             found = closing_of(connection, row, held.planned.terms, START + self.now)
         if isinstance(found, StillOpen):
-            self.core.aggregation.conclude(held.id)
+            if _may_conclude(row, held.planned.terms):
+                self.core.aggregation.conclude(held.id)
         elif (step := self.core.aggregation.freeze(held.id)) is not None:
             return partial(self._finish, step)
         moments = [found.at if isinstance(found, StillOpen) else None, self._evaluated_by(job)]
@@ -344,6 +346,12 @@ class Rooms:
             release=__version__,
             checkpoint=statements.SeenCheckpoint(size=seen.size, root=seen.root.hex()),
         )
+
+
+def _may_conclude(job: Any, terms: JobTerms) -> bool:
+    """Whether a version of `job` (a row) is due that was not judged, or was the last."""
+    due = due_version(terms, job.head)
+    return due is not None and (due > (job.judged or 0) or job.head >= terms.file.stop.versions)
 
 
 def _enrolled(membership: Membership, name: str) -> Agent:

@@ -21,10 +21,10 @@ Params = dict[str, Any]
 Make = Callable[[Sequence[Any]], Any]
 
 _KEPT = "_plans of the simulation"
+_row: Any = namedtuple  # mypy wants to know the names
 _dialect: Any = sqlite.dialect(paramstyle="qmark")
 _compiled: dict[Any, Any] = {}
 _texts: dict[str, "Shape"] = {}
-
 
 # One process and one thread have the file, and nobody needs it once that process has died.
 ALONE = ("locking_mode=EXCLUSIVE", "journal_mode=MEMORY", "synchronous=OFF", "foreign_keys=ON")
@@ -171,7 +171,7 @@ class Shape:
     def of(self, cursor: sqlite3.Cursor) -> Make:
         if self.make is None:
             names = [column[0] for column in cursor.description]
-            self.make = namedtuple("Row", names, rename=True)._make  # type: ignore[misc]
+            self.make = _row("Row", names, rename=True)._make
         return self.make
 
 
@@ -242,7 +242,9 @@ class Plan(Shape):
             return self._compiled.string, [values[name] for name in self._compiled.positiontup or ()]
         sizes = tuple(len(values[name]) for name in self._lists)
         if sizes not in self._expanded:
-            made = self._compiled._process_parameters_for_postcompile(dict(values))  # it takes out what it expands
+            made = self._compiled._process_parameters_for_postcompile(
+                dict(values)
+            )  # it takes out what it expands
             self._expanded[sizes] = made.statement, made.positiontup
         sql, order = self._expanded[sizes]
         each = {f"{name}_{place}": one for name in self._lists for place, one in enumerate(values[name], 1)}
