@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from anabranch.errors import Unavailable
@@ -27,6 +28,19 @@ if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 StrPath = str | os.PathLike[str]
+
+_syncs = True
+
+
+@contextlib.contextmanager
+def forgettable() -> Iterator[None]:
+    """Within, in the whole process, `sync` and `sync_dir` do nothing: for a simulation, whose files nobody needs later."""
+    global _syncs
+    before, _syncs = _syncs, False
+    try:
+        yield
+    finally:
+        _syncs = before
 
 
 def write(path: StrPath, data: bytes, mode: int = 0o644) -> None:
@@ -82,7 +96,8 @@ def remove(path: StrPath) -> None:
 
 def sync(fd: int) -> None:
     """Put the bytes of an open file on stable storage (fdatasync: with its size, without its times)."""
-    os.fdatasync(fd)
+    if _syncs:
+        os.fdatasync(fd)
 
 
 def reserve(fd: int, size: int) -> None:
@@ -109,6 +124,8 @@ def begin_sync(fd: int, offset: int, size: int) -> None:
 
 def sync_dir(path: StrPath) -> None:
     """Put the names in the directory `path` on stable storage."""
+    if not _syncs:
+        return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -43,7 +43,7 @@ IDLE = 1.0  # seconds between looks at the clock when nothing arrives
 
 _FROZEN = select(steps).where(steps.c.job == bindparam("job"), steps.c.status == "frozen")
 _WAITING = (
-    select(updates)
+    select(updates.c.id, updates.c.silo, updates.c.base, updates.c.received_at)
     .where(updates.c.job == bindparam("job"), updates.c.status == "received")
     .order_by(updates.c.entry)
 )
@@ -142,8 +142,12 @@ class Aggregation:
         """Transaction 1, or the step a crash interrupted before its second. Without one a job that is over is concluded."""
         frozen = self._open_step(job) or self._writer.run(lambda tx: self._freeze(tx, job), "freeze").value
         if frozen is None:
-            self._writer.run(lambda tx: lifecycle.conclude(tx, self._observer, job), "conclude")
+            self.conclude(job)
         return frozen
+
+    def conclude(self, job: str) -> None:
+        """What `freeze` does where nothing closes."""
+        self._writer.run(lambda tx: lifecycle.conclude(tx, self._observer, job), "conclude")
 
     def finish(self, frozen: Step) -> bool:
         """Compute, store, and transaction 2; True when the version was published."""
@@ -350,8 +354,7 @@ def _further(term: Term) -> dict[str, Any]:
 
 def closing_of(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:
     """Whether the buffer of `job` (a row) closes now, and with what; or when to look again."""
-    received = connection.execute(_WAITING, {"job": job.id})
-    waiting = [Waiting(row.id, row.silo, row.base, row.received_at) for row in received]
+    waiting = [Waiting(*row) for row in connection.execute(_WAITING, {"job": job.id})]
     head = records.version_row(connection, job.id, job.head)
     since = max(head.published_at, job.resumed_at or 0.0)  # a round does not run out while the job is paused
     return close(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 import anabranch
 from anabranch.errors import Conflict, Corrupt
@@ -33,7 +33,7 @@ from server.jobs import Jobs
 from server.retention import Retention, sweep
 from server.scheduling import Scheduling
 from server.state import records
-from server.state.database import Reader, damage, migrate, open_engine, open_reader
+from server.state.database import Reader, damage, migrate, open_engine
 from server.state.tables import steps, updates
 from server.state.writer import Transaction, Watcher, Writer, raise_epoch
 from server.status import Presence
@@ -41,11 +41,12 @@ from server.status import Presence
 
 @dataclass(frozen=True)
 class World:
-    """Time, chance and faults: everything a test may replace."""
+    """Time, chance, faults and the road to the database: everything a test or a simulation may replace."""
 
     clock: Callable[[], float]  # unix seconds
     entropy: Callable[[int], bytes]
     reached: Reached = nothing
+    open_engine: Callable[[Path, str], Engine] = open_engine
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,10 @@ def _open(
     state = directory / "state"
     migrate(state / "state.db")
     register = CheckpointRegister(state / "checkpoint")
-    reader = open_reader(state / "state.db")
+    reader = Reader(world.open_engine(state / "state.db", "BEGIN"))
     with reader.connect() as connection:
         reconcile(connection, register, NoteVerifier.from_vkey(signer.vkey), origin)
-    engine = open_engine(state / "state.db", "BEGIN IMMEDIATE")
+    engine = world.open_engine(state / "state.db", "BEGIN IMMEDIATE")
     epoch = raise_epoch(engine)
     blobs = BlobStore(directory / "blobs")
     blobs.prepare()

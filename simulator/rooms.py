@@ -1,24 +1,23 @@
-"""The real server in virtual time: its rooms, tables, signatures and log, over a folder in memory where there is one.
+"""The real server in virtual time: its rooms, tables, signatures and log.
 
-Silos enrol, approve, sign, and prove what they are told, as agents do; what is missing is the network between them and
-the threads. The log can be exported afterwards, and an auditor verifies and replays it like any other.
+Silos enrol, approve, sign, and prove what they are told, as agents do; what is missing is the network between them, the
+threads, and waiting for the disk. The log can be exported afterwards, and an auditor verifies and replays it like any other.
 """
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection
 
 from anabranch import __version__
 from anabranch.errors import Misuse, Refused
-from anabranch.terms import seconds
-from anabranch.tlog.checkpoint import open_checkpoint
+from anabranch.terms import JobTerms, seconds
+from anabranch.tlog.checkpoint import Checkpoint, open_checkpoint
 from anabranch.tlog.entry import Actor, Entry
 from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.receipt import Receipt, verify_receipt
@@ -40,6 +39,7 @@ from server.startup import World
 from server.state import records
 from server.state.writer import Logged
 from server.step import Step
+from simulator import sqlite
 from simulator.chance import generator
 from simulator.engine import START, Outcome, Task, Trained
 from simulator.flat import Flat, read
@@ -68,6 +68,7 @@ class Held:
 
     id: str
     planned: Planned
+    digest: str  # of its terms
 
 
 class Rooms:
@@ -83,19 +84,23 @@ class Rooms:
         self._jobs: dict[str, Held] = {}
         self._names: dict[str, str] = {}  # job ids → names
         self._heads: dict[str, int] = {}
+        self._digests: dict[tuple[str | None, int], str] = {}  # of versions, by the id of their job
+        self._seen: tuple[str, Checkpoint] | None = None  # the note that was verified last, and what it says
         self._status: dict[str, str] = {}
         self._ended: dict[str, float] = {}
         self._read: OrderedDict[tuple[str, int], Flat] = OrderedDict()
-        world = World(lambda: START + self.now, self._entropy)
         self.directory = folder / "server"
         self._config = new_config(FEDERATION, "localhost", 7443, 7444, 7445)
+        world = World(lambda: START + self.now, self._entropy)
         self._info = setup.create_federation(self.directory, self._config, world)
         self._verifier = NoteVerifier.from_vkey(self._info.log_vkey)
+        store: Any = sqlite.Alone(self.directory / "state" / "state.db")
+        world = replace(world, open_engine=lambda path, begin: store)
         sessions = Sessions(world.clock)
         self.core, authority = setup.open_federation(
             self.directory, self._config, sessions, world, self._watch
         )
-        self.core.writer.start()  # aggregation has no thread here: the run says when
+        self.core.writer.start_inline()  # nor has aggregation a thread here: the run says when
         membership = setup.open_membership(
             self.directory,
             self._config,
@@ -153,9 +158,7 @@ class Rooms:
     def parameters(self, job: str, version: int) -> Flat:
         key = job, version
         if key not in self._read:
-            with self.core.reader.connect() as connection:
-                digest = records.version_row(connection, self._jobs[job].id, version).parameters
-            path = self.core.blobs.require(digest)
+            path = self.core.blobs.require(self._digests[self._jobs[job].id, version])
             self._read[key] = read(path, self._jobs[job].planned.manifest)
             if len(self._read) > KEPT:
                 self._read.popitem(last=False)
@@ -223,7 +226,7 @@ class Rooms:
             lease=task.lease,
             nonce=task.nonce,
             version=task.version,
-            view_sha256=self._digest(task),
+            view_sha256=self._digests[held.id, task.version],
             split=task.split,
             metrics={name: canonical.hexfloat(value) for name, value in metrics.items()},
             num_examples=records,
@@ -234,26 +237,28 @@ class Rooms:
 
     def freeze(self, job: str) -> Callable[[], None] | float | None:
         held = self._jobs[job]
-        step = self.core.aggregation.freeze(held.id)
-        if step is not None:
-            return partial(self._finish, step)
         with self.core.reader.connect() as connection:
             row = records.job_row(connection, held.id)
             found = closing_of(connection, row, held.planned.terms, START + self.now)
-            moments = [
-                found.at if isinstance(found, StillOpen) else None,
-                self._evaluated_by(connection, row),
-            ]
+        if isinstance(found, StillOpen):
+            if _may_conclude(row, held.planned.terms):
+                self.core.aggregation.conclude(held.id)
+        elif (step := self.core.aggregation.freeze(held.id)) is not None:
+            return partial(self._finish, step)
+        moments = [found.at if isinstance(found, StillOpen) else None, self._evaluated_by(job)]
         return min((at - START for at in moments if at is not None), default=None)
 
-    def _evaluated_by(self, connection: Connection, job: Any) -> float | None:
-        """When the newest due version of `job` (a row) is waited for no longer, in unix seconds."""
-        terms = self._jobs[self._names[job.id]].planned.terms
-        due = due_version(terms, job.head)
-        if job.status != "running" or due is None or due <= (job.judged or 0):
+    def _evaluated_by(self, job: str) -> float | None:
+        """When the newest due version is waited for no longer, in unix seconds."""
+        held = self._jobs[job]
+        due = due_version(held.planned.terms, self._heads[job])
+        if self._status[job] != "running" or due is None:
             return None
-        published = records.version_row(connection, job.id, due).published_at
-        at = float(published) + seconds(terms.file.aggregation.max_wait)
+        with self.core.reader.connect() as connection:
+            if due <= (records.job_row(connection, held.id).judged or 0):
+                return None
+            published = records.version_row(connection, held.id, due).published_at
+        at = float(published) + seconds(held.planned.terms.file.aggregation.max_wait)
         return at if at > START + self.now else None
 
     def _finish(self, step: Step) -> None:
@@ -277,6 +282,7 @@ class Rooms:
             )
         elif entry.type == "model.published":
             self._heads[job] = detail["version"]
+            self._digests[entry.job, detail["version"]] = detail["parameters_sha256"]
         elif entry.type.startswith("job.") and entry.type.removeprefix("job.") in (
             "completed",
             "paused",
@@ -286,7 +292,8 @@ class Rooms:
 
     def _proven(self, receipt: Receipt, kind: str) -> Entry:
         """As an agent: nothing counts that the log does not prove."""
-        entry, _ = verify_receipt(receipt, self._verifier, self._config.log_origin)
+        entry, checkpoint = verify_receipt(receipt, self._verifier, self._config.log_origin)
+        self._seen = receipt.checkpoint, checkpoint
         if entry.type != kind:
             raise Misuse(f"the receipt is for {entry.type}, not {kind}")
         return entry
@@ -297,7 +304,7 @@ class Rooms:
         initial.write_bytes(planned.initial.encode())
         terms, manifest = planned.terms.encode(), planned.manifest.encode()
         job, _ = room.submit(OWNER, terms, manifest, planned.archive, initial)
-        self._jobs[planned.name], self._names[job] = Held(job, planned), planned.name
+        self._jobs[planned.name], self._names[job] = Held(job, planned, planned.terms.digest()), planned.name
         self._heads[planned.name], self._status[planned.name] = 0, "running"
         for agent in self._agents.values():
             statement = statements.DecisionStatement(
@@ -311,14 +318,16 @@ class Rooms:
             envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), agent.approver_key)
             room.decide(agent.name, agent.actor, job, envelope.encode())
 
-    def _digest(self, task: Task) -> str:
-        with self.core.reader.connect() as connection:
-            row = records.version_row(connection, self._jobs[task.job].id, task.version)
-        return str(row.parameters)
+    def _newest(self) -> Checkpoint:
+        """What the log says now, verified: mostly it is what was proven last."""
+        note = self.core.log.checkpoint()
+        if self._seen is None or self._seen[0] != note:
+            self._seen = note, open_checkpoint(note, self._verifier, self._config.log_origin)
+        return self._seen[1]
 
     def _statement(self, held: Held, task: Task, data: bytes, trained: Trained) -> statements.UpdateStatement:
         terms = held.planned.terms
-        seen = open_checkpoint(self.core.log.checkpoint(), self._verifier, self._config.log_origin)
+        seen = self._newest()
         return statements.UpdateStatement(
             update=task.lease,
             federation=FEDERATION,
@@ -327,16 +336,22 @@ class Rooms:
             nonce=task.nonce,
             sequence=int(task.issued_at * 1000),
             base_version=task.version,
-            base_sha256=self._digest(task),
+            base_sha256=self._digests[held.id, task.version],
             delta_sha256=hashlib.sha256(data).hexdigest(),
             bytes=len(data),
-            terms_sha256=terms.digest(),
+            terms_sha256=held.digest,
             manifest_sha256=terms.manifest_sha256,
             num_examples=trained.examples if terms.file.silos.weighting == "examples" else None,
             steps=task.steps,
             release=__version__,
             checkpoint=statements.SeenCheckpoint(size=seen.size, root=seen.root.hex()),
         )
+
+
+def _may_conclude(job: Any, terms: JobTerms) -> bool:
+    """Whether a version of `job` (a row) is due that was not judged, or was the last."""
+    due = due_version(terms, job.head)
+    return due is not None and (due > (job.judged or 0) or job.head >= terms.file.stop.versions)
 
 
 def _enrolled(membership: Membership, name: str) -> Agent:

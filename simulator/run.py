@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anabranch import durable
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobFile, JobTerms
 from anabranch.wire.canonical import sha256
@@ -68,7 +69,8 @@ def play(
     names = [job.file.job.name for job in jobs]
     if len(set(names)) != len(names):
         raise Refused(Reason.MALFORMED, f"jobs that run together need different names: {', '.join(names)}")
-    with tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
+    # Nobody waits for a disk in virtual time, and nobody goes on where a run that was killed stood.
+    with durable.forgettable(), tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
         prepared = [_prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
         trainers = Trainers({planned.name: trainer for planned, trainer in prepared})
         planned, silos, rows = [one for one, _ in prepared], silo_names(scenario), Rows()

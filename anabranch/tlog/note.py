@@ -8,6 +8,7 @@ spoils the note. Parsing is strict: one spelling per note, so a note can be comp
 import base64
 import binascii
 import hashlib
+import re
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -19,6 +20,7 @@ MAX_SIGNATURES = 100  # the specification asks for at least 16
 
 _ED25519 = b"\x01"
 _DASH = "\u2014 "
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 
 
 class NoteSigner:
@@ -112,7 +114,7 @@ def is_name(name: str) -> bool:
     """Whether a note can carry this key name (and a checkpoint this origin): not empty, no white space, no
     plus.
     """
-    return bool(name) and _is_printable(name) and "+" not in name and not any(c.isspace() for c in name)
+    return name.split() == [name] and _is_printable(name) and "+" not in name
 
 
 def decode_base64(text: str, what: str) -> bytes:
@@ -147,4 +149,4 @@ def _is_printable(text: str) -> bool:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return all(c >= " " or c == "\n" for c in text)
+    return _CONTROL.search(text) is None

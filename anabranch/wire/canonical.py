@@ -130,7 +130,10 @@ def _plain(value: Any) -> bool:
     if kind is int:
         return bool(-MAX_INT <= value <= MAX_INT)
     if kind is dict:
-        return all(type(key) is str and key.isascii() and _plain(item) for key, item in value.items())
+        for key, item in value.items():
+            if type(key) is not str or not key.isascii() or not (type(item) is str or _plain(item)):
+                return False
+        return True
     return (kind is list or kind is tuple) and all(map(_plain, value))
 
 

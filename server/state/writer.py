@@ -154,17 +154,23 @@ class Writer:
         self._queue: queue.Queue[_Pending | None] = queue.Queue(QUEUE)
         self._gate = threading.Lock()  # nothing is queued behind the end
         self._stopped = False
+        self._inline = False
         self._failure: AnabranchError | None = None
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
+    def start_inline(self) -> None:
+        """Instead of `start`, where one thread asks for every decision: it commits them itself, one by one."""
+        self._inline = True
+
     def stop(self) -> None:
         with self._gate:
             self._stopped = True
             self._queue.put(None)
-        self._thread.join()
+        if not self._inline:
+            self._thread.join()
         self._engine.dispose()
 
     @property
@@ -180,8 +186,10 @@ class Writer:
                 job.future.set_exception(self._failure)
             elif self._stopped:
                 job.future.set_exception(Unavailable("the server has stopped; ask again when it is back"))
-            else:
+            elif not self._inline:
                 self._queue.put(job)
+        if self._inline and not job.future.done():
+            self._settle([job])
         return job.future
 
     def run(self, decide: Callable[[Transaction], T], label: str = "") -> Committed[T]:
@@ -198,7 +206,11 @@ class Writer:
         with suppress(queue.Empty):
             while len(batch) < BATCH:
                 batch.append(self._queue.get_nowait())
-        jobs = [job for job in batch if job is not None]
+        self._settle([job for job in batch if job is not None])
+        return None not in batch
+
+    def _settle(self, jobs: list[_Pending]) -> None:
+        """Commit them and answer, or tell all of them what failed."""
         try:
             self._commit(jobs)
         except AnabranchError as error:
@@ -212,7 +224,6 @@ class Writer:
         except Exception as error:
             logger.exception("writer failed")
             self._fail(jobs, Misuse(f"the writer met a bug: {type(error).__name__}"))
-        return None not in batch
 
     def _fail(self, jobs: list[_Pending], error: AnabranchError) -> None:
         """Nothing of this batch was acknowledged. Corrupt and Conflict end the writer: another process owns the state."""

@@ -32,6 +32,7 @@ from server.membership import Lifetimes, Membership
 from server.sessions import Sessions
 from server.startup import Core, World, open_core
 from tests.server.harness import Absent, Clock
+from tests.simulation import once
 from tests.simulation.operations import Kill
 
 
@@ -80,7 +81,7 @@ class Machine:
     def start(self) -> None:
         """What `anabranch-server serve` does, but for the ports and the aggregation's own thread. Raises Killed."""
         assert not self.up
-        world = World(self.clock, self._random.randbytes, self._reached)
+        world = World(self.clock, self._random.randbytes, self._reached, once.open_engine)
         config = self._config
         core = open_core(self.directory, config.federation, config.log_origin, self.signer, Absent(), world)
         self.dead, self.up = False, True
@@ -262,7 +263,7 @@ class Machine:
         if self._backup is None or register == self._backup_register:
             return True
         (self._backup / "state" / "checkpoint").write_bytes(register)
-        world = World(self.clock, self._random.randbytes)
+        world = World(self.clock, self._random.randbytes, open_engine=once.open_engine)
         try:
             config = self._config
             open_core(

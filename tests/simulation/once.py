@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Self
 
 import structlog
@@ -18,10 +19,15 @@ from anabranch.tlog.note import NoteVerifier
 from anabranch.wire import canonical, dsse, statements
 from server import inputs, startup
 from server.state import database
-from tests.simulation import sqlite
+from simulator import sqlite
 
 KEPT = 1 << 12
+short = True  # a history that will be audited goes the long way to SQLite, so that both are walked
 QUIET = structlog.make_filtering_bound_logger(50)
+
+
+def open_engine(path: Path, begin: str) -> Any:
+    return sqlite.Engine(path, begin) if short else database.open_engine(path, begin)
 
 
 def prepare() -> None:
@@ -45,8 +51,6 @@ def prepare() -> None:
     migrate = startup.migrate  # every database here is a copy of one that was migrated
     _put(startup, "migrate", lambda path: None if path.exists() else migrate(path))
     _put(database, "create_engine", _compile_once(database.create_engine))
-    _put(startup, "open_engine", sqlite.open_engine)
-    _put(startup, "open_reader", lambda path: database.Reader(sqlite.open_engine(path, "BEGIN")))
     _put(inputs, "ThreadPoolExecutor", Inline)
 
 

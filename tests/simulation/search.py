@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.simulation import sqlite
+from tests.simulation import once
 from tests.simulation.drawing import draw
 from tests.simulation.invariants import Broken
 from tests.simulation.operations import Operation
@@ -74,7 +74,7 @@ class Simulator:
 
     def run(self, seed: int, sequence: Sequence[Operation], audit: bool = True) -> Tally:
         """Raises Broken."""
-        sqlite.short = not audit
+        once.short = not audit
         federation = simulate(sequence, seed, self.scratch / "made", self.scratch, self._versions, audit)
         return Tally(
             runs=1,

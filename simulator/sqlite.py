@@ -20,15 +20,14 @@ from server.state import database
 Params = dict[str, Any]
 Make = Callable[[Sequence[Any]], Any]
 
-short = True  # a history that will be audited goes the long way, so that both are walked
 _KEPT = "_plans of the simulation"
+_row: Any = namedtuple  # mypy wants to know the names
 _dialect: Any = sqlite.dialect(paramstyle="qmark")
 _compiled: dict[Any, Any] = {}
 _texts: dict[str, "Shape"] = {}
 
-
-def open_engine(path: Path, begin: str) -> Any:
-    return Engine(path, begin) if short else database.open_engine(path, begin)
+# One process and one thread have the file, and nobody needs it once that process has died.
+ALONE = ("locking_mode=EXCLUSIVE", "journal_mode=MEMORY", "synchronous=OFF", "foreign_keys=ON")
 
 
 class Engine:
@@ -40,7 +39,8 @@ class Engine:
 
     def connect(self) -> "Connection":
         """What was not committed when its block is left is rolled back."""
-        return Connection(self._idle.pop() if self._idle else self._open(), self._begin, self._idle.append)
+        raw = self._idle.pop() if self._idle else _open(self._path, database.PRAGMAS)
+        return Connection(raw, self._begin, self._leave)
 
     @contextmanager
     def begin(self) -> Iterator["Connection"]:
@@ -53,31 +53,69 @@ class Engine:
         while self._idle:
             self._idle.pop().close()
 
-    def _open(self) -> sqlite3.Connection:
-        raw = sqlite3.connect(
-            self._path, timeout=30, isolation_level=None, check_same_thread=False, cached_statements=512
-        )
-        for pragma in database.PRAGMAS:
-            raw.execute(f"PRAGMA {pragma}")
-        return raw
+    def _leave(self, raw: sqlite3.Connection) -> None:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        self._idle.append(raw)
+
+
+class Alone:
+    """The readers and the writer of one file by turns on one connection, which then locks and syncs nothing.
+
+    Only for one thread, and for a file that nobody needs after its process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._raw: sqlite3.Connection | None = None
+
+    def connect(self) -> "Connection":
+        """A reader: it has no transaction of its own, and sees what was written last."""
+        if self._raw is None:
+            self._raw = _open(self._path, ALONE)
+        return Connection(self._raw, "", lambda raw: None)
+
+    @contextmanager
+    def begin(self) -> Iterator["Connection"]:
+        connection = self.connect()
+        connection.run("BEGIN", ())
+        try:
+            yield connection
+        except BaseException:
+            connection.run("ROLLBACK", ())
+            raise
+        connection.run("COMMIT", ())
+
+    def dispose(self) -> None:
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
+
+
+def _open(path: Path, pragmas: Sequence[str]) -> sqlite3.Connection:
+    raw = sqlite3.connect(
+        path, timeout=30, isolation_level=None, check_same_thread=False, cached_statements=512
+    )
+    for pragma in pragmas:
+        raw.execute(f"PRAGMA {pragma}")
+    return raw
 
 
 class Connection:
     def __init__(
         self, raw: sqlite3.Connection, begin: str, leave: Callable[[sqlite3.Connection], None]
     ) -> None:
+        """`begin`: how a transaction opens with the first statement; "" when none does."""
         self._raw, self._begin, self._leave = raw, begin, leave
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._raw.in_transaction:
-            self._raw.execute("ROLLBACK")
         self._leave(self._raw)
 
     def open(self) -> None:
-        if not self._raw.in_transaction:
+        if self._begin and not self._raw.in_transaction:
             self.run(self._begin, ())
 
     def execute(self, statement: Any, params: Params | Sequence[Params] | None = None) -> "Result":
@@ -133,12 +171,12 @@ class Shape:
     def of(self, cursor: sqlite3.Cursor) -> Make:
         if self.make is None:
             names = [column[0] for column in cursor.description]
-            self.make = namedtuple("Row", names, rename=True)._make  # type: ignore[misc]
+            self.make = _row("Row", names, rename=True)._make
         return self.make
 
 
 class Result:
-    """No cursor stays open: a room takes all of it, or its first row, and leaves it."""
+    """A room takes all of it, or its first row, and leaves it; only a walk through it leaves the cursor open meanwhile."""
 
     def __init__(self, cursor: sqlite3.Cursor, shape: Shape) -> None:
         self._cursor, self._shape = cursor, shape
@@ -152,7 +190,7 @@ class Result:
         return list(map(self._shape.of(self._cursor), rows)) if rows else []
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.all())
+        return map(self._shape.of(self._cursor), self._cursor)
 
     def first(self) -> Any:
         row = self._first()
@@ -188,23 +226,29 @@ class Plan(Shape):
     """A compiled statement, with the values that stand in it."""
 
     def __init__(self, compiled: Any, given: Any, collected: Any, names: tuple[str, ...]) -> None:
-        self._compiled, self._sql = compiled, compiled.string
-        self._order: Sequence[str] = compiled.positiontup or ()
-        self._expands = bool(compiled.literal_execute_params or compiled.post_compile_params)
+        self._compiled = compiled
+        self._lists: Sequence[str] = [compiled.bind_names[bind] for bind in compiled.post_compile_params]
         values = compiled.construct_params(
             extracted_parameters=given, escape_names=False, _collected_params=collected, _check=False
         )
         for column in compiled.insert_prefetch or ():
             values[column.key] = column.default.arg
         self._values = {name: value for name, value in values.items() if name not in names}
+        self._expanded: dict[tuple[int, ...], tuple[str, Sequence[str]]] = {}
 
     def bind(self, params: Params) -> tuple[str, Sequence[Any]]:
         values = self._values | params if self._values else params
-        if self._expands:
-            expanded = self._compiled._process_parameters_for_postcompile(values)
-            values = values | expanded.parameters
-            return expanded.statement, [values[name] for name in expanded.positiontup]
-        return self._sql, [values[name] for name in self._order]
+        if not self._lists:
+            return self._compiled.string, [values[name] for name in self._compiled.positiontup or ()]
+        sizes = tuple(len(values[name]) for name in self._lists)
+        if sizes not in self._expanded:
+            made = self._compiled._process_parameters_for_postcompile(
+                dict(values)
+            )  # it takes out what it expands
+            self._expanded[sizes] = made.statement, made.positiontup
+        sql, order = self._expanded[sizes]
+        each = {f"{name}_{place}": one for name in self._lists for place, one in enumerate(values[name], 1)}
+        return sql, [each[name] if name in each else values[name] for name in order]
 
 
 def _plan(statement: Any, names: tuple[str, ...], many: bool) -> Plan:
