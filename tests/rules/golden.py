@@ -62,6 +62,10 @@ CASES = {
         ),
         "equal",
     ),
+    "fedcompass-root-sgd": (
+        Aggregation(strategy="fedcompass", local_steps_min=4, staleness_exponent=0.5),
+        "equal",
+    ),
     "fedfix-sgd": (Aggregation(strategy="fedfix", interval="10m", min_arrival=0.4), "equal"),
 }
 
