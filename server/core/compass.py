@@ -1,6 +1,6 @@
 """fedcompass: how many steps a silo makes next, so that silos of different speed arrive together; when they are merged.
 
-    speed    seconds of a step: elapsed / steps of a silo's first update, then (1 - NEWEST) * speed + NEWEST * elapsed / steps
+    speed    seconds of a step: elapsed / steps of a silo's first update; then (1 - NEWEST) * speed + NEWEST * (the same)
     join     the arrival group that leaves the most steps, floor((expected - now) / speed) of them, within the terms' bounds
     found    otherwise: as many steps as let the silo meet the fastest of a group when that one is done once more,
              floor((latest + most * fastest - now) / speed); as many as the terms allow where there is nobody to meet

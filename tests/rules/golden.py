@@ -76,6 +76,7 @@ FILES = {  # what `Made` makes of each
     Snapshot(9): 0,
     **{Delta(f"u{i}"): i + 1 for i in range(3)},
     Snapshot(2): 4,
+    Snapshot(7): 7,
     Delta("old-1"): 5,
     Delta("old-3"): 6,
 }
