@@ -30,6 +30,8 @@ NOT_TOML = (ValueError, RecursionError)  # what `tomllib` raises; not all of it 
 FAULTS = 20  # of one document are explained
 FAULT = 300  # characters of each
 
+Strategy = Literal["fedavg", "fedbuff", "fedasync", "afl-dw", "ca2fl", "fedfix", "fedcompass"]
+
 # Keys that only some strategies or server optimizers read. Standing at their default they say nothing, so they may.
 READ_BY: Mapping[str, tuple[str, ...]] = {
     "buffer": ("fedbuff", "ca2fl"),
@@ -127,7 +129,7 @@ class Optimizer(BaseModel, extra="forbid", frozen=True):
 
 
 class Training(BaseModel, extra="forbid", frozen=True):
-    local_steps: int = Field(default=20, ge=1, le=2**31 - 1)
+    local_steps: int = Field(default=20, ge=1, le=2**31 - 1)  # of a task; with fedcompass the most
     batch_size: int = Field(default=32, ge=1, le=2**31 - 1)
     optimizer: Optimizer = Optimizer()
     proximal: float | None = Field(
@@ -195,7 +197,7 @@ class Hinge(BaseModel, extra="forbid", frozen=True):
 class Aggregation(BaseModel, extra="forbid", frozen=True):
     """From updates to a version; formulas in `anabranch.rules`, each key explained in docs/strategies.md."""
 
-    strategy: Literal["fedavg", "fedbuff", "fedasync", "afl-dw", "ca2fl", "fedfix", "fedcompass"] = "fedbuff"
+    strategy: Strategy = "fedbuff"
     buffer: int = Field(default=2, ge=1, le=100)  # updates per version
     max_wait: str = "10m"  # closes a buffer (or a fedavg round) that would stall
     staleness_exponent: float = Field(default=0.0, ge=0, le=1)  # weight (1+staleness)^-a; 0 switches it off
@@ -276,6 +278,12 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
     evaluation: Evaluation = Evaluation()
     stop: Stop = Stop()
     retention: Retention = Retention()
+
+    @property
+    def steps(self) -> str:
+        """Of a task, in words; with fedcompass the server chooses, within these bounds."""
+        least, most = self.aggregation.local_steps_min, self.training.local_steps
+        return str(most) if least is None else f"{least} to {most}"
 
     @model_validator(mode="after")
     def _durations_parse(self) -> "JobFile":
