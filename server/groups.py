@@ -12,17 +12,13 @@ from server.core.compass import Arrived, Booking, Member
 from server.state import records
 from server.state.tables import leases, updates
 
+# Found by status and sorted here: what these read must not grow with a job's history.
 _MEMBER = (leases.c.silo, leases.c.arrival_group, leases.c.expected, leases.c.deadline, leases.c.step_seconds)
-_AT_WORK = (
-    select(*_MEMBER)
-    .where(leases.c.job == bindparam("job"), leases.c.status == "open", leases.c.kind == "train")
-    .order_by(leases.c.entry)
-)
+_AT_WORK = select(leases.c.job, leases.c.kind, *_MEMBER).where(leases.c.status == "open")
 _ARRIVED = (
-    select(updates.c.id, updates.c.received_at, *_MEMBER)
+    select(updates.c.id, updates.c.received_at, updates.c.entry, *_MEMBER)
     .join(leases, leases.c.id == updates.c.lease)
     .where(updates.c.job == bindparam("job"), updates.c.status.in_(bindparam("statuses", expanding=True)))
-    .order_by(updates.c.entry)
 )
 _NEWEST = (
     select(leases.c.step_seconds, leases.c.issued_at, updates.c.received_at, leases.c.local_steps)
@@ -67,12 +63,13 @@ def closing(connection: Connection, job: str, terms: JobTerms, now: float) -> Cl
 
 
 def _at_work(connection: Connection, job: str) -> list[Member]:
-    return [_member(row) for row in connection.execute(_AT_WORK, {"job": job})]
+    found = connection.execute(_AT_WORK)
+    return [_member(row) for row in found if (row.job, row.kind) == (job, "train")]
 
 
 def _arrived(connection: Connection, job: str, statuses: Sequence[str]) -> list[Arrived]:
     rows = connection.execute(_ARRIVED, {"job": job, "statuses": statuses})
-    return [Arrived(row.id, row.received_at, _member(row)) for row in rows]
+    return [Arrived(row.id, row.received_at, _member(row)) for row in sorted(rows, key=lambda row: row.entry)]
 
 
 def _member(row: Any) -> Member:
