@@ -30,13 +30,18 @@ NOT_TOML = (ValueError, RecursionError)  # what `tomllib` raises; not all of it 
 FAULTS = 20  # of one document are explained
 FAULT = 300  # characters of each
 
+Strategy = Literal["fedavg", "fedbuff", "fedasync", "afl-dw", "ca2fl", "fedfix", "fedcompass"]
+
 # Keys that only some strategies or server optimizers read. Standing at their default they say nothing, so they may.
 READ_BY: Mapping[str, tuple[str, ...]] = {
     "buffer": ("fedbuff", "ca2fl"),
-    "staleness_exponent": ("fedbuff", "fedasync"),
+    "staleness_exponent": ("fedbuff", "fedasync", "fedcompass"),
     "normalise": ("fedbuff",),
-    "alpha": ("fedasync",),
-    "hinge": ("fedasync",),
+    "alpha": ("fedasync", "fedcompass"),
+    "hinge": ("fedasync", "fedcompass"),
+    "mixes": ("fedcompass",),
+    "local_steps_min": ("fedcompass",),
+    "latest_factor": ("fedcompass",),
     "s_max": ("afl-dw",),
     "interval": ("fedfix",),
     "min_arrival": ("fedfix",),
@@ -51,6 +56,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "fedasync": {"buffer": 1, "alpha": 0.6},
     "afl-dw": {"buffer": 1},
     "fedfix": {"min_arrival": 0.1},
+    "fedcompass": {"alpha": 0.9, "mixes": "models", "latest_factor": 1.2},
     "adamw": {"weight_decay": 0.01},
 }
 # What the job file has to say, and why.
@@ -60,11 +66,15 @@ NEEDED: Mapping[str, tuple[str, str]] = {
         "the staleness at which half of an update counts; about 0.75 times the number of silos",
     ),
     "fedfix": ("interval", "how long a window is, for example 10m"),
+    "fedcompass": (
+        "local_steps_min",
+        "the fewest steps of a task; training.local_steps is the most, for example five times as many",
+    ),
 }
 CALIBRATED = (
     50  # updates per version with ca2fl, at most: the log entry of a version names every silo besides
 )
-EQUAL = ("fedasync", "afl-dw", "ca2fl", "fedfix")  # no record count enters these rules
+EQUAL = ("fedasync", "afl-dw", "ca2fl", "fedfix", "fedcompass")  # no record count enters these rules
 
 
 def _unsaid(value: Any) -> bool:
@@ -119,7 +129,7 @@ class Optimizer(BaseModel, extra="forbid", frozen=True):
 
 
 class Training(BaseModel, extra="forbid", frozen=True):
-    local_steps: int = Field(default=20, ge=1, le=2**31 - 1)
+    local_steps: int = Field(default=20, ge=1, le=2**31 - 1)  # of a task; with fedcompass the most
     batch_size: int = Field(default=32, ge=1, le=2**31 - 1)
     optimizer: Optimizer = Optimizer()
     proximal: float | None = Field(
@@ -187,7 +197,7 @@ class Hinge(BaseModel, extra="forbid", frozen=True):
 class Aggregation(BaseModel, extra="forbid", frozen=True):
     """From updates to a version; formulas in `anabranch.rules`, each key explained in docs/strategies.md."""
 
-    strategy: Literal["fedavg", "fedbuff", "fedasync", "afl-dw", "ca2fl", "fedfix"] = "fedbuff"
+    strategy: Strategy = "fedbuff"
     buffer: int = Field(default=2, ge=1, le=100)  # updates per version
     max_wait: str = "10m"  # closes a buffer (or a fedavg round) that would stall
     staleness_exponent: float = Field(default=0.0, ge=0, le=1)  # weight (1+staleness)^-a; 0 switches it off
@@ -203,6 +213,15 @@ class Aggregation(BaseModel, extra="forbid", frozen=True):
     min_arrival: float | None = Field(
         default=None, gt=0, le=1, exclude_if=_unsaid
     )  # no measured arrival rate counts as less: an update weighs at most 1/min_arrival
+    mixes: Literal["models", "deltas"] | None = Field(
+        default=None, exclude_if=_unsaid
+    )  # the silo's whole model, base and delta, or what it adds
+    local_steps_min: int | None = Field(
+        default=None, ge=1, le=2**31 - 1, exclude_if=_unsaid
+    )  # of a task, so that a slow silo arrives with the others; training.local_steps is the most
+    latest_factor: float | None = Field(
+        default=None, ge=1, le=100, exclude_if=_unsaid
+    )  # a group that is expected in 10 minutes is waited for 10 * latest_factor
     max_staleness: int = Field(default=1000, ge=0)  # versions
     max_update_norm: float | None = Field(default=None, gt=0)
     server_optimizer: ServerOptimizer = ServerOptimizer()
@@ -260,6 +279,12 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
     stop: Stop = Stop()
     retention: Retention = Retention()
 
+    @property
+    def steps(self) -> str:
+        """Of a task, in words; with fedcompass the server chooses, within these bounds."""
+        least, most = self.aggregation.local_steps_min, self.training.local_steps
+        return str(most) if least is None else f"{least} to {most}"
+
     @model_validator(mode="after")
     def _durations_parse(self) -> "JobFile":
         for text in (
@@ -281,6 +306,12 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
         strategy = self.aggregation.strategy
         if strategy in EQUAL and self.silos.weighting != "equal":
             raise ValueError(f"silos.weighting: {strategy} weighs silos equally, and needs no record counts")
+        least = self.aggregation.local_steps_min
+        if least is not None and least > self.training.local_steps:
+            raise ValueError(
+                f"aggregation.local_steps_min ({least}) is above training.local_steps "
+                f"({self.training.local_steps}), which is the most"
+            )
         if self.training.proximal is not None and not self.job.managed:
             raise ValueError(
                 f"training.proximal: {self.job.task} has a loop of its own; add the term to its loss"

@@ -68,7 +68,7 @@ def certify(export: Export, history: History, release: Release, replay: Replay |
         "counts": {
             "versions": chosen.version,
             "updates": merged,
-            "closed_by_deadline": sum(step.closed_by == "max_wait" for step in found.steps),
+            "closed_by_deadline": sum(step.closed_by in ("max_wait", "latest") for step in found.steps),
             "evaluated_by": sorted(found.version.evaluated),
         },
         "not_kept": not_kept(job, chosen.version),

@@ -22,6 +22,7 @@ class Leases:
         self._history = history
         self._standing = standing
         self._jobs = jobs
+        self._groups: dict[str, tuple[str | None, str | None, str]] = {}  # job, expected, deadline
 
     def issued(self, index: int, entry: Entry, detail: LeaseIssued) -> None:
         job = self._jobs.running(entry)
@@ -39,6 +40,16 @@ class Leases:
             raise Broken(f"hands out version {detail.version}, which was pruned")
         if detail.view_sha256 not in (version.parameters, *job.views.get(detail.version, ())):
             raise Broken(f"hands out {detail.view_sha256} as version {detail.version}")
+        if detail.group is not None or detail.expected is not None:
+            self._scheduled(entry, detail)
+
+    def _scheduled(self, entry: Entry, detail: LeaseIssued) -> None:
+        """Who is of one arrival group is expected, and waited for, together."""
+        told = entry.job, detail.expected, detail.deadline
+        if detail.group == detail.lease:
+            self._groups[detail.lease] = told
+        if detail.kind != "train" or self._groups.get(detail.group or "") != told:
+            raise Broken(f"is of group {detail.group}, which is not expected then")
 
     def released(self, _: int, entry: Entry, detail: LeaseReleased) -> None:
         self.spend(entry, detail.lease, detail.silo, None, "released")

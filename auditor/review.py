@@ -118,7 +118,7 @@ def _job(name: str, job: Job, told: Chronicle) -> dict[str, Any]:
         "decisions": dict(sorted(job.decisions.items())),
         "versions_made": told.versions[name],
         "closed_full": told.closed_by[name, "full"],
-        "closed_by_deadline": told.closed_by[name, "max_wait"],
+        "closed_by_deadline": told.closed_by[name, "max_wait"] + told.closed_by[name, "latest"],
     }
 
 

@@ -62,7 +62,7 @@ def traced(report: Report, found: lineage.Lineage) -> RenderableType:
 
 def _closed(step: lineage.Step) -> str:
     absent = f", without {', '.join(step.absent)}" if step.absent else ""
-    return {"full": "full", "max_wait": "deadline", "interval": "interval"}[step.closed_by] + absent
+    return ("deadline" if step.closed_by == "max_wait" else step.closed_by) + absent
 
 
 def _shares(found: lineage.Lineage) -> RenderableType:

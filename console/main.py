@@ -14,7 +14,7 @@ import typer
 
 from anabranch import exits
 from anabranch.errors import Reason, Refused
-from anabranch.terms import NAME, seconds
+from anabranch.terms import NAME, Strategy, seconds
 from anabranch.v1 import admin_pb2
 from console import documents, output, silos, watch
 from console.board import jobs_table
@@ -229,7 +229,7 @@ def demo(
     ] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the data split and the initial model.")] = 0,
     strategy: Annotated[
-        Literal["fedbuff", "fedavg"], typer.Option(help="Asynchronous, or rounds.")
+        Strategy, typer.Option(help="How updates become versions: docs/strategies.md.")
     ] = "fedbuff",
     versions: Annotated[int, typer.Option(min=1, help="Model versions to train.")] = 80,
     kill_server_at: Annotated[

@@ -25,7 +25,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
 from anabranch.wire.tensors import TensorWriter
-from server import freezing, lifecycle, metrics
+from server import freezing, groups, lifecycle, metrics
 from server.blobs.local import BlobStore
 from server.core.buffer import Closing, StillOpen, Waiting, close
 from server.gaps import Gap, Reached, nothing
@@ -354,6 +354,8 @@ def _further(term: Term) -> dict[str, Any]:
 
 def closing_of(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:
     """Whether the buffer of `job` (a row) closes now, and with what; or when to look again."""
+    if terms.file.aggregation.strategy == "fedcompass":
+        return groups.closing(connection, job.id, terms, now)
     waiting = [Waiting(*row) for row in connection.execute(_WAITING, {"job": job.id})]
     head = records.version_row(connection, job.id, job.head)
     since = max(head.published_at, job.resumed_at or 0.0)  # a round does not run out while the job is paused

@@ -24,7 +24,7 @@ def model_card(connection: Connection, job: Any, version: int, digest: str, sele
         f"- job `{job.id}`, terms `{job.terms_digest}`",
         f"- code archive `{parse_terms(job.terms).archive_sha256}`, task `{terms.job.task}`, seed {terms.job.seed}",
         f"- strategy {terms.aggregation.strategy}, server optimizer {terms.aggregation.server_optimizer.name} "
-        f"(lr {terms.aggregation.server_optimizer.lr:g}), {terms.training.local_steps} local steps per update",
+        f"(lr {terms.aggregation.server_optimizer.lr:g}), {terms.steps} local steps per update",
         "",
         "| silo | updates merged | mean staleness |",
         "| --- | --- | --- |",

@@ -20,9 +20,11 @@ from anabranch.tlog.details import CODE_LINE, CODE_LINE_LENGTH, EXCEPTION
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
+from server import groups
 from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.core.backoff import RECENT, Backoff, Ended, backoff
+from server.core.compass import Booking
 from server.core.turn import Evaluate, Progress, Rest, Train, next_turn
 from server.state import records
 from server.state.database import Reader
@@ -162,7 +164,10 @@ class Scheduling:
             terms = parse_terms(job.terms)
             turn = next_turn(terms, _progress(tx.connection, silo, job))
             if isinstance(turn, Train):
-                self._insert(tx, silo, job, "train", job.head, "", terms.file.training.local_steps)
+                scheduled = terms.file.aggregation.strategy == "fedcompass"
+                booking = groups.book(tx.connection, job, terms, silo, tx.now) if scheduled else None
+                steps = booking.steps if booking else terms.file.training.local_steps
+                self._insert(tx, silo, job, "train", job.head, "", steps, booking)
                 return True
             if isinstance(turn, Evaluate):
                 self._insert(tx, silo, job, "evaluate", turn.version, terms.file.evaluation.split, 0)
@@ -170,11 +175,20 @@ class Scheduling:
         return False
 
     def _insert(
-        self, tx: Transaction, silo: str, job: Any, kind: str, version: int, split: str, local_steps: int
+        self,
+        tx: Transaction,
+        silo: str,
+        job: Any,
+        kind: str,
+        version: int,
+        split: str,
+        local_steps: int,
+        booking: Booking | None = None,
     ) -> None:
         terms = parse_terms(job.terms)
         lease, nonce = self.entropy(16).hex(), self.entropy(16).hex()
-        deadline = tx.now + seconds(terms.file.aggregation.max_wait)
+        deadline = booking.latest if booking else tx.now + seconds(terms.file.aggregation.max_wait)
+        group = (booking.group or lease) if booking else None
         view = records.version_row(tx.connection, job.id, version)
         entry = tx.log(
             "lease.issued",
@@ -190,6 +204,7 @@ class Scheduling:
                 "deadline": canonical.utc(deadline),
                 "nonce": nonce,
                 "local_steps": local_steps,
+                **({"group": group, "expected": canonical.utc(booking.expected)} if booking else {}),
             },
         )
         row = {
@@ -204,6 +219,9 @@ class Scheduling:
             "split": split,
             "local_steps": local_steps,
             "status": "open",
+            "arrival_group": group,
+            "expected": booking.expected if booking else None,
+            "step_seconds": booking.step_seconds if booking else None,
             "entry": entry,
         }
         tx.connection.execute(_INSERT, row)
@@ -286,4 +304,5 @@ def _open_lease(connection: Connection, silo: str, job: str) -> Any:
 def _progress(connection: Connection, silo: str, job: Any) -> Progress:
     mine = {"job": job.id, "silo": silo}
     tried, submitted = (connection.execute(query, mine).scalar() for query in (_TRIED, _SUBMITTED))
-    return Progress(job.head, tried, submitted)
+    scheduled = parse_terms(job.terms).file.aggregation.strategy == "fedcompass"
+    return Progress(job.head, tried, submitted, scheduled and groups.waits(connection, job.id, silo))

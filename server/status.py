@@ -165,7 +165,7 @@ def _status(
         best=job.best or 0,
         buffered=buffered,
         buffer=expected
-        if terms.file.aggregation.strategy in ("fedavg", "fedfix")
+        if terms.file.aggregation.strategy in ("fedavg", "fedfix", "fedcompass")
         else terms.file.aggregation.buffer,
         buffer_age_seconds=now - oldest if oldest is not None else 0.0,
         versions_per_hour=speed * 3600,

@@ -241,7 +241,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ("your data", f"{file.job.data!r}, split {file.evaluation.split!r} for evaluations"),
         (
             "per cycle",
-            f"{t.local_steps} steps of {t.batch_size} records, {t.optimizer.name} at lr {t.optimizer.lr}",
+            f"{file.steps} steps of {t.batch_size} records, {t.optimizer.name} at lr {t.optimizer.lr}",
         ),
         ("you send", f"one update of {size} per cycle; buffers: {t.buffers}; scores of every evaluation"),
         ("record counts", counts),

@@ -36,6 +36,7 @@ class Task:
     split: str
     steps: int
     issued_at: float  # virtual seconds, as every time here
+    part: float = 1.0  # of the steps of a whole task, which takes as long as the scenario says
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Run:
     def _finish(self, silo: _Silo, task: Task) -> float:
         """When the work of a task is done and sent."""
         profile, chance = silo.profile, silo.chance
-        work = (profile.train if task.kind == "train" else profile.evaluate).draw(chance)
+        work = (profile.train if task.kind == "train" else profile.evaluate).draw(chance) * task.part
         whole = profile.download.draw(chance) + work + profile.upload.draw(chance)
         start = self.now
         if profile.dropout is not None and chance.random() < profile.dropout.probability:

@@ -12,7 +12,7 @@ from anabranch.terms import JobTerms, seconds
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import SeenCheckpoint, UpdateStatement
 from anabranch.wire.values import Values
-from server.core import admission
+from server.core import admission, compass
 from server.core.backoff import Ended, backoff
 from server.core.buffer import Closing, StillOpen, close
 from server.core.conclusion import awaited, judge
@@ -75,7 +75,9 @@ class Memory:
         running = [job for job in self.jobs.values() if job.status == "running"]
         later: list[float] = []
         for job in sorted(running, key=lambda job: job.leased_at.get(silo, -1.0)):
-            turn = next_turn(job.terms, Progress(job.head, job.evaluated.get(silo), job.submitted.get(silo)))
+            waits = job.scheduled and compass.waits(silo, job.arrived())
+            at = Progress(job.head, job.evaluated.get(silo), job.submitted.get(silo), waits)
+            turn = next_turn(job.terms, at)
             if isinstance(turn, Rest):
                 continue
             until = backoff(job.ended.get(silo, ()), 0.0, START + self.now).until - START
@@ -84,10 +86,12 @@ class Memory:
                 continue
             file = job.terms.file
             if isinstance(turn, Train):
-                kind, version, split, steps = "train", job.head, "", file.training.local_steps
+                kind, version, split = "train", job.head, ""
+                steps = job.steps(silo, lease, START + self.now)
             else:
                 kind, version, split, steps = "evaluate", turn.version, file.evaluation.split, 0
-            task = Task(lease, nonce, job.id, kind, version, split, steps, self.now)
+            part = steps / file.training.local_steps if kind == "train" else 1.0
+            task = Task(lease, nonce, job.id, kind, version, split, steps, self.now, part)
             job.leased_at[silo], job.open[silo] = self.now, task
             return task
         return min(later, default=None)
@@ -127,12 +131,15 @@ class Memory:
                 admission.check_norm(_norm(update.delta), limit)
         except Refused as refusal:
             job.end(silo, Ended("released", refusal.code, START + self.now))
+            job.booked.pop(task.lease, None)
             self.rows.received(self.now, silo, task, trained.loss, refusal.code)
             return
         job.end(silo, FULFILLED)
         self.rows.received(self.now, silo, task, trained.loss, "")
         job.waiting[update.id] = update
         job.submitted[silo] = max(task.version, job.submitted.get(silo, -1))
+        if job.scheduled:
+            job.learn_speed(update)
 
     # --- aggregation -------------------------------------------------------------------------------------------------
 
@@ -153,6 +160,8 @@ class Memory:
         if job.head >= job.terms.file.stop.versions:
             return StillOpen(None)
         rule, since = job.terms.file.aggregation, job.newest.published_at
+        if job.scheduled:
+            return compass.close(rule, job.arrived(), job.at_work(), START + self.now)
         waiting = [update.waiting() for update in job.waiting.values()]
         return close(rule, job.head, since, waiting, job.participants, START + self.now)
 

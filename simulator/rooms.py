@@ -179,6 +179,7 @@ class Rooms:
             return self._backing_off(silo)
         self._proven(found.receipt, "lease.issued")
         name = self._names[found.job]
+        whole = self._jobs[name].planned.terms.file.training.local_steps
         return Task(
             found.id,
             found.nonce,
@@ -188,6 +189,7 @@ class Rooms:
             found.split,
             found.local_steps,
             self.now,
+            found.local_steps / whole if found.kind == "train" else 1.0,
         )
 
     def _backing_off(self, silo: str) -> float | None:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
@@ -11,8 +11,9 @@ from anabranch.wire.manifest import Manifest
 from server.core.admission import JobFacts, LeaseFacts
 from server.core.backoff import RECENT, Ended
 from server.core.buffer import Waiting
+from server.core.compass import Arrived, Booking, Member, book, speed
 from server.core.turn import due_version
-from simulator.engine import Task
+from simulator.engine import START, Task
 from simulator.flat import Flat
 
 
@@ -73,6 +74,14 @@ class Job:
         default_factory=dict
     )  # silo → how its newest leases ended, newest first
 
+    booked: dict[str, Booking] = field(
+        default_factory=dict
+    )  # lease → its schedule, while it counts (fedcompass)
+    speeds: dict[str, float] = field(
+        default_factory=dict
+    )  # silo → seconds of a step, as its newest update tells
+    together: set[str] = field(default_factory=set)  # silos whose updates made the head
+
     @property
     def newest(self) -> Version:
         return self.versions[self.head]
@@ -132,12 +141,51 @@ class Job:
         }
 
     def merge(self, taken: Sequence[Update]) -> None:
+        self.together = {one.silo for one in taken}
         for one in taken:
             del self.waiting[one.id]
+            self.booked.pop(one.id, None)
             if self.terms.file.aggregation.strategy == "ca2fl":
                 self.newest_merged[one.silo] = one
         for silo in {one.silo for one in taken}:
             self.arrivals[silo] = self.arrivals.get(silo, 0) + 1
+
+    # --- fedcompass, as `server.groups` ------------------------------------------------------------------------------
+
+    @property
+    def scheduled(self) -> bool:
+        return self.terms.file.aggregation.strategy == "fedcompass"
+
+    def at_work(self) -> list[Member]:
+        return [self._member(silo, task.lease) for silo, task in self.open.items() if task.kind == "train"]
+
+    def arrived(self) -> list[Arrived]:
+        return [
+            Arrived(one.id, one.received_at, self._member(one.silo, one.id)) for one in self.waiting.values()
+        ]
+
+    def steps(self, silo: str, lease: str, now: float) -> int:
+        """Of the next training task, whose lease is called `lease`."""
+        if not self.scheduled or silo not in self.speeds:
+            return self.terms.file.training.local_steps
+        at_work, arrived = self.at_work(), self.arrived()
+        busy = {one.silo for one in at_work} | {one.member.silo for one in arrived}
+        free = {silo, *(self.together - busy)}
+        speeds = {name: self.speeds[name] for name in free}
+        booking = book(self.terms, silo, speeds, at_work, arrived, now)
+        self.booked[lease] = replace(booking, group=booking.group or lease)
+        return booking.steps
+
+    def learn_speed(self, update: Update) -> None:
+        booking, task = self.booked.get(update.id), update.task
+        known = booking.step_seconds if booking else None
+        self.speeds[update.silo] = speed(known, START + task.issued_at, update.received_at, task.steps)
+
+    def _member(self, silo: str, lease: str) -> Member:
+        booking = self.booked.get(lease)
+        if booking is None:
+            return Member(silo, None, 0.0, 0.0, 0.0)
+        return Member(silo, booking.group, booking.expected, booking.latest, booking.step_seconds)
 
     def forget(self) -> None:
         """Versions nobody works on any more: memory does not grow with the length of a run."""

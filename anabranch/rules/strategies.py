@@ -4,7 +4,7 @@ A strategy is three pure parts. `measure` computes the scalars that are not the 
 log. `plan` turns the buffer and those scalars into terms, coefficient and tensor, with correctly rounded operations.
 The combination itself, `direction = sum of coefficient * tensor`, is `anabranch.rules.step`.
 
-fedavg fedbuff fedfix → `averaging`; fedasync afl-dw → `mixing`; ca2fl → `calibration`
+fedavg fedbuff fedfix → `averaging`; fedasync afl-dw fedcompass → `mixing`; ca2fl → `calibration`
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,14 @@ from anabranch.rules.buffer import Buffer, Input, Plan
 from anabranch.terms import Aggregation
 
 Weighting = Literal["equal", "examples"]
-COUNTING = ("ca2fl", "fedfix")  # strategies that need `Buffer.participants`
+COUNTING = ("ca2fl", "fedfix", "fedcompass")  # strategies that need `Buffer.participants`
 
 
 def measure(rule: Aggregation, buffer: Buffer) -> dict[str, float]:
     """What to log and hand to `plan`, by name; often nothing."""
     if rule.strategy == "afl-dw":
         return staleness.measure_cosine(rule, mixing.only(buffer).staleness)
-    if rule.strategy in ("fedbuff", "fedasync"):
+    if rule.strategy in ("fedbuff", "fedasync", "fedcompass"):
         return staleness.measure_powers(rule.staleness_exponent, buffer.inputs)
     return {}
 
@@ -50,6 +50,8 @@ def plan(rule: Aggregation, weighting: Weighting, buffer: Buffer, scalars: Mappi
             return mixing.fedasync(rule, buffer, scalars)
         case "afl-dw":
             return mixing.afl_dw(buffer, scalars)
+        case "fedcompass":
+            return mixing.fedcompass(rule, buffer, scalars)
         case "ca2fl":
             return calibration.ca2fl(buffer)
 

@@ -29,9 +29,7 @@ OPERATOR_REASON = r"^[a-z0-9_ -]{0,80}$"  # why an operator paused, resumed or a
 METHOD = r"^(?:/?anabranch\.v1\.)?(?:[A-Za-z]{1,40}/)?[A-Za-z]{1,40}$"
 EXCEPTION = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # a type's name without its module
 _PART = r"[A-Za-z0-9_+@=,][A-Za-z0-9._+@=,-]{0,99}"  # of a name in a job's archive
-CODE_LINE = (
-    rf"^(?:{_PART}/){{0,9}}{_PART}\.py:[0-9]{{1,7}}$"  # inside the archive, so never absolute or upwards
-)
+CODE_LINE = rf"^(?:{_PART}/){{0,9}}{_PART}\.py:[0-9]{{1,7}}$"  # inside the archive: never upwards
 CODE_LINE_LENGTH = 110  # characters
 SPANS = 1000  # in one entry, whose length is limited
 RELEASE = r"^[0-9]{1,6}(?:\.[0-9]{1,6}){1,2}(?:[.+-]?[a-z][0-9a-z.+-]{0,24})?$"  # 0.1.0, 0.2.0rc1, 0.2.0.dev3
@@ -246,6 +244,8 @@ class LeaseIssued(BaseModel, extra="forbid", frozen=True):
     deadline: Time
     nonce: Nonce
     local_steps: Count
+    group: Id | None = None  # of silos that arrive together (fedcompass): the lease that founded it
+    expected: Time | None = None  # when it is to arrive; `deadline` is how long it is waited for
 
 
 class LeaseReleased(BaseModel, extra="forbid", frozen=True):
@@ -328,7 +328,7 @@ class AggregationPerformed(BaseModel, extra="forbid", frozen=True):
     scalars: dict[FieldName, HexFloat]
     optimizer: Optimizer
     absent: tuple[Name, ...]  # silos waited for in vain
-    closed_by: Literal["full", "max_wait", "interval"]
+    closed_by: Literal["full", "max_wait", "interval", "first", "latest"]
     numeric_profile: Word
 
 

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> int:
-    """Prepare DIR/fashion and compare the strategies there; what was finished before is not run again."""
+    """Prepare DIR/fashion and make each comparison there; what was finished before is not run again."""
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
     place = Path(sys.argv[1]) / "fashion"
@@ -19,15 +19,13 @@ def main() -> int:
         fashion(place)
     shutil.copytree(HERE / "fashion", place, dirs_exist_ok=True)
     program = Path(sys.executable).with_name("anabranch")
-    done = [
-        program,
-        "compare",
-        place / "compare.toml",
-        "-o",
-        Path(sys.argv[1]) / "fashion-compared",
-        *sys.argv[2:],
-    ]
-    return subprocess.run([str(part) for part in done], check=False).returncode
+    for comparison in sorted((HERE / "fashion").glob("compare*.toml")):
+        out = Path(sys.argv[1]) / comparison.stem.replace("compare", "fashion-compared")
+        command = [program, "compare", place / comparison.name, "-o", out, *sys.argv[2:]]
+        code = subprocess.run([str(part) for part in command], check=False).returncode
+        if code:
+            return code
+    return 0
 
 
 if __name__ == "__main__":

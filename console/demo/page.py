@@ -137,6 +137,12 @@ def _growth(report: Report, river: str) -> str:
         "fedbuff": "Nobody waits for the slowest silo: a new version leaves as soon as its buffer is full. A slow silo’s"
         " update joins many versions after the one it started from.",
         "fedavg": "Every version waits for all silos, up to a deadline, so the slowest one sets the pace.",
+        "fedasync": "Nobody waits: every update makes a version at once, into which the silo’s whole model is mixed.",
+        "afl-dw": "Nobody waits: every update makes a version at once, and the later it is the less of it counts.",
+        "ca2fl": "Nobody waits for the slowest silo: a new version leaves as soon as its buffer is full, and those that"
+        " are not in it count with what they sent last.",
+        "fedfix": "A version leaves each second with whatever has arrived; silos that arrive seldom count more.",
+        "fedcompass": "Slow silos make fewer steps, so that they arrive together with fast ones.",
     }[strategy]
     key = "".join(
         f'<li><i style="background:var(--stale-{n})"></i>{w}</li>' for n, w in enumerate(RAMP_WORDS)

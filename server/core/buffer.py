@@ -9,7 +9,7 @@ from anabranch.terms import Aggregation, seconds
 
 MOST = 100  # updates in one version: its log entry names each, and its length is limited
 
-ClosedBy = Literal["full", "max_wait", "interval"]
+ClosedBy = Literal["full", "max_wait", "interval", "first", "latest"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def close(
     one in which nothing arrived makes no version.
     fedavg: one update of every participant, trained from the head; `max_wait` after the head was published closes
     without the missing. An update that missed its round is superseded: its silo trains again from the head.
+    fedcompass: `server.core.compass.close`, which knows of leases.
     """
     if rule.strategy == "fedavg":
         return _close_round(rule, head, head_since, waiting, participants, now)

@@ -12,6 +12,7 @@ class Progress:
     head: int
     evaluated: int | None  # newest version this silo evaluated, or could not evaluate
     submitted: int | None  # newest base among its updates that were admitted
+    waits: bool = False  # for its arrival group: what it sent is not merged, and was not late (fedcompass)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def next_turn(terms: JobTerms, at: Progress) -> Train | Evaluate | Rest:
         return Rest(2.0, "the job has reached its last version")
     if terms.file.aggregation.strategy in ("fedavg", "fedfix") and at.submitted == at.head:
         return Rest(0.2, "waiting for the next version: this silo has given its update to it")
+    if at.waits:
+        return Rest(0.2, "waiting for the other silos of its arrival group")
     return Train()
 
 

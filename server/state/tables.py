@@ -175,6 +175,11 @@ leases = Table(
     Column("reason", String, nullable=False, default=""),  # why it was released
     Column("fault", String, nullable=False, default=""),  # of the job's code: exception and line
     Column("released_at", Float),
+    Column(
+        "arrival_group", String
+    ),  # fedcompass: the lease that founded it; its deadline is the latest arrival
+    Column("expected", Float),  # when the group is to arrive
+    Column("step_seconds", Float),  # what the silo was taken to need for a step
     Column("entry", Integer, nullable=False),
     Index("leases_open", "silo", "job", "status"),
     Index("leases_status", "status", "silo"),
@@ -202,6 +207,7 @@ updates = Table(
     Index("updates_job_status", "job", "status", "entry"),
     Index("updates_base", "job", "silo", "base"),
     Index("updates_newest", "job", "entry"),
+    Index("updates_merged", "job", "version"),
 )
 # Two admitted updates for one lease cannot exist, whatever races.
 Index(

@@ -160,7 +160,8 @@ class Story:
     def view(self, version: int) -> str:
         return canonical.sha256(self.heads[version]["parameters"].read_bytes())
 
-    def lease(self, silo: str, kind: str = "train", version: int | None = None) -> str:
+    def lease(self, silo: str, kind: str = "train", version: int | None = None, **more: Any) -> str:
+        """`more`: further fields of the entry; a group called "lease-own" is the lease's own."""
         self.count += 1
         version = self.head if version is None else version
         detail = {
@@ -172,7 +173,10 @@ class Story:
             "deadline": canonical.utc(START + 600),
             "nonce": f"{self.count:032x}",
             "local_steps": 5,
+            **{name: value for name, value in more.items() if value is not None},
         }
+        if detail.get("group") == "lease-own":
+            detail["group"] = detail["lease"]
         self.book.log("lease.issued", Target(kind="lease", id=detail["lease"]), detail, job="digits-1")
         self.leases[detail["lease"]] = detail
         return detail["lease"]

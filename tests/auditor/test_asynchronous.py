@@ -23,6 +23,7 @@ RULES = {
     "ca2fl": Aggregation(
         strategy="ca2fl", server_optimizer=ServerOptimizer(name="adamw", delay_threshold=0, lr=2.0)
     ),
+    "fedcompass": Aggregation(strategy="fedcompass", local_steps_min=4, staleness_exponent=0.3),
     "fedfix": Aggregation(strategy="fedfix", interval="1m"),
 }
 

@@ -62,6 +62,10 @@ CASES = {
         ),
         "equal",
     ),
+    "fedcompass-root-sgd": (
+        Aggregation(strategy="fedcompass", local_steps_min=4, staleness_exponent=0.5),
+        "equal",
+    ),
     "fedfix-sgd": (Aggregation(strategy="fedfix", interval="10m", min_arrival=0.4), "equal"),
 }
 
@@ -72,6 +76,7 @@ FILES = {  # what `Made` makes of each
     Snapshot(9): 0,
     **{Delta(f"u{i}"): i + 1 for i in range(3)},
     Snapshot(2): 4,
+    Snapshot(7): 7,
     Delta("old-1"): 5,
     Delta("old-3"): 6,
 }

@@ -67,6 +67,19 @@ GOLDEN = {
         "optimizer": "5dc5c9c449acb5fa3e5fc1f352fb303f87dbbff4a36adb89e7008eff7e01d31b",
         "ema": "042e5a70a6440812ac9f8ad178efb2007771ee49a174386a3b60e85d16301860",
     },
+    "fedcompass-root-sgd": {
+        "coefficients": [
+            "0x1.70a3d70a3d70ap-3",
+            "0x1.04aaf7cff72bcp-4",
+            "0x1.a9ab36e693f5dp-4",
+            "0x1.04aaf7cff72bcp-4",
+            "0x1.a9ab36e693f5dp-4",
+            "-0x1.572b175b4590cp-3",
+        ],
+        "parameters": "bd7868e9453b0c14ef811509269c7217491fe4827e40c4a6069d2e08a8954477",
+        "optimizer": None,
+        "ema": "e5428e8b1e6fb23c7a2a3bb95cfeab733a236b0e37a1d7587057518e85adab73",
+    },
     "fedfix-sgd": {
         "coefficients": ["0x1.0000000000000p-1", "0x1.999999999999ap-2", "0x1.47ae147ae147bp-2"],
         "parameters": "78d3536a2e82d7ed94c15de17f7afc333d08a73270c60de08ecd884321d6ea97",

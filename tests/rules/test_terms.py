@@ -28,15 +28,15 @@ def terms_of(text):
         ),
         (
             'strategy = "fedbuff"\nalpha = 0.5',
-            "alpha is a key of fedasync; fedbuff does not read it, leave it out",
+            "alpha is a key of fedasync and fedcompass; fedbuff does not read it, leave it out",
         ),
-        ("hinge = { until = 3 }", "hinge is a key of fedasync; fedbuff does not"),
+        ("hinge = { until = 3 }", "hinge is a key of fedasync and fedcompass; fedbuff does not"),
         ("s_max = 8", "s_max is a key of afl-dw; fedbuff does not"),
         ('interval = "5m"', "interval is a key of fedfix; fedbuff does not"),
         ('strategy = "ca2fl"\nmin_arrival = 0.5', "min_arrival is a key of fedfix; ca2fl does not"),
         (
             'strategy = "ca2fl"\nstaleness_exponent = 0.5',
-            "staleness_exponent is a key of fedbuff and fedasync",
+            "staleness_exponent is a key of fedbuff and fedasync and fedcompass",
         ),
         ('strategy = "fedavg"\nbuffer = 3', "buffer is a key of fedbuff and ca2fl; fedavg does not"),
         ('strategy = "fedavg"\nnormalise = "count"', "normalise is a key of fedbuff; fedavg does not"),

@@ -41,6 +41,7 @@ CASES = {
     "ca2fl": 'strategy = "ca2fl"\nbuffer = 2\n',
     "ca2fl-adamw": 'strategy = "ca2fl"\nbuffer = 2\n'
     'server_optimizer = { name = "adamw", lr = 0.9, delay_threshold = 0 }\n',
+    "fedcompass": 'strategy = "fedcompass"\nlocal_steps_min = 4\nstaleness_exponent = 0.5\n',
     "fedfix": 'strategy = "fedfix"\ninterval = "1m"\nmin_arrival = 0.6\n',
 }
 EVENTS = [

@@ -17,6 +17,8 @@ TERMS = [
     '[aggregation.server_optimizer]\nname = "adamw"\nlr = 0.1\ndelay_threshold = 1\n',
     '[silos]\nmin = 2\n[aggregation]\nstrategy = "fedfix"\ninterval = "30s"\n[evaluation]\nevery = 10\n'
     '[retention]\nsnapshots = "1s"\n',
+    '[silos]\nmin = 1\n[aggregation]\nstrategy = "fedcompass"\nlocal_steps_min = 2\nmax_wait = "1m"\n'
+    '[evaluation]\nevery = 10\n[retention]\nsnapshots = "1s"\n',
     '[silos]\nmin = 1\n[aggregation]\nstrategy = "afl-dw"\ns_max = 2.0\n[evaluation]\nevery = 15\n'
     '[aggregation.server_optimizer]\nname = "yogi"\nlr = 0.1\n',
 ]

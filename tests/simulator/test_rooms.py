@@ -39,6 +39,8 @@ CASES = {
     "afl-dw": 'strategy = "afl-dw"\ns_max = 5',
     "ca2fl": 'strategy = "ca2fl"\nbuffer = 2',
     "fedfix": 'strategy = "fedfix"\ninterval = "3s"',
+    "fedcompass": 'strategy = "fedcompass"\nlocal_steps_min = 4\nstaleness_exponent = 0.5',
+    "fedcompass that waits": 'strategy = "fedcompass"\nlocal_steps_min = 1\nmax_wait = "6s"\nmixes = "deltas"',
     "norm": "buffer = 1\nmax_update_norm = 0.35",
 }
 
