@@ -22,7 +22,7 @@ MAKE = {"heart": data.heart, "school": data.school, "reviews": data.reviews}
 TASKS = {  # that the lines are tuned over: by itself, on everything
     "heart": ((5, 20, 80), (20, 80, 320)),
     "school": ((1, 3, 9), (20, 60, 180)),
-    "reviews": ((2, 6, 18), (8, 24, 72)),
+    "reviews": ((5, 15, 45), (20, 60, 180)),
 }
 
 
