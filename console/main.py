@@ -277,6 +277,12 @@ def simulate(
         Path, typer.Option("--output", "-o", help="Where to write index.html and a folder for each seed.")
     ],
     seeds: Annotated[str, typer.Option(help="0-4 or 0,3,7; default: the scenario's own.")] = "",
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="An audit export: silos ask and return in its order, and the scenario's times are unused."
+        ),
+    ] = None,
     processes: Processes = None,
     ray: Ray = None,
     as_json: Json = False,
@@ -286,7 +292,7 @@ def simulate(
     One run for each seed; what has ended when you interrupt it stays. docs/simulating.md explains scenarios.
     """
     commands = _simulation("simulate")
-    commands.simulate(jobs, scenario, directory, seeds, commands.Workers(processes, ray), as_json)
+    commands.simulate(jobs, scenario, directory, seeds, like, commands.Workers(processes, ray), as_json)
 
 
 @app.command()

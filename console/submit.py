@@ -4,6 +4,7 @@ Packing is deterministic, so the digest a person sees here is the digest every s
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from anabranch.wire.manifest import Manifest, parse_manifest
 from anabranch.wire.tensors import canonicalise, check_file, check_values
 from console.client import Admin, Logged, logged
 from silo_agent.training.archive import pack
+from silo_agent.training.isolation import SAME_HASHES
 
 TRACEBACK_CHARACTERS = 4000
 INITIAL_SECONDS = 600  # building a model may load a large base model from disk
@@ -123,7 +125,9 @@ def _build(folder: Path, file: JobFile, out: Path) -> Manifest:
         str(out),
     ]
     try:
-        done = subprocess.run(argv, capture_output=True, timeout=INITIAL_SECONDS, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, timeout=INITIAL_SECONDS, env=os.environ | SAME_HASHES, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise Refused(
             Reason.TASK_HUNG, f"{folder}: the task did not make its model in {INITIAL_SECONDS} s"

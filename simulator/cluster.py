@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anabranch.errors import Reason, Refused, Unavailable
-from simulator.work import Done, Plan, run
+from simulator.work import ENVIRONMENT, Done, Plan, run
 
 LOCAL = "local"  # instead of an address: a cluster of this machine, for as long as it takes
 KNOCK_SECONDS = 10
@@ -20,7 +20,7 @@ def by_ray(plans: Sequence[Plan], address: str, processes: int, done: Done) -> N
     except ModuleNotFoundError as error:
         raise Refused(Reason.NOT_FOUND, "--ray needs ray: pip install 'anabranch[ray]'") from error
     _connect(ray, address, processes)
-    task = ray.remote(num_cpus=1)(run)
+    task = ray.remote(num_cpus=1, runtime_env={"env_vars": ENVIRONMENT})(run)
     numbers = {task.remote(plan): number for number, plan in enumerate(plans)}
     try:
         while numbers:

@@ -104,7 +104,7 @@ class Server(Protocol):
 
 
 @dataclass
-class _Silo:
+class Silo:
     number: int
     name: str
     profile: Group
@@ -125,23 +125,27 @@ class Run:
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._silos = [
-            _Silo(number, name, profile, generator(self.scenario.seed, 0, number))
+        self.silos = [
+            Silo(number, name, profile, generator(self.scenario.seed, 0, number))
             for number, (name, profile) in enumerate(
                 zip(silo_names(self.scenario), self.scenario.profiles(), strict=True)
             )
         ]
         self._numbers = count()
-        self._resting: list[_Silo] = []
+        self._resting: list[Silo] = []
         self._publishing: set[str] = set()
         self._looks: dict[str, float] = {}
 
     def play(self) -> "Run":
+        for silo in self.silos:
+            self.at(0.0, partial(self._ask, silo))
+        return self.go()
+
+    def go(self) -> "Run":
+        """What was put into the queue, and what comes of it."""
         horizon = seconds(self.scenario.horizon)
-        for silo in self._silos:
-            self._at(0.0, partial(self._ask, silo))
         if self.scenario.measure is not None:
-            self._at(0.0, self._measure)
+            self.at(0.0, self._measure)
         while self._events and self.server.running():
             moment, _, happen = heapq.heappop(self._events)
             if moment > horizon:
@@ -152,24 +156,24 @@ class Run:
             happen()
         return self
 
-    def _at(self, moment: float, happen: Callable[[], None]) -> None:
+    def at(self, moment: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self._events, (moment, next(self._numbers), happen))
 
     # --- a silo ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, silo: _Silo) -> None:
+    def _ask(self, silo: Silo) -> None:
         identity = hashlib.sha256(f"{self.scenario.seed}/{silo.number}/{silo.leases}".encode()).hexdigest()
         task = self.server.next_task(silo.name, identity[:32], identity[32:])
         if task is None:
             self._resting.append(silo)  # a real one asks again every so often; here it hears of a new head
             return
         if isinstance(task, float):
-            self._at(task, partial(self._ask, silo))
+            self.at(task, partial(self._ask, silo))
             return
         silo.leases += 1
-        self._at(self._finish(silo, task), partial(self._return, silo, task))
+        self.at(self._finish(silo, task), partial(self._return, silo, task))
 
-    def _finish(self, silo: _Silo, task: Task) -> float:
+    def _finish(self, silo: Silo, task: Task) -> float:
         """When the work of a task is done and sent."""
         profile, chance = silo.profile, silo.chance
         work = (profile.train if task.kind == "train" else profile.evaluate).draw(chance) * task.part
@@ -179,7 +183,13 @@ class Run:
             start += work / 2 + profile.dropout.away.draw(chance)
         return start + whole if profile.available is None else profile.available.finish(start, whole)
 
-    def _return(self, silo: _Silo, task: Task) -> None:
+    def _return(self, silo: Silo, task: Task) -> None:
+        self.hand_in(silo, task)
+        self.look(task.job)
+        self._ask(silo)
+
+    def hand_in(self, silo: Silo, task: Task) -> None:
+        """A task is done, and its result reaches the server."""
         base = self.server.parameters(task.job, task.version)
         if task.kind == "train":
             trained = self.trainer.train(task.job, silo.number, task.lease, base, task.version, task.steps)
@@ -190,12 +200,10 @@ class Run:
             )
             self.server.evaluated(silo.name, task, metrics, records)
             self.rows.evaluated(self.now, task.job, task.version, silo.name, metrics, records)
-        self._look(task.job)
-        self._ask(silo)
 
     # --- the server --------------------------------------------------------------------------------------------------
 
-    def _look(self, job: str) -> None:
+    def look(self, job: str) -> None:
         """Whether a buffer closes now; else when to look again."""
         if job in self._publishing:
             return
@@ -203,10 +211,10 @@ class Run:
         if isinstance(found, float):
             if self._looks.get(job) != found:
                 self._looks[job] = found
-                self._at(found, partial(self._look, job))
+                self.at(found, partial(self.look, job))
         elif found is not None and self.scenario.aggregation_seconds:
             self._publishing.add(job)
-            self._at(self.now + self.scenario.aggregation_seconds, partial(self._publish, job, found))
+            self.at(self.now + self.scenario.aggregation_seconds, partial(self._publish, job, found))
         elif found is not None:
             self._publish(job, found)  # before the silo whose update closed the buffer asks for more
 
@@ -216,7 +224,7 @@ class Run:
         resting, self._resting = self._resting, []
         for silo in resting:
             self._ask(silo)
-        self._look(job)
+        self.look(job)
 
     # --- what only the experimenter sees -----------------------------------------------------------------------------
 
@@ -231,12 +239,12 @@ class Run:
             if asked.average and (average := self.server.average(job)) is not None:
                 metrics, records = self.trainer.measure(job, average, asked.part)
                 self.rows.averaged(self.now, job, head, metrics, records)
-            for silo in self._silos if asked.silos else ():
+            for silo in self.silos if asked.silos else ():
                 metrics, records = self.trainer.evaluate(
                     job, silo.number, f"measure-{head}", parameters, head, asked.part
                 )
                 self.rows.measured(self.now, job, head, silo.name, metrics, records)
-        self._at(self.now + seconds(asked.every), self._measure)
+        self.at(self.now + seconds(asked.every), self._measure)
 
 
 def silo_names(scenario: Scenario) -> list[str]:

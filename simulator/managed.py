@@ -1,7 +1,7 @@
 """Silos that train the job's own task with the platform's own loop (`silo_agent.training.managed`), in this process."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ LOADED = 64  # silos whose model and records are in memory; what others need lie
 class ManagedTrainer:
     """One job's silos. `data` is what each reads; `measured` what `measure` reads. Deterministic with one thread."""
 
-    task: Task
+    task: Callable[[], Task]  # a new one for each silo: what it keeps of its data is nobody else's
     file: JobFile
     data: Sequence[Path]
     measured: Path | None
@@ -30,8 +30,9 @@ class ManagedTrainer:
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
-        torch.use_deterministic_algorithms(True)
-        model = build_model(self.task, self.file.job.seed)
+        # Without a GPU one thread is enough, and no operation is refused that silos may use.
+        torch.use_deterministic_algorithms(torch.cuda.is_available())
+        model = build_model(self.task(), self.file.job.seed)
         self.manifest = tensors.manifest_of(model, self.file.training.buffers)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "initial.safetensors"
@@ -83,7 +84,7 @@ class ManagedTrainer:
             work = self.folder / f"silo-{number}"
             work.mkdir(exist_ok=True)
             data = SiloData(path, {"silo": number, "silos": len(self.data)})
-            self._loaded[number] = Managed(self.task, self.file, data, work)
+            self._loaded[number] = Managed(self.task(), self.file, data, work)
         self._loaded.move_to_end(number)
         return self._loaded[number]
 

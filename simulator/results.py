@@ -97,6 +97,7 @@ def summary(finished: Finished) -> dict[str, Any]:
         "silos": len(scenario.profiles()),
         "virtual_seconds": min(finished.until, seconds(scenario.horizon)),
         "jobs": [_job(finished, outcome) for outcome in finished.outcomes],
+        **({"like": finished.like} if finished.like is not None else {}),
     }
 
 

@@ -1,11 +1,13 @@
 """One run from files: job folders and a scenario in, what happened out."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anabranch import durable
 from anabranch.errors import Reason, Refused
@@ -60,12 +62,21 @@ class Finished:
     rows: Rows
     seconds: float  # of this machine, preparation left out
     export: Mapping[str, bytes]  # of the audit log, by path; empty where none was kept
+    like: Mapping[str, Any] | None  # how it compares with the recording whose order it took
 
 
 def play(
-    jobs: Sequence[Told], scenario: Scenario, told: Callable[[float], None] = lambda now: None
+    jobs: Sequence[Told],
+    scenario: Scenario,
+    told: Callable[[float], None] = lambda now: None,
+    like: Path | None = None,
 ) -> Finished:
-    """Play one run in a scratch folder. Raises Refused for what does not fit together."""
+    """Play one run in a scratch folder, in the order of the export `like` where one is given.
+
+    Raises Refused for what does not fit together.
+    """
+    if like is not None:
+        return _play_like(jobs, scenario, told, like)
     names = [job.file.job.name for job in jobs]
     if len(set(names)) != len(names):
         raise Refused(Reason.MALFORMED, f"jobs that run together need different names: {', '.join(names)}")
@@ -85,7 +96,31 @@ def play(
         run = Run(scenario, server, trainers, rows, told).play()
         took = time.perf_counter() - began
         export: dict[str, bytes] = {} if isinstance(server, Memory) else _exported(server, Path(scratch))
-        return Finished(scenario, run.now, server.outcomes(), rows, took, export)
+        return Finished(scenario, run.now, server.outcomes(), rows, took, export, None)
+
+
+def _play_like(
+    jobs: Sequence[Told], scenario: Scenario, told: Callable[[float], None], like: Path
+) -> Finished:
+    from simulator.playback import Playback  # the auditor is loaded by who asks for it
+    from simulator.recording import read_recording
+
+    if len(jobs) != 1 or scenario.log:
+        raise Refused(Reason.MALFORMED, "like an export, one job is simulated at a time, and without `log`")
+    name = jobs[0].file.job.name
+    recording = read_recording(like, name)
+    scenario = scenario.model_copy(update={"horizon": f"{math.ceil(recording.seconds)}s"})
+    with tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
+        planned, trainer = _prepared(jobs[0], scenario, Path(scratch))
+        silos, rows = silo_names(scenario), Rows()
+        server = Memory([planned], silos, rows)
+        run = Run(scenario, server, trainer, rows, told)
+        same = planned.terms.digest() == recording.terms_sha256
+        playback = Playback(recording, run, name, same)
+        began = time.perf_counter()
+        playback.play()
+        took = time.perf_counter() - began
+    return Finished(scenario, run.now, server.outcomes(), rows, took, {}, playback.found())
 
 
 def _exported(server: "Rooms", scratch: Path) -> dict[str, bytes]:
@@ -142,6 +177,6 @@ def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "Manag
     file = job.file.model_copy(
         update={"job": wanted.model_copy(update={"seed": wanted.seed + scenario.seed})}
     )
-    task = load_task(job.folder, wanted.task, wanted.params)
+    task = partial(load_task, job.folder, wanted.task, wanted.params)
     paths = deal(data, silos, scenario.seed, scratch / "data")
     return ManagedTrainer(task, file, paths, measured, scratch)

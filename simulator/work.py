@@ -16,11 +16,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from anabranch.errors import AnabranchError, Reason, Refused, Unavailable
+from silo_agent.training.isolation import SAME_HASHES
 from silo_agent.training.task import Garbage
 from simulator.results import Files, encoded, files
 from simulator.run import Told, play
@@ -30,7 +32,11 @@ FAILED = "failed.json"  # the only file of a run that came to no end
 DIVERGED = ("LossNotFinite", "NotFinite", "MetricsNotNumbers")
 EVERY = 0.5  # seconds between two words of a run about how far it is
 TRACEBACK_CHARACTERS = 4000
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# What a process has to know before it starts: one thread for each library, and the order of sets.
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    **SAME_HASHES,
+}
 
 Done = Callable[[int, Files], None]  # the run of this number has ended
 Progress = Callable[[int, float], None]  # it is at this virtual time, in seconds
@@ -42,6 +48,7 @@ class Plan:
 
     jobs: tuple[Told, ...]
     scenario: Scenario
+    like: Path | None = None  # an audit export whose order it takes
     keep_failure: bool = False  # training that leaves the numbers is a result as well
 
 
@@ -52,7 +59,7 @@ class Stopped(Exception):
 def run(plan: Plan, told: Callable[[float], None] = lambda now: None) -> Files:
     """Raises Refused for what does not fit together, and TASK_FAILED for what the job's code raised."""
     try:
-        return files(play(plan.jobs, plan.scenario, told))
+        return files(play(plan.jobs, plan.scenario, told, plan.like))
     except (AnabranchError, Stopped) as error:
         if plan.keep_failure and isinstance(error, Garbage) and error.kind in DIVERGED:
             return {FAILED: encoded({"seed": plan.scenario.seed, "message": str(error)})}
@@ -71,7 +78,7 @@ def by_processes(plans: Sequence[Plan], processes: int, done: Done, progress: Pr
     """Returns when all have ended. When anything is raised, here or by a run, the others are stopped first."""
     context = multiprocessing.get_context("spawn")
     news, stop = context.Queue(), context.Event()
-    with _one_thread_each(), ProcessPoolExecutor(processes, context, _begin, (news, stop)) as pool:
+    with _same_everywhere(), ProcessPoolExecutor(processes, context, _begin, (news, stop)) as pool:
         try:
             numbers = {pool.submit(_work, number, plan): number for number, plan in enumerate(plans)}
             for future in _as_they_end(set(numbers), news, progress):
@@ -99,10 +106,10 @@ def _as_they_end(
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Libraries read these when they are loaded, which is before any code of ours runs in a new process."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+def _same_everywhere() -> Iterator[None]:
+    """What a new process and its libraries read before any code of ours runs there."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
     try:
         yield
     finally:

@@ -1,8 +1,13 @@
 """The data sets of ANABRANCH_DATA as files a scenario names."""
 
+import csv
 import gzip
+import io
 import os
+import re
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,3 +43,67 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     dimensions = data[3]
     shape = np.frombuffer(data, ">u4", dimensions, 4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def heart(out: Path) -> None:
+    """Four hospitals; rows with a missing value among the first ten columns are left out, as Fed-Heart-Disease does."""
+    silos = []
+    for name in ("cleveland", "hungarian", "switzerland", "va"):
+        lines = (folder() / "heart_disease" / f"processed.{name}.data").read_text().split()
+        rows = [line.split(",") for line in lines]
+        table = np.array([[*row[:10], row[13]] for row in rows if "?" not in row[:10]], np.float32)
+        age, sex, pain, pressure, cholesterol, sugar, ecg, rate, angina, depression, found = table.T
+        numbers = ((age - 54) / 9, (pressure - 132) / 18, (cholesterol - 220) / 90, (rate - 140) / 25)
+        kinds = (*(pain == kind for kind in (1, 2, 3, 4)), *(ecg == kind for kind in (0, 1, 2)))
+        x = np.stack([*numbers, depression, sex, sugar, angina, *kinds], axis=1)
+        silos.append((name, x, found > 0))
+    _natural(out, silos)
+
+
+def school(out: Path) -> None:
+    """139 schools of Inner London: a pupil's examination score, in standard deviations."""
+    table = np.loadtxt(
+        gzip.decompress((folder() / "school" / "school.csv.gz").read_bytes()).decode().splitlines(),
+        np.float32,
+        delimiter=",",
+        skiprows=1,
+    )
+    x = table[:, 1:-1] / table[:, 1:-1].max(axis=0)
+    y = (table[:, -1] - 20) / 12.5
+    own = [(int(number), table[:, 0] == number) for number in np.unique(table[:, 0])]
+    _natural(out, [(f"school-{number:03}", x[mine], y[mine]) for number, mine in own])
+
+
+def reviews(out: Path) -> None:
+    """Four kinds of goods; a review is the logarithms of how often its words occur, in 2048 places by their CRC-32."""
+    silos = []
+    for name in ("books", "dvd", "electronics", "kitchen"):
+        text = gzip.decompress((folder() / "amazon_reviews" / f"{name}.csv.gz").read_bytes()).decode()
+        rows = list(csv.DictReader(io.StringIO(text)))
+        x = np.zeros((len(rows), 2048), np.float32)
+        for row, counts in zip(rows, x, strict=True):
+            for word in re.findall(r"[a-z']+", f"{row['title']} {row['text']}".lower()):
+                counts[zlib.crc32(word.encode()) % 2048] += 1
+        x = np.log1p(x)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        silos.append((name, x, np.array([float(row["label"]) for row in rows])))
+    _natural(out, silos)
+
+
+def _natural(out: Path, silos: list[tuple[str, NDArray[Any], NDArray[Any]]]) -> None:
+    """A file for each silo, and one of all: half of its records for training, a sixth for validation, a third for test."""
+    chance = np.random.Generator(np.random.PCG64(0))
+    (out / "silos").mkdir(parents=True, exist_ok=True)
+    whole = []
+    for number, (name, x, y) in enumerate(silos):
+        count = len(y)
+        part = np.repeat([0, 1, 2], [count - count // 6 - count // 3, count // 6, count // 3])
+        arrays = {
+            "x": x.astype(np.float32),
+            "y": y.astype(np.float32),
+            "silo": np.full(count, number),
+            "part": chance.permutation(part),
+        }
+        np.savez(out / "silos" / f"{number:03}-{name}.npz", **arrays)
+        whole.append(arrays)
+    np.savez(out / "all.npz", **{name: np.concatenate([one[name] for one in whole]) for name in whole[0]})

@@ -59,12 +59,19 @@ class Workers:
 
 
 def simulate(
-    jobs: Sequence[Path], scenario: Path, out: Path, seeds: str, workers: Workers, as_json: bool
+    jobs: Sequence[Path],
+    scenario: Path,
+    out: Path,
+    seeds: str,
+    like: Path | None,
+    workers: Workers,
+    as_json: bool,
 ) -> None:
     base = read_scenario(scenario.absolute())
     told = tuple(_told(job) for job in jobs)
     wanted = parse_seeds(seeds) if seeds else [base.seed]
-    plans = [Plan(told, base.model_copy(update={"seed": seed})) for seed in wanted]
+    recording = like.absolute() if like is not None else None
+    plans = [Plan(told, base.model_copy(update={"seed": seed}), recording) for seed in wanted]
     durable.make_dir(out)
     runs: dict[int, Played] = {}
 
@@ -128,7 +135,8 @@ def _label(trial: Trial) -> str:
 
 def _brief(run: Played) -> dict[str, Any]:
     jobs = [{key: value for key, value in job.items() if key != "file"} for job in run.document["jobs"]]
-    return {"seed": run.seed, "virtual_seconds": run.document["virtual_seconds"], "jobs": jobs}
+    brief = {"seed": run.seed, "virtual_seconds": run.document["virtual_seconds"], "jobs": jobs}
+    return brief | ({"like": run.document["like"]} if "like" in run.document else {})
 
 
 def _seeds_table(runs: Sequence[Played], out: Path) -> Table:
@@ -142,8 +150,22 @@ def _seeds_table(runs: Sequence[Played], out: Path) -> Table:
             counts = (str(updates[name]) for name in ("merged", "refused", "retired"))
             mean = f"{late['mean']:.1f}" if late else "–"
             table.add_row(str(run.seed), job["job"], shown, str(job["versions"]), *counts, mean)
-    table.caption = str(out / "index.html")
+    table.caption = "\n".join([*filter(None, map(_likeness, runs)), str(out / "index.html")])
     return table
+
+
+def _likeness(run: Played) -> str:
+    """What a run in the order of an export has of it, in a sentence."""
+    like = run.document.get("like")
+    if like is None:
+        return ""
+    if not like["same_terms"]:
+        return (
+            f"seed {run.seed}: other terms than the export's; {like['left_out']} tasks of its silos left out"
+        )
+    first = like["first_different"]
+    same = f"seed {run.seed}: {like['equal']} of {like['versions']} versions are the export's, byte for byte"
+    return same if first is None else f"{same}; version {first} is the first that is not"
 
 
 def _results_table(document: dict[str, Any], out: Path) -> Table:

@@ -35,6 +35,9 @@ from silo_agent.training import landlock
 
 Kind = Literal["uid", "landlock", "none"]
 
+# Job code that walks a set walks it in the same order everywhere: in a resumed cycle, at the submitter, in a simulation.
+SAME_HASHES = {"PYTHONHASHSEED": "0"}
+
 _PDEATHSIG, _DUMPABLE, _CAPBSET_DROP, _NO_NEW_PRIVS = 1, 4, 24, 38  # prctl
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000  # unshare
 _PROBE_SECONDS = 60.0
@@ -150,7 +153,8 @@ def command(interpreter: Path, module: str) -> list[str]:
 def environment() -> dict[str, str]:
     """What the training process may know of the agent's environment. Tokens and proxies with passwords stay here."""
     names = ("PATH", "LANG", "CUDA_VISIBLE_DEVICES")
-    return {name: text for name, text in os.environ.items() if name in names or name.startswith("PYTHON")}
+    told = {name: text for name, text in os.environ.items() if name in names or name.startswith("PYTHON")}
+    return told | SAME_HASHES
 
 
 def _ways(home: Path) -> Iterator[tuple[Kind, int | None]]:

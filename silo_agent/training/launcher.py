@@ -105,7 +105,6 @@ class Launcher:
             "HOME": str(work),
             "TMPDIR": str(work / "tmp"),
             "OMP_NUM_THREADS": str(self._threads),
-            "PYTHONHASHSEED": "0",  # a resumed cycle walks sets in the same order
             "PYTHONUNBUFFERED": "1",
         }
 
