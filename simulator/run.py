@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobFile, JobTerms
 from anabranch.wire.canonical import sha256
+from server.core.allocation import Allocation
 from silo_agent.training.archive import pack
 from silo_agent.training.task import load_task
 from simulator.dealing import deal
@@ -72,13 +73,14 @@ def play(
         prepared = [_prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
         trainers = Trainers({planned.name: trainer for planned, trainer in prepared})
         planned, silos, rows = [one for one, _ in prepared], silo_names(scenario), Rows()
+        allocation = Allocation(scenario.allocation, scenario.shares)
         server: Memory | Rooms
         if scenario.log:
             from simulator import rooms  # the whole server is loaded by who asks for it
 
-            server = rooms.Rooms(planned, silos, rows, Path(scratch), scenario.seed)
+            server = rooms.Rooms(planned, silos, rows, Path(scratch), scenario.seed, allocation)
         else:
-            server = Memory(planned, silos, rows)
+            server = Memory(planned, silos, rows, allocation)
         began = time.perf_counter()
         run = Run(scenario, server, trainers, rows, told).play()
         took = time.perf_counter() - began
