@@ -165,6 +165,7 @@ class Scheduling:
         """Why the silo does not train for `job` (a row) now although there is something to do."""
         if self.sharing.by_turns:
             return None
+        self.sharing.heard(silo, ready)
         if self.sharing.busy(connection, silo, job.id, now):
             return Wait(AGAIN, "this silo trains for another job")
         free = [one for one in _approved(connection, silo) if _may_train(connection, silo, one, now)]

@@ -54,10 +54,9 @@ class Share:
 class Sharing:
     allocation: Allocation
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _kept_since: dict[str, float] = field(
-        default_factory=dict
-    )  # silo → when it first waited for another job's question
-    _away: set[tuple[str, str]] = field(default_factory=set)  # (silo, job) that did not ask
+    # Silo → when it first waited for another job's question; (silo, job) whose question did not come.
+    _kept_since: dict[str, float] = field(default_factory=dict)
+    _away: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def by_turns(self) -> bool:
@@ -67,6 +66,11 @@ class Sharing:
         """Whether the silo trains for another job: it has one training lease at a time. What is late counts no more."""
         mine = {"silo": silo, "job": job, "now": now}
         return not self.by_turns and connection.execute(_BUSY, mine).first() is not None
+
+    def heard(self, silo: str, ready: Sequence[str]) -> None:
+        """The silo asks for these: they are there, and are passed over no more."""
+        with self._lock:
+            self._away -= {(silo, job) for job in ready}
 
     def ahead(
         self, connection: Connection, silo: str, free: Sequence[Any], ready: Sequence[str], now: float
@@ -79,7 +83,6 @@ class Sharing:
             row.id: list(connection.execute(_TAKEN, {"silo": silo, "job": row.id}).scalars()) for row in free
         }
         with self._lock:
-            self._away -= {(silo, job) for job in ready}
             here = {job: entries for job, entries in taken.items() if (silo, job) not in self._away}
             picked = next_job(share, active, here)
             while picked not in ready:

@@ -70,9 +70,9 @@ def play(
     if len(set(names)) != len(names):
         raise Refused(Reason.MALFORMED, f"jobs that run together need different names: {', '.join(names)}")
     with tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
-        prepared = [_prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
-        trainers = Trainers({planned.name: trainer for planned, trainer in prepared})
-        planned, silos, rows = [one for one, _ in prepared], silo_names(scenario), Rows()
+        ready = [prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
+        trainers = Trainers({planned.name: trainer for planned, trainer in ready})
+        planned, silos, rows = [one for one, _ in ready], silo_names(scenario), Rows()
         allocation = Allocation(scenario.allocation, scenario.shares)
         server: Memory | Rooms
         if scenario.log:
@@ -99,7 +99,8 @@ def _exported(server: "Rooms", scratch: Path) -> dict[str, bytes]:
     }
 
 
-def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Trainer]:
+def prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Trainer]:
+    """The job with version 0 of its model, and its silos with their records. Raises Refused for what does not fit."""
     silos, seed = len(scenario.profiles()), scenario.seed
     trainer: SyntheticTrainer | ManagedTrainer
     if scenario.synthetic is not None:

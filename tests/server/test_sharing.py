@@ -11,7 +11,7 @@ from server.core.allocation import WINDOW, Allocation
 from server.scheduling import Lease, Wait
 from server.sharing import PATIENCE
 from server.state import tables
-from tests.server.harness import FakeSilo, Server
+from tests.server.harness import ADMIN, FakeSilo, Server
 
 JOB = '[aggregation]\nbuffer = 2\nmax_wait = "1h"\n[evaluation]\nevery = 1000\n[stop]\nversions = 1000\n'
 Shared = Callable[[Allocation], Server]
@@ -54,6 +54,12 @@ def restart(server: Server) -> None:
 def scores(server: Server) -> dict[str, float | None]:
     with server.core.reader.connect() as connection:
         return {row.id: row.score for row in connection.execute(select(tables.jobs))}
+
+
+def kept(server: Server) -> list[str]:
+    """Jobs of which there are sketches."""
+    with server.core.reader.connect() as connection:
+        return list(connection.execute(select(tables.sketches.c.job)).scalars())
 
 
 def told(server: Server) -> dict[str, tuple[int, int, str]]:
@@ -151,6 +157,22 @@ def test_a_job_is_told_to_wait_for_the_one_that_is_next_and_only_so_long(shared:
     assert isinstance(server.core.scheduling.next_task("silo", [first]), Wait)
 
 
+def test_regression_a_job_that_asks_while_its_silo_is_at_work_is_passed_over_no_more(shared: Shared) -> None:
+    """It would otherwise find the silo at work whenever it asks, for good."""
+    server = shared(Allocation("fedast-static"))
+    silo = server.enrol("silo")
+    first, terms = approved(server, silo)
+    second, _ = approved(server, silo)
+    server.send(silo, first, terms, 1.0)
+    assert isinstance(server.core.scheduling.next_task("silo", [first]), Wait)
+    server.clock.advance(PATIENCE)
+    server.lease(silo, first)
+    assert isinstance(server.core.scheduling.next_task("silo", [second]), Wait)
+    server.send(silo, first, terms, 1.0)
+    assert isinstance(server.core.scheduling.next_task("silo", [first]), Wait)
+    server.lease(silo, second)
+
+
 def test_a_silo_trains_for_one_job_at_a_time_until_it_is_late(shared: Shared) -> None:
     server = shared(Allocation("fedast-static"))
     silo = server.enrol("silo")
@@ -164,6 +186,20 @@ def test_a_silo_trains_for_one_job_at_a_time_until_it_is_late(shared: Shared) ->
     assert terms.file.aggregation.max_wait == "1h"
 
 
+def test_sketches_go_when_the_deltas_go(shared: Shared) -> None:
+    server = shared(Allocation("fedast"))
+    silo = server.enrol("silo")
+    job, terms = approved(server, silo)
+    merged(server, silo, job, terms, [1.0, 2.0])
+    assert kept(server) == [job]
+    server.core.jobs.change(ADMIN, job, "abort", "")
+    server.core.retention.prune()
+    assert kept(server) == [job]
+    server.clock.advance(31 * 24 * 3600.0)
+    server.core.retention.prune()
+    assert kept(server) == []
+
+
 def test_by_turns_nothing_of_it_is_kept_or_told(shared: Shared) -> None:
     server = shared(Allocation())
     silo = server.enrol("silo")
@@ -172,5 +208,4 @@ def test_by_turns_nothing_of_it_is_kept_or_told(shared: Shared) -> None:
     assert {server.lease(silo, one).job for one in (job, other)} == {job, other}
     assert told(server) == {}
     assert set(scores(server).values()) == {None}
-    with server.core.reader.connect() as connection:
-        assert connection.execute(select(tables.sketches)).all() == []
+    assert kept(server) == []
