@@ -17,7 +17,7 @@ from statistics import mean
 from benchmarks.strategies.data import fashion, people
 from benchmarks.strategies.together.playing import HERE, TARGETS, WAYS, Played, play
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3)
 
 
 def both(played: Mapping[tuple[str, int], Played], seed: int) -> dict[str, float]:
