@@ -33,6 +33,7 @@ bench: $(BIN)/.ready  ## the path of an update against a bare gRPC server: a tab
 bench-strategies: $(BIN)/.ready  ## strategies compared on real data in virtual time: ANABRANCH_DATA=DIR
 	$(BIN)/python -m benchmarks.strategies build/strategies
 	$(BIN)/python -m benchmarks.strategies.natural build/strategies/natural
+	$(BIN)/python -m benchmarks.strategies.together build/strategies/together
 
 fuzz: $(BIN)/.ready  ## every parser, coverage-guided: SECONDS=60 of each, TARGETS='"job.toml" "manifest"' or all
 	$(BIN)/pip install -q -e ".[fuzz]"

@@ -123,6 +123,9 @@ def _headline(status: admin_pb2.JobStatus) -> Iterator[RenderableType]:
     age = f" for {span(status.buffer_age_seconds)}" if status.buffered else ""
     speed = f"{rate(status.versions_per_hour)} versions, {status.updates_per_minute:.1f}/min updates"
     yield Text(f"{fill}{age}  {speed}  staleness {_staleness(status):.1f}")
+    if status.HasField("share"):
+        share = status.share
+        yield Text(f"share of the silos {share.leases}, at work {share.active}  ({printable(share.why)})")
     mean = _mean(status)
     if mean is not None:
         scores = ", ".join(f"{name} {score(name, value)}" for name, value in sorted(mean.metrics.items()))

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from google.protobuf.message import Message
+
 from anabranch.v1 import admin_pb2
 
 
@@ -15,21 +17,26 @@ def snapshot(overview: admin_pb2.Overview) -> dict[str, Any]:
 
 
 def server(status: admin_pb2.ServerStatus) -> dict[str, Any]:
-    return {field.name: getattr(status, field.name) for field in status.DESCRIPTOR.fields}
+    return _plain(status)
 
 
 def job(status: admin_pb2.JobStatus) -> dict[str, Any]:
     """Every field under its name in `proto/anabranch/v1/admin.proto`, in that order."""
-    plain = {field.name: getattr(status, field.name) for field in status.DESCRIPTOR.fields}
+    plain = _plain(status)
     plain["silos"] = [_silo(silo) for silo in status.silos]
     plain["evaluations"] = [
         {"version": e.version, "silo": e.silo, "split": e.split, "metrics": dict(sorted(e.metrics.items()))}
         for e in status.evaluations
     ]
+    plain["share"] = _plain(status.share) if status.HasField("share") else None
     return plain
 
 
 def _silo(silo: admin_pb2.SiloStatus) -> dict[str, Any]:
-    plain = {field.name: getattr(silo, field.name) for field in silo.DESCRIPTOR.fields}
+    plain = _plain(silo)
     plain["tallies"] = [{"outcome": t.outcome, "reason": t.reason, "count": t.count} for t in silo.tallies]
     return plain
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}

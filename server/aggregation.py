@@ -19,15 +19,17 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import AnabranchError, Corrupt, Refused
 from anabranch.rules import step as rules
-from anabranch.rules.buffer import Delta, Term
+from anabranch.rules.buffer import Delta, Source, Term
 from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
 from anabranch.wire.tensors import TensorWriter
-from server import freezing, groups, lifecycle, metrics
+from server import freezing, groups, lifecycle, metrics, sharing
 from server.blobs.local import BlobStore
+from server.core.allocation import Sketches
 from server.core.buffer import Closing, StillOpen, Waiting, close
+from server.core.sketch import sketched
 from server.gaps import Gap, Reached, nothing
 from server.inputs import Inputs
 from server.state import records
@@ -70,6 +72,7 @@ class Computed:
     parameters: str
     optimizer: str | None
     ema: str | None
+    sketches: tuple[Sketches, ...] = ()  # of its newest inputs, where jobs share silos by scores
 
 
 class Aggregation:
@@ -84,6 +87,7 @@ class Aggregation:
         clock: Callable[[], float],
         entropy: Callable[[int], bytes],
         reached: Reached = nothing,
+        scores: bool = False,
     ) -> None:
         self._writer = writer
         self._reader = reader
@@ -92,6 +96,7 @@ class Aggregation:
         self._clock = clock
         self._entropy = entropy
         self._reached = reached
+        self._scores = scores
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="aggregation", daemon=True)
@@ -214,11 +219,15 @@ class Aggregation:
             averaged = terms.file.aggregation.ema is not None
             ema = files.enter_context(TensorWriter(self._blobs.spool(), manifest)) if averaged else None
             with Inputs(self._blobs) as inputs:
+                sources: dict[Source, rules.TensorReader] = {
+                    source: inputs.open(digest, manifest) for source, digest in digests.items()
+                }
+                watched = sketched(manifest, frozen.buffer, sources) if self._scores else {}
                 rules.aggregate(
                     terms,
                     manifest,
                     plan,
-                    {source: inputs.open(digest, manifest) for source, digest in digests.items()},
+                    {**sources, **watched},
                     optimizer=inputs.open(head.optimizer, keeps) if keeps and head.optimizer else None,
                     ema=inputs.open(head.ema, manifest) if head.ema else None,
                     scalars=frozen.scalars,
@@ -228,6 +237,7 @@ class Aggregation:
                 parameters=self._store(parameters),
                 optimizer=self._store(optimizer) if optimizer else None,
                 ema=self._store(ema) if ema else None,
+                sketches=tuple(one.sums for one in watched.values()),
             )
         self._reached(Gap.SNAPSHOT_STORED)
         return snapshot
@@ -270,7 +280,8 @@ class Aggregation:
             size = manifest.file_bytes  # of every delta: admission sees to it
             tally(tx, frozen.job, one.silo, "merged", bytes=size, staleness=one.staleness)
         tx.connection.execute(_END_STEP, {"step": frozen.id, "status": "published"})
-        tx.connection.execute(_MOVE_HEAD, {"job": frozen.job, "head": number})
+        score = sharing.learn(tx, job, snapshot.sketches) if snapshot.sketches else job.score
+        tx.connection.execute(_MOVE_HEAD, {"job": frozen.job, "head": number, "score": score})
         lifecycle.conclude(tx, self._observer, frozen.job)
         return True
 

@@ -11,9 +11,10 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from anabranch.errors import Reason, Refused
-from anabranch.terms import LONGEST, NOT_TOML, explain, seconds
+from anabranch.terms import LONGEST, NOT_TOML, Name, explain, seconds
 from anabranch.tlog.details import FEDERATION, ORIGIN
 from anabranch.wire.bundle import Address, Trust
+from server.core.allocation import Rule, Weight, agree
 
 FILE = "server.toml"
 HOUR = 3600.0
@@ -92,12 +93,19 @@ class ServerConfig(BaseModel):
     certificates: Certificates = Certificates()
     limits: Limits = Limits()
     drain: Duration = "20s"  # how long running calls may go on after SIGTERM
+    allocation: Rule = "turns"  # how jobs that run at once share silos
+    shares: dict[Name, Weight] = {}  # with fedast-static: weights by the name of a job; others weigh 1
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "ServerConfig":
         ports = [address.rpartition(":")[2] for address in self.listen.model_dump().values()]
         if len({port for port in ports if port != "0"}) != len([port for port in ports if port != "0"]):
             raise ValueError("listen: server, enrolment and health need ports of their own")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_read(self) -> "ServerConfig":
+        agree(self.allocation, self.shares)
         return self
 
 

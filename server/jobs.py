@@ -21,6 +21,7 @@ from server.aggregation import publish_initial
 from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.scheduling import View
+from server.sharing import Sharing
 from server.state import records
 from server.state.database import Reader
 from server.state.tables import decisions, jobs, leases, versions
@@ -86,6 +87,7 @@ class Jobs:
     clock: Callable[[], float]
     entropy: Callable[[int], bytes]
     wake: Callable[[], None]
+    sharing: Sharing
 
     def spool(self) -> Path:
         """A file to stream an initial model into."""
@@ -242,11 +244,11 @@ class Jobs:
         return ModelFile(self.blobs.require(digest), view, (self.log.receipt(row.entry),))
 
     def status(self, job: str | None = None) -> list[JobStatus]:
-        return job_statuses(self.reader, self.presence, self.clock(), job)
+        return job_statuses(self.reader, self.presence, self.sharing, self.clock(), job)
 
     def going_on(self, also: Collection[str]) -> list[JobStatus]:
         """Of every job that has not ended, and of those named."""
-        return going_on(self.reader, self.presence, self.clock(), also, WATCHED)
+        return going_on(self.reader, self.presence, self.sharing, self.clock(), also, WATCHED)
 
     def change(self, owner: Actor, job: str, action: str, reason: str) -> Receipt:
         """pause | resume | abort."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, and_, bindparam, func, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, select, tuple_, update
 
 from anabranch.terms import JobTerms, parse_terms, seconds
 from anabranch.tlog.details import SPANS
@@ -30,7 +30,7 @@ from server.gaps import Gap, Reached, nothing
 from server.intake import leases_behind
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import jobs, leases, named, updates, versions
+from server.state.tables import jobs, leases, named, sketches, updates, versions
 from server.state.writer import Transaction, Writer
 
 logger = structlog.get_logger("retention")
@@ -139,6 +139,7 @@ def _prune(tx: Transaction, observer: Actor, job_id: str) -> list[str]:
         of = (updates.c.job == job_id, updates.c.status.in_(("merged", "retired")))
         mine = select(updates.c.delta, updates.c.entry).where(*of)
         _mark(tx, entries[-1], tuple_(named.c.digest, named.c.entry).in_(mine))
+        tx.connection.execute(delete(sketches).where(sketches.c.job == job_id))  # made of deltas
         tx.connection.execute(update(jobs).where(jobs.c.id == job_id).values(pruned_at=tx.now))
     left = named.alias()
     needed = select(left.c.digest).where(left.c.digest == named.c.digest, left.c.pruned.is_(None)).exists()

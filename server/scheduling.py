@@ -3,8 +3,8 @@
 Its deadline only tells others how long to wait. `next_task` returns a silo's open lease again, so an agent that was
 killed picks up where it was; at most one lease per silo and job is open.
 
-Jobs share a silo by turns: the job it took a lease of longest ago comes first. A silo whose leases of a job fail again
-and again waits longer and longer for its next one (`server.core.backoff`), for that job alone.
+Jobs share a silo by turns, the job it took a lease of longest ago first, or as `server.sharing` says. A silo whose
+leases of a job fail again and again waits longer and longer for its next one (`server.core.backoff`), for that job alone.
 """
 
 import re
@@ -26,9 +26,10 @@ from server.blobs.local import BlobStore
 from server.core.backoff import RECENT, Backoff, Ended, backoff
 from server.core.compass import Booking
 from server.core.turn import Evaluate, Progress, Rest, Train, next_turn
+from server.sharing import AGAIN, Sharing
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import jobs, leases, updates
+from server.state.tables import decisions, jobs, leases, updates
 from server.state.writer import Transaction, Writer
 from server.tallies import tally
 
@@ -44,6 +45,16 @@ _RUNNING = (
     select(jobs)
     .where(jobs.c.id.in_(bindparam("ready", expanding=True)), jobs.c.status == "running")
     .order_by(func.coalesce(_LAST, 0))
+)
+_APPROVED = (
+    select(jobs)
+    .join(decisions, decisions.c.job == jobs.c.id)
+    .where(
+        jobs.c.status == "running",
+        decisions.c.silo == bindparam("silo"),
+        decisions.c.decision == "approved",
+    )
+    .order_by(jobs.c.submitted_index)
 )
 # The newest of each, found at the end of an index: `max` would read all there ever were.
 _TRIED = (
@@ -116,6 +127,7 @@ class Scheduling:
     observer: Actor
     entropy: Callable[[int], bytes]
     clock: Callable[[], float]
+    sharing: Sharing
 
     def next_task(self, silo: str, ready: Sequence[str]) -> Lease | Wait:
         """The silo's open lease, or a new one, over the jobs it is ready for; else how long to wait and why.
@@ -141,9 +153,28 @@ class Scheduling:
                     wait = Wait(failed.until - now, why)
                     continue
                 if isinstance(turn, Train):
+                    held_back = self._held_back(connection, silo, job, ready, now)
+                    if held_back is not None:
+                        wait = held_back
+                        continue
                     self.blobs.reserve(records.manifest_of(job.manifest).file_bytes)
                 return self._issue(silo, job.id)
             return wait
+
+    def _held_back(
+        self, connection: Connection, silo: str, job: Any, ready: Sequence[str], now: float
+    ) -> Wait | None:
+        """Why the silo does not train for `job` (a row) now although there is something to do."""
+        if self.sharing.by_turns:
+            return None
+        self.sharing.heard(silo, ready)
+        if self.sharing.busy(connection, silo, job.id, now):
+            return Wait(AGAIN, "this silo trains for another job")
+        free = [one for one in _approved(connection, silo) if _may_train(connection, silo, one, now)]
+        first = self.sharing.ahead(connection, silo, free, ready, now)
+        if first.id == job.id:
+            return None
+        return Wait(AGAIN, f"the next lease of this silo is for {first.name}")
 
     def _issue(self, silo: str, job: str) -> Lease | Wait:
         committed = self.writer.run(lambda tx: self._lease(tx, silo, job), "lease")
@@ -164,6 +195,8 @@ class Scheduling:
             terms = parse_terms(job.terms)
             turn = next_turn(terms, _progress(tx.connection, silo, job))
             if isinstance(turn, Train):
+                if self.sharing.busy(tx.connection, silo, job_id, tx.now):
+                    return False
                 scheduled = terms.file.aggregation.strategy == "fedcompass"
                 booking = groups.book(tx.connection, job, terms, silo, tx.now) if scheduled else None
                 steps = booking.steps if booking else terms.file.training.local_steps
@@ -289,6 +322,18 @@ def _running(connection: Connection, silo: str, ready: Sequence[str]) -> list[An
     """Running jobs among `ready` that the silo takes part in; the one it worked on longest ago first, so jobs share it."""
     running = connection.execute(_RUNNING, {"silo": silo, "ready": list(ready)}).all()
     return [row for row in running if silo in records.participants(connection, row.id)]
+
+
+def _approved(connection: Connection, silo: str) -> list[Any]:
+    """Running jobs that the silo takes part in, in order of submission."""
+    return list(connection.execute(_APPROVED, {"silo": silo}))
+
+
+def _may_train(connection: Connection, silo: str, job: Any, now: float) -> bool:
+    if _open_lease(connection, silo, job.id) is not None:  # it is late, and worked on
+        return False
+    turn = next_turn(parse_terms(job.terms), _progress(connection, silo, job))
+    return isinstance(turn, Train) and now >= failing(connection, silo, job, now).until
 
 
 def failing(connection: Connection, silo: str, job: Any, now: float) -> Backoff:

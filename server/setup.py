@@ -23,6 +23,7 @@ from anabranch.wire.identity import csr, load_private, new_signing_key, new_tls_
 from server.allow_list import AllowList
 from server.ca.authority import Authority, create_authority, open_authority
 from server.config import FILE, ServerConfig, read_config, write_config
+from server.core.allocation import Allocation
 from server.enrolment import Nonces
 from server.membership import Lifetimes, Membership, Streams
 from server.sessions import Sessions
@@ -103,7 +104,10 @@ def open_federation(
     """The core and the authority of `directory`, not started."""
     authority = open_authority(directory / "keys", config.federation, world.clock())
     signer = load_signer(directory, config)
-    core = open_core(directory, config.federation, config.log_origin, signer, sessions, world, watch)
+    allocation = Allocation(config.allocation, config.shares)
+    core = open_core(
+        directory, config.federation, config.log_origin, signer, sessions, world, watch, allocation
+    )
     return core, authority
 
 

@@ -27,11 +27,13 @@ from server.audit.log import Log, newest_checkpoint, node_reader
 from server.audit.register import CheckpointRegister, registered_checkpoint
 from server.audit.sequencer import Sequencer
 from server.blobs.local import BlobStore
+from server.core.allocation import TURNS, Allocation
 from server.gaps import Reached, nothing
 from server.intake import Intake
 from server.jobs import Jobs
 from server.retention import Retention, sweep
 from server.scheduling import Scheduling
+from server.sharing import Sharing
 from server.state import records
 from server.state.database import Reader, damage, migrate, open_engine
 from server.state.tables import steps, updates
@@ -93,12 +95,13 @@ def open_core(
     presence: Presence,
     world: World,
     watch: Watcher = lambda entry: None,
+    allocation: Allocation = TURNS,
 ) -> Core:
     """Steps 1 to 5. Raises Conflict when another process serves this directory, Corrupt when its state may not be served."""
     held = lock(directory / "state" / "lock")
     try:
         with damage(directory / "state" / "state.db"):
-            return _open(directory, federation, origin, signer, presence, world, watch, held)
+            return _open(directory, federation, origin, signer, presence, world, watch, allocation, held)
     except BaseException:
         os.close(held)
         raise
@@ -112,6 +115,7 @@ def _open(
     presence: Presence,
     world: World,
     watch: Watcher,
+    allocation: Allocation,
     held: int,
 ) -> Core:
     state = directory / "state"
@@ -131,8 +135,17 @@ def _open(
     observer = Actor(id=f"spiffe://{federation}/aggregator/0", auth="local")
     sequencer = Sequencer(origin, federation, observer.id, signer, world.entropy)
     writer = Writer(engine, sequencer, register, epoch, blobs.holds, world.clock, world.reached, watch)
-    log = Log(reader)
-    aggregation = Aggregation(writer, reader, blobs, observer, world.clock, world.entropy, world.reached)
+    log, sharing = Log(reader), Sharing(allocation)
+    aggregation = Aggregation(
+        writer,
+        reader,
+        blobs,
+        observer,
+        world.clock,
+        world.entropy,
+        world.reached,
+        scores=allocation.rule == "fedast",
+    )
     return Core(
         federation=federation,
         observer=observer,
@@ -142,7 +155,7 @@ def _open(
         log=log,
         intake=Intake(federation, writer, reader, log, blobs, world.entropy, aggregation.wake, world.reached),
         aggregation=aggregation,
-        scheduling=Scheduling(writer, reader, log, blobs, observer, world.entropy, world.clock),
+        scheduling=Scheduling(writer, reader, log, blobs, observer, world.entropy, world.clock, sharing),
         jobs=Jobs(
             federation,
             writer,
@@ -154,6 +167,7 @@ def _open(
             world.clock,
             world.entropy,
             aggregation.wake,
+            sharing,
         ),
         retention=Retention(writer, reader, blobs, observer, world.clock, world.reached),
         epoch=epoch,

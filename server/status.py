@@ -19,6 +19,7 @@ from server.core.doing import doing, silent
 from server.core.pace import NEWEST, pace
 from server.lifecycle import ENDED
 from server.scheduling import failing
+from server.sharing import Share, Sharing
 from server.state import records
 from server.state.database import Reader
 from server.state.tables import decisions, evaluations, jobs, leases, silos, tallies, updates, versions
@@ -94,6 +95,7 @@ class JobStatus:
     silos: tuple[SiloStatus, ...]
     evaluations: tuple[Evaluated, ...]
     server_time: float
+    share: Share | None  # of the silos; None where jobs take turns, and of a job that does not go on
 
 
 @dataclass(frozen=True)
@@ -106,18 +108,20 @@ class _Facts:
     leases: Mapping[str, Sequence[Any]]  # silo → its open leases, of all jobs
 
 
-def job_statuses(reader: Reader, presence: Presence, now: float, job: str | None = None) -> list[JobStatus]:
+def job_statuses(
+    reader: Reader, presence: Presence, sharing: Sharing, now: float, job: str | None = None
+) -> list[JobStatus]:
     """One job, or all, newest first. Raises Refused(NOT_FOUND) for an unknown job."""
     with reader.connect() as connection:
         if job is not None:
             rows = [records.job_row(connection, job)]
         else:
             rows = list(connection.execute(select(jobs).order_by(jobs.c.submitted_at.desc())))
-        return _statuses(connection, presence, now, rows)
+        return _statuses(connection, presence, sharing, now, rows)
 
 
 def going_on(
-    reader: Reader, presence: Presence, now: float, also: Collection[str], most: int
+    reader: Reader, presence: Presence, sharing: Sharing, now: float, also: Collection[str], most: int
 ) -> list[JobStatus]:
     """Jobs that have not ended, newest first, then those of `also` that have; at most `most`."""
     wanted = jobs.c.status.not_in(ENDED) | jobs.c.id.in_(also)
@@ -125,13 +129,16 @@ def going_on(
         select(jobs).where(wanted).order_by(jobs.c.status.in_(ENDED), jobs.c.submitted_at.desc()).limit(most)
     )
     with reader.connect() as connection:
-        return _statuses(connection, presence, now, list(connection.execute(query)))
+        return _statuses(connection, presence, sharing, now, list(connection.execute(query)))
 
 
-def _statuses(connection: Connection, presence: Presence, now: float, rows: Sequence[Any]) -> list[JobStatus]:
+def _statuses(
+    connection: Connection, presence: Presence, sharing: Sharing, now: float, rows: Sequence[Any]
+) -> list[JobStatus]:
     known = set(connection.execute(select(silos.c.name).where(silos.c.status == "active")).scalars())
     held = _by_silo(connection.execute(select(leases).where(leases.c.status == "open")))
-    return [_status(connection, presence, now, row, known, held) for row in rows]
+    shares = sharing.told(connection, now)
+    return [_status(connection, presence, now, row, known, held, shares.get(row.id)) for row in rows]
 
 
 def _status(
@@ -141,6 +148,7 @@ def _status(
     job: Any,
     known: set[str],
     held: Mapping[str, Sequence[Any]],
+    share: Share | None,
 ) -> JobStatus:
     terms = parse_terms(job.terms)
     buffered, oldest, waiting = _waiting(connection, job.id)
@@ -177,6 +185,7 @@ def _status(
         ),
         evaluations=tuple(_evaluations(connection, job.id, terms)),
         server_time=now,
+        share=share,
     )
 
 

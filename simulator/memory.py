@@ -1,5 +1,6 @@
 """A server in memory: the real one's pure decisions and arithmetic, without its tables, signatures and log."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,15 +9,18 @@ from itertools import count
 from anabranch import __version__
 from anabranch.errors import Refused
 from anabranch.rules import step as rules
+from anabranch.rules.buffer import Source
 from anabranch.terms import JobTerms, seconds
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import SeenCheckpoint, UpdateStatement
 from anabranch.wire.values import Values
 from server.core import admission, compass
+from server.core.allocation import RECENT, TURNS, Allocation, next_job, shares
 from server.core.backoff import Ended, backoff
 from server.core.buffer import Closing, StillOpen, close
 from server.core.conclusion import awaited, judge
-from server.core.turn import Progress, Rest, Train, due_version, next_turn
+from server.core.sketch import sketched
+from server.core.turn import Evaluate, Progress, Rest, Train, due_version, next_turn
 from simulator.engine import START, Outcome, Task, Trained
 from simulator.flat import Flat, FlatSink
 from simulator.rows import Rows
@@ -45,11 +49,12 @@ class Memory:
     planned: Sequence[Planned]
     silos: list[str]
     rows: Rows
+    allocation: Allocation = TURNS
     now: float = 0.0
     jobs: dict[str, Job] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._orders = count()
+        self._orders, self._leases = count(), count()
         for one in self.planned:
             job = Job(one.name, one.terms, one.terms.digest(), one.manifest, self.silos)
             job.versions[0] = Version(0, one.initial, None, None, {}, START)
@@ -71,18 +76,19 @@ class Memory:
         return self.jobs[job].newest.ema
 
     def next_task(self, silo: str, lease: str, nonce: str) -> Task | float | None:
-        """As `server.scheduling`: of the running jobs the one the silo worked on longest ago comes first."""
+        """As `server.scheduling`: of the jobs the one the silo worked on longest ago comes first, or as shares say."""
         running = [job for job in self.jobs.values() if job.status == "running"]
         later: list[float] = []
+        ahead = None if self.allocation.rule == "turns" else self._ahead(silo, running)
         for job in sorted(running, key=lambda job: job.leased_at.get(silo, -1.0)):
-            waits = job.scheduled and compass.waits(silo, job.arrived())
-            at = Progress(job.head, job.evaluated.get(silo), job.submitted.get(silo), waits)
-            turn = next_turn(job.terms, at)
+            turn = self._turn(silo, job)
             if isinstance(turn, Rest):
                 continue
-            until = backoff(job.ended.get(silo, ()), 0.0, START + self.now).until - START
+            until = self._backing_off_until(silo, job)
             if until > self.now:
                 later.append(until)
+                continue
+            if isinstance(turn, Train) and ahead not in (None, job.id):
                 continue
             file = job.terms.file
             if isinstance(turn, Train):
@@ -93,8 +99,31 @@ class Memory:
             part = steps / file.training.local_steps if kind == "train" else 1.0
             task = Task(lease, nonce, job.id, kind, version, split, steps, self.now, part)
             job.leased_at[silo], job.open[silo] = self.now, task
+            if kind == "train":
+                job.taken.setdefault(silo, deque(maxlen=RECENT)).append(next(self._leases))
             return task
         return min(later, default=None)
+
+    def _turn(self, silo: str, job: Job) -> Train | Evaluate | Rest:
+        waits = job.scheduled and compass.waits(silo, job.arrived())
+        return next_turn(
+            job.terms, Progress(job.head, job.evaluated.get(silo), job.submitted.get(silo), waits)
+        )
+
+    def _backing_off_until(self, silo: str, job: Job) -> float:
+        return backoff(job.ended.get(silo, ()), 0.0, START + self.now).until - START
+
+    def _ahead(self, silo: str, running: Sequence[Job]) -> str | None:
+        """As `server.sharing`."""
+        live = [job for job in running if job.head < job.terms.file.stop.versions]
+        standings = [job.standing(self.allocation, START + self.now) for job in live]
+        active = {one.job: one.active for one in standings}
+        free = {
+            job.id: job.taken.get(silo, ())
+            for job in live
+            if isinstance(self._turn(silo, job), Train) and self._backing_off_until(silo, job) <= self.now
+        }
+        return next_job(shares(standings, sum(active.values()) + 1), active, free) if free else None
 
     def outcomes(self) -> list[Outcome]:
         return [
@@ -167,7 +196,7 @@ class Memory:
 
     def _publish(self, job: Job, closing: Closing, updates: Sequence[Update]) -> None:
         try:
-            version = aggregate(job, updates, START + self.now)
+            version = aggregate(job, updates, START + self.now, self.allocation.rule == "fedast")
         except Refused:  # the arithmetic left float32: the server pauses, and a person decides
             self._end(job, "paused")
             return
@@ -220,8 +249,8 @@ class Memory:
         job.waiting.clear()
 
 
-def aggregate(job: Job, updates: Sequence[Update], now: float) -> Version:
-    """The next version, as `server.aggregation` computes it. Raises Refused(NONFINITE)."""
+def aggregate(job: Job, updates: Sequence[Update], now: float, scores: bool) -> Version:
+    """The next version, as `server.aggregation` computes it; with `scores` the job's as well. Raises Refused(NONFINITE)."""
     head, settings = job.newest, job.terms.file.aggregation
     buffer = job.buffer(updates)
     scalars = rules.measure(job.terms, buffer, head.scalars)
@@ -230,17 +259,21 @@ def aggregate(job: Job, updates: Sequence[Update], now: float) -> Version:
     parameters = FlatSink(job.manifest)
     optimizer = FlatSink(keeps) if keeps else None
     ema = FlatSink(job.manifest) if settings.ema is not None else None
+    sources: dict[Source, rules.TensorReader] = {**job.sources(plan.sources, updates)}
+    watched = sketched(job.manifest, buffer, sources) if scores else {}
     rules.aggregate(
         job.terms,
         job.manifest,
         plan,
-        job.sources(plan.sources, updates),
+        {**sources, **watched},
         optimizer=head.optimizer,
         ema=head.ema,
         scalars=scalars,
         outputs=rules.Outputs(parameters, optimizer, ema),
         chunk=min(rules.CHUNK, max(spec.elements for spec in job.manifest.specs)),
     )
+    if scores:
+        job.learn(one.sums for one in watched.values())
     return Version(
         number=job.head + 1,
         parameters=parameters.close(),

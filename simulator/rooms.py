@@ -28,6 +28,7 @@ from server.aggregation import closing_of
 from server.allow_list import AllowList
 from server.audit.export import Exported, export
 from server.config import new_config
+from server.core.allocation import TURNS, Allocation
 from server.core.buffer import StillOpen
 from server.core.turn import due_version
 from server.enrolment import SigningKey
@@ -75,7 +76,13 @@ class Rooms:
     """As `engine.Server`. `close` when the run is over."""
 
     def __init__(
-        self, planned: Sequence[Planned], silos: Sequence[str], rows: Rows, folder: Path, seed: int
+        self,
+        planned: Sequence[Planned],
+        silos: Sequence[str],
+        rows: Rows,
+        folder: Path,
+        seed: int,
+        allocation: Allocation = TURNS,
     ) -> None:
         """Makes a federation in `folder`, enrols every silo and has each approve every job."""
         self.now, self.rows = 0.0, rows
@@ -90,8 +97,11 @@ class Rooms:
         self._ended: dict[str, float] = {}
         self._read: OrderedDict[tuple[str, int], Flat] = OrderedDict()
         self.directory = folder / "server"
-        self._config = new_config(FEDERATION, "localhost", 7443, 7444, 7445)
         world = World(lambda: START + self.now, self._entropy)
+        config = new_config(FEDERATION, "localhost", 7443, 7444, 7445)
+        self._config = config.model_copy(
+            update={"allocation": allocation.rule, "shares": dict(allocation.shares)}
+        )
         self._info = setup.create_federation(self.directory, self._config, world)
         self._verifier = NoteVerifier.from_vkey(self._info.log_vkey)
         store: Any = sqlite.Alone(self.directory / "state" / "state.db")

@@ -13,6 +13,7 @@ from anabranch import durable
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobFile, JobTerms
 from anabranch.wire.canonical import sha256
+from server.core.allocation import Allocation
 from silo_agent.training.archive import pack
 from silo_agent.training.task import load_task
 from simulator.dealing import deal
@@ -82,16 +83,17 @@ def play(
         raise Refused(Reason.MALFORMED, f"jobs that run together need different names: {', '.join(names)}")
     # Nobody waits for a disk in virtual time, and nobody goes on where a run that was killed stood.
     with durable.forgettable(), tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
-        prepared = [_prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
-        trainers = Trainers({planned.name: trainer for planned, trainer in prepared})
-        planned, silos, rows = [one for one, _ in prepared], silo_names(scenario), Rows()
+        ready = [prepared(job, scenario, Path(scratch) / job.file.job.name) for job in jobs]
+        trainers = Trainers({planned.name: trainer for planned, trainer in ready})
+        planned, silos, rows = [one for one, _ in ready], silo_names(scenario), Rows()
+        allocation = Allocation(scenario.allocation, scenario.shares)
         server: Memory | Rooms
         if scenario.log:
             from simulator import rooms  # the whole server is loaded by who asks for it
 
-            server = rooms.Rooms(planned, silos, rows, Path(scratch), scenario.seed)
+            server = rooms.Rooms(planned, silos, rows, Path(scratch), scenario.seed, allocation)
         else:
-            server = Memory(planned, silos, rows)
+            server = Memory(planned, silos, rows, allocation)
         began = time.perf_counter()
         run = Run(scenario, server, trainers, rows, told).play()
         took = time.perf_counter() - began
@@ -110,8 +112,8 @@ def _play_like(
     name = jobs[0].file.job.name
     recording = read_recording(like, name)
     scenario = scenario.model_copy(update={"horizon": f"{math.ceil(recording.seconds)}s"})
-    with tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
-        planned, trainer = _prepared(jobs[0], scenario, Path(scratch))
+    with durable.forgettable(), tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
+        planned, trainer = prepared(jobs[0], scenario, Path(scratch))
         silos, rows = silo_names(scenario), Rows()
         server = Memory([planned], silos, rows)
         run = Run(scenario, server, trainer, rows, told)
@@ -134,7 +136,8 @@ def _exported(server: "Rooms", scratch: Path) -> dict[str, bytes]:
     }
 
 
-def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Trainer]:
+def prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Trainer]:
+    """The job with version 0 of its model, and its silos with their records. Raises Refused for what does not fit."""
     silos, seed = len(scenario.profiles()), scenario.seed
     trainer: SyntheticTrainer | ManagedTrainer
     if scenario.synthetic is not None:

@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import LONGEST, NOT_TOML, SPLIT, Name, explain, seconds
+from server.core.allocation import Rule, Weight, agree
 from simulator.chance import Constant, Duration, Exponential, Uniform, generator
 
 MOST_SILOS = 100_000
@@ -166,6 +167,8 @@ class Scenario(BaseModel, extra="forbid", frozen=True):
     log: bool = (
         False  # the server's own rooms, with signatures and a log that is exported: slower, the same run
     )
+    allocation: Rule = "turns"  # how jobs that run together share silos, as in server.toml
+    shares: dict[Name, Weight] = {}  # with fedast-static: weights by the name of a job; others weigh 1
     aggregation_seconds: float = Field(default=0.0, ge=0, le=1e6)  # the server's, for each version
     delays: Literal["revive-default", "revive-shifted"] | None = None  # `silos` then gives numbers only
     silos: tuple[Group, ...] = ()
@@ -184,6 +187,7 @@ class Scenario(BaseModel, extra="forbid", frozen=True):
             raise ValueError("say what silos train on: [data.NAME] for a job's task, or [synthetic]")
         if sum(group.count for group in self.silos) > MOST_SILOS:
             raise ValueError(f"at most {MOST_SILOS} silos")
+        agree(self.allocation, self.shares)
         return self
 
     def profiles(self) -> list[Group]:

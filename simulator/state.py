@@ -1,14 +1,17 @@
 """What the real server keeps in its tables, in memory: jobs, versions and updates of one run."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
-from anabranch.terms import JobTerms
+from anabranch.terms import JobTerms, seconds
 from anabranch.wire.manifest import Manifest
 from server.core.admission import JobFacts, LeaseFacts
+from server.core.allocation import WINDOW, Allocation, Sketches, Standing, score, smoothed
 from server.core.backoff import RECENT, Ended
 from server.core.buffer import Waiting
 from server.core.compass import Arrived, Booking, Member, book, speed
@@ -70,6 +73,9 @@ class Job:
     leased_at: dict[str, float] = field(default_factory=dict)  # silo → newest lease
     newest_merged: dict[str, Update] = field(default_factory=dict)  # silo → what a cached delta is read from
     arrivals: dict[str, int] = field(default_factory=dict)  # silo → versions it had an update in
+    taken: dict[str, deque[int]] = field(default_factory=dict)  # silo → numbers of its newest training leases
+    sketches: list[Sketches] = field(default_factory=list)  # of its newest merged updates
+    score: float | None = None
     ended: dict[str, deque[Ended]] = field(
         default_factory=dict
     )  # silo → how its newest leases ended, newest first
@@ -106,6 +112,22 @@ class Job:
         """A lease came to its end."""
         del self.open[silo]
         self.ended.setdefault(silo, deque(maxlen=RECENT)).appendleft(ended)
+
+    def standing(self, allocation: Allocation, now: float) -> Standing:
+        """As `server.sharing`. `now` in unix seconds."""
+        wait = seconds(self.terms.file.aggregation.max_wait)
+        at_work = [
+            task
+            for task in self.open.values()
+            if task.kind == "train" and START + task.issued_at + wait > now
+        ]
+        weight = allocation.weight(self.id, self.score)
+        return Standing(self.id, weight, len(at_work), len(self.participants))
+
+    def learn(self, newest: Iterable[Sketches]) -> None:
+        """As `server.sharing.learn`."""
+        self.sketches = [*self.sketches, *newest][-WINDOW:]
+        self.score = smoothed(self.score, score(np.array(self.sketches)))
 
     def buffer(self, taken: Sequence[Update]) -> Buffer:
         """As `server.freezing`. Every silo approved before version 1."""

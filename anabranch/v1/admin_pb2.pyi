@@ -164,8 +164,18 @@ class Evaluation(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     def __init__(self, version: _Optional[int] = ..., silo: _Optional[str] = ..., split: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
+class Share(_message.Message):
+    __slots__ = ("leases", "active", "why")
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    leases: int
+    active: int
+    why: str
+    def __init__(self, leases: _Optional[int] = ..., active: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
 class JobStatus(_message.Message):
-    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time", "versions_per_hour", "updates_per_minute", "eta_seconds")
+    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time", "versions_per_hour", "updates_per_minute", "eta_seconds", "share")
     JOB_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +192,7 @@ class JobStatus(_message.Message):
     VERSIONS_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     UPDATES_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
     job: str
     name: str
     status: str
@@ -198,7 +209,8 @@ class JobStatus(_message.Message):
     versions_per_hour: float
     updates_per_minute: float
     eta_seconds: float
-    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ..., versions_per_hour: _Optional[float] = ..., updates_per_minute: _Optional[float] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
+    share: Share
+    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ..., versions_per_hour: _Optional[float] = ..., updates_per_minute: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., share: _Optional[_Union[Share, _Mapping]] = ...) -> None: ...
 
 class ChangeJobRequest(_message.Message):
     __slots__ = ("job", "action", "reason")

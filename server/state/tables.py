@@ -135,6 +135,13 @@ jobs = Table(
     Column("best_value", Float),
     Column("judged", Integer),  # newest version compared with the best
     Column("unimproved", Integer, nullable=False, default=0),  # evaluated versions since the best
+    Column("score", Float),  # what its share of the silos follows from; null: not known yet
+)
+sketches = Table(  # of the newest merged updates, one after the other (`server.core.sketch`)
+    "sketches",
+    metadata,
+    Column("job", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("newest", LargeBinary, nullable=False),
 )
 decisions = Table(
     "decisions",

@@ -166,6 +166,7 @@ def _status(status: JobStatus) -> pb.JobStatus:
         silos=[_silo_status(silo) for silo in status.silos],
         evaluations=[_evaluation(evaluated) for evaluated in status.evaluations],
         server_time=int(status.server_time),
+        share=pb.Share(**vars(status.share)) if status.share else None,
     )
 
 

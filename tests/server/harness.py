@@ -15,6 +15,7 @@ from anabranch.tlog.entry import Actor
 from anabranch.tlog.note import NoteSigner
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.tensors import Manifest, TensorSpec, write_tensors
+from server.core.allocation import TURNS, Allocation
 from server.gaps import Reached, nothing
 from server.intake import Decided, Upload
 from server.scheduling import Lease
@@ -112,8 +113,8 @@ def fake_silo(name: str) -> FakeSilo:
 class Server:
     """The core of a server over `directory`; `reopen` is what a restart does."""
 
-    def __init__(self, directory: Path, reached: Reached = nothing) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, reached: Reached = nothing, allocation: Allocation = TURNS) -> None:
+        self.directory, self.allocation = directory, allocation
         self.reached = reached
         self.clock = Clock()
         self.signer = NoteSigner(ORIGIN, Ed25519PrivateKey.from_private_bytes(bytes(32)))
@@ -121,7 +122,9 @@ class Server:
 
     def _open(self) -> Core:
         world = World(self.clock, os.urandom, self.reached)
-        core = open_core(self.directory, FEDERATION, ORIGIN, self.signer, Absent(), world)
+        core = open_core(
+            self.directory, FEDERATION, ORIGIN, self.signer, Absent(), world, allocation=self.allocation
+        )
         core.writer.start()  # aggregation is advanced by hand, so that tests decide when
         return core
 
