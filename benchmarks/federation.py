@@ -152,7 +152,7 @@ def submit_job(federation: Federation, size: int, aggregation: str) -> str:
 
 def _approve(home: Home, job: str) -> None:
     with connect_silo(home) as silo:
-        offered = next(one for one in silo.client.jobs() if one.id == job)
+        offered = next(one for one in silo.client.jobs(silo.log.seen()) if one.id == job)
         proposal = approval.examine(offered, silo.log)
         journal = home.job(job) / "receipts.jsonl"
         approval.announce(silo.client, silo.who, silo.log, proposal, "approve", journal)

@@ -63,7 +63,7 @@ class Silo:
             keep_models=1,
             pause=self._stop.wait,
         )
-        offered = next(one for one in connection.client.jobs() if one.id == job)
+        offered = next(one for one in connection.client.jobs(connection.log.seen()) if one.id == job)
         self._proposal = approval.examine(offered, connection.log)
         self._cycle: Cycle | None = None
         self._base = Path()
@@ -71,7 +71,7 @@ class Silo:
 
     def lease(self) -> None:
         """Ask until there is a task; the lease's proof is checked."""
-        while not isinstance(task := self._c.client.next_task(self._job), Lease):
+        while not isinstance(task := self._c.client.next_task(self._job, self._c.log.seen()), Lease):
             time.sleep(POLL)
         self._cycle = Cycle(self._site, self._proposal, task, lambda: None, lambda: None)
         self._cycle._prove_lease()

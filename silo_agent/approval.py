@@ -41,7 +41,7 @@ SHOWN = 2000  # characters of one line a person approves
 
 
 class Server(Protocol):
-    def decide(self, job: str, envelope: bytes) -> Receipt: ...
+    def decide(self, job: str, envelope: bytes, seen: int) -> Receipt: ...
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def announce(
         time=canonical.utc(time.time()),
     )
     envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), who.approver_key)
-    receipt = server.decide(proposal.job.id, envelope.encode())
+    receipt = server.decide(proposal.job.id, envelope.encode(), log.seen())
     entry = log.accept(receipt)
     receipts.require(entry, LOGGED[decision], silo=who.silo, terms_sha256=proposal.digest)
     durable.make_dir(journal.parent)

@@ -204,14 +204,6 @@ def _enrolment(visit: Visit) -> str:
     """Mutual TLS and the server's allow-list: the first call that shows who we are."""
     silo = visit.silo
     visit.client = Client(visit.address, silo.ca, silo.key, silo.chain, visit.settings.proxy)
-    try:
-        jobs = visit.client.jobs()
-    except Unavailable as error:
-        raise HopFailed(
-            "enrolment",
-            f"the server shows the right certificate, but takes no call made with this silo's ({error})",
-            "If it is not just restarting, its CA no longer knows this certificate: ask for a new bundle and enrol again",
-        ) from error
     info = silo.federation
     log = LogView(
         visit.home.log_view,
@@ -220,6 +212,14 @@ def _enrolment(visit: Visit) -> str:
         NoteVerifier.from_vkey(info.log_vkey),
         visit.client.consistency,
     )
+    try:
+        jobs = visit.client.jobs(log.seen())
+    except Unavailable as error:
+        raise HopFailed(
+            "enrolment",
+            f"the server shows the right certificate, but takes no call made with this silo's ({error})",
+            "If it is not just restarting, its CA no longer knows this certificate: ask for a new bundle and enrol again",
+        ) from error
     visit.proposals = [approval.examine(job, log) for job in jobs]
     return f"the server knows this silo and offers {len(jobs)} jobs, each proven in the log"
 

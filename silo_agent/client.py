@@ -44,7 +44,10 @@ BULK_SECONDS = 600.0  # of one attempt; transfers resume where they stopped
 
 
 class Client:
-    """Calls over one mTLS channel, which `switch` replaces when the certificate is renewed. Thread-safe."""
+    """Calls over one mTLS channel, which `switch` replaces when the certificate is renewed. Thread-safe.
+
+    `seen`: how many entries of the log this silo has verified (`LogView.seen`); the receipts of the answer continue them.
+    """
 
     def __init__(self, address: str, ca: bytes, key: bytes, certificate: bytes, proxy: str | None) -> None:
         self._address, self._ca, self._proxy = address, ca, proxy
@@ -88,34 +91,37 @@ class Client:
 
     # --- control -----------------------------------------------------------------------------------------------------
 
-    def jobs(self) -> list[OfferedJob]:
+    def jobs(self, seen: int) -> list[OfferedJob]:
         with self._answering():
-            reply = self._federation.ListJobs(federation_pb2.ListJobsRequest(), timeout=UNARY_SECONDS)
+            reply = self._federation.ListJobs(
+                federation_pb2.ListJobsRequest(seen=seen), timeout=UNARY_SECONDS
+            )
         return [messages.offered_job(job) for job in codec.capped(reply.jobs, limits.JOBS, "jobs")]
 
-    def decide(self, job: str, envelope: bytes) -> Receipt:
+    def decide(self, job: str, envelope: bytes, seen: int) -> Receipt:
         with self._answering():
-            request = federation_pb2.DecideRequest(job=job, envelope=envelope)
+            request = federation_pb2.DecideRequest(job=job, envelope=envelope, seen=seen)
             return codec.receipt_from_proto(self._federation.Decide(request, timeout=UNARY_SECONDS).receipt)
 
-    def next_task(self, job: str) -> Lease | Wait:
+    def next_task(self, job: str, seen: int) -> Lease | Wait:
         with self._answering():
-            request = federation_pb2.NextTaskRequest(jobs=[job])
+            request = federation_pb2.NextTaskRequest(jobs=[job], seen=seen)
             reply = self._federation.NextTask(request, timeout=UNARY_SECONDS)
         return messages.task(reply)
 
-    def release(self, lease: str, reason: Reason, exception: str, code_line: str) -> Receipt:
+    def release(self, lease: str, reason: Reason, exception: str, code_line: str, seen: int) -> Receipt:
         with self._answering():
             request = federation_pb2.ReleaseLeaseRequest(
-                lease=lease, reason=reason.value, exception=exception, code_line=code_line
+                lease=lease, reason=reason.value, exception=exception, code_line=code_line, seen=seen
             )
             return codec.receipt_from_proto(
                 self._federation.ReleaseLease(request, timeout=UNARY_SECONDS).receipt
             )
 
-    def renew(self, csr: bytes) -> Certified:
+    def renew(self, csr: bytes, seen: int) -> Certified:
         with self._answering():
-            reply = self._federation.Renew(federation_pb2.RenewRequest(csr=csr), timeout=UNARY_SECONDS)
+            request = federation_pb2.RenewRequest(csr=csr, seen=seen)
+            reply = self._federation.Renew(request, timeout=UNARY_SECONDS)
         return Certified(reply.certificate_chain, codec.receipt_from_proto(reply.receipt))
 
     def consistency(self, old: int, new: int) -> Sequence[bytes]:
@@ -146,10 +152,12 @@ class Client:
             for chunk in self._federation.FetchArchive(request, timeout=BULK_SECONDS):
                 yield chunk.data
 
-    def model(self, job: str, digest: str, offset: int) -> Iterator[tuple[View, tuple[Receipt, ...]] | Bytes]:
+    def model(
+        self, job: str, digest: str, offset: int, seen: int
+    ) -> Iterator[tuple[View, tuple[Receipt, ...]] | Bytes]:
         """The header (what it is, and the proofs), then the bytes from `offset` on."""
         with self._answering():
-            request = federation_pb2.FetchModelRequest(job=job, digest=digest, offset=offset)
+            request = federation_pb2.FetchModelRequest(job=job, digest=digest, offset=offset, seen=seen)
             for message in self._fetch_model(request, timeout=BULK_SECONDS):
                 if isinstance(message, memoryview):
                     yield message
@@ -159,24 +167,25 @@ class Client:
                 else:
                     yield message.chunk
 
-    def upload_status(self, update: str) -> tuple[int, Decided | None]:
+    def upload_status(self, update: str, seen: int) -> tuple[int, Decided | None]:
         """Bytes the server has on stable storage, and its decision if it has made one."""
         with self._answering():
-            request = update_pb2.UploadStatusRequest(update=update)
+            request = update_pb2.UploadStatusRequest(update=update, seen=seen)
             reply = self._updates.UploadStatus(request, timeout=UNARY_SECONDS)
         return reply.synced, messages.decided(reply.reply) if reply.HasField("reply") else None
 
-    def submit(self, update: str, envelope: bytes, offset: int, chunks: Iterable[bytes]) -> Decided:
+    def submit(
+        self, update: str, envelope: bytes, offset: int, chunks: Iterable[bytes], seen: int
+    ) -> Decided:
         """Send the update's bytes from `offset` on; `chunks` are at most limits.CHUNK long."""
-
-        header = update_pb2.SubmitHeader(update=update, envelope=envelope, offset=offset)
+        header = update_pb2.SubmitHeader(update=update, envelope=envelope, offset=offset, seen=seen)
         requests = chain([update_pb2.SubmitRequest(header=header)], map(codec.chunk_message, chunks))
         with self._answering():
             return messages.decided(self._submit(requests, timeout=BULK_SECONDS))
 
-    def submit_evaluation(self, lease: str, envelope: bytes) -> Decided:
+    def submit_evaluation(self, lease: str, envelope: bytes, seen: int) -> Decided:
         with self._answering():
-            request = update_pb2.SubmitEvaluationRequest(lease=lease, envelope=envelope)
+            request = update_pb2.SubmitEvaluationRequest(lease=lease, envelope=envelope, seen=seen)
             return messages.decided(self._updates.SubmitEvaluation(request, timeout=UNARY_SECONDS))
 
     @contextmanager

@@ -208,7 +208,7 @@ class Cycle:
             num_examples=measured["num_examples"],
         )
         envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), site.who.update_key).encode()
-        decided = self._patiently(lambda: site.client.submit_evaluation(lease.id, envelope))
+        decided = self._patiently(lambda: site.client.submit_evaluation(lease.id, envelope, site.log.seen()))
         entry = self._patiently(lambda: site.log.accept(decided.receipt))
         receipts.require(
             entry,

@@ -23,7 +23,7 @@ class Source(Protocol):
     """The calls a fetch makes; `silo_agent.client.Client` has them."""
 
     def archive(self, job: str) -> Iterator[bytes]: ...
-    def model(self, job: str, digest: str, offset: int) -> Iterator[Header | Bytes]: ...
+    def model(self, job: str, digest: str, offset: int, seen: int) -> Iterator[Header | Bytes]: ...
 
 
 def fetch_archive(source: Source, job: str, terms: JobTerms) -> bytes:
@@ -62,12 +62,12 @@ def fetch_model(
         _prove(log, job, view, header, receipts)
 
     try:
-        _download(source, job, view, part, prove)
+        _download(source, job, view, part, prove, log.seen())
     except _WrongBytes:
         if not resumed:
             raise
         # The earlier part had not all reached the disk, or the server changed its mind: once more, from the start.
-        _download(source, job, view, part, prove)
+        _download(source, job, view, part, prove, log.seen())
     durable.rename(part, final)
     _prune(directory, keep, final)
     return final
@@ -82,13 +82,15 @@ class _WrongBytes(Refused):
         )
 
 
-def _download(source: Source, job: str, view: View, part: Path, prove: Callable[[Header], None]) -> None:
+def _download(
+    source: Source, job: str, view: View, part: Path, prove: Callable[[Header], None], seen: int
+) -> None:
     """Append to `part` until it is whole and synced. Killed inside: the next attempt resumes behind what is there."""
     digest = hashlib.sha256()
     with open(part, "a+b") as file:
         begun = offset = min(_hash_prefix(file.fileno(), digest), view.bytes)
         proven = False
-        for message in source.model(job, view.digest, offset):
+        for message in source.model(job, view.digest, offset, seen):
             if isinstance(message, tuple):
                 prove(message)
                 proven = True

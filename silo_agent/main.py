@@ -157,7 +157,9 @@ def run(
 def jobs(directory: Dir = HERE, as_json: Json = False) -> None:
     """Jobs the federation offers: what code, on which data, what it sends, and what this silo decided."""
     with connect(Home(directory)) as connection:
-        proposals = [approval.examine(job, connection.log) for job in connection.client.jobs()]
+        proposals = [
+            approval.examine(job, connection.log) for job in connection.client.jobs(connection.log.seen())
+        ]
         here = Decisions(connection.home.decisions)
         rules = policy.load_policy(connection.home.policy)
         rows = [_job_document(p, approval.standing(p, rules, here)) for p in proposals]
@@ -318,7 +320,7 @@ def _record_and_announce(connection: Connection, proposal: Proposal, decision: D
 
 
 def _find(connection: Connection, reference: str) -> Proposal:
-    for job in connection.client.jobs():
+    for job in connection.client.jobs(connection.log.seen()):
         proposal = approval.examine(job, connection.log)
         if reference == job.id or (len(reference) >= 8 and proposal.digest.startswith(reference)):
             return proposal

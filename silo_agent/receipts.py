@@ -1,8 +1,9 @@
 """The silo's own view of the audit log: it only ever grows, and the agent acts on nothing outside it.
 
 Every receipt is checked three ways: the entry is included under its checkpoint, the log's key signed that checkpoint,
-and the checkpoint is consistent with the newest one this silo has seen before. A server that cannot prove the third has
-shown different logs to different people, or has lost part of one: the agent keeps what it signed and stops.
+and the checkpoint is consistent with the newest one this silo has seen before. Every request says how much was seen, and
+the receipt brings the proof of the third along; where it does not, the agent asks for it. A server that cannot prove it
+has shown different logs to different people, or has lost part of one: the agent keeps what it signed and stops.
 """
 
 import base64
@@ -62,6 +63,11 @@ class LogView:
                 f"{self.path} holds no checkpoint of {self.origin}: {error}; enrol again"
             ) from error
 
+    def seen(self) -> int:
+        """How many entries the newest verified checkpoint has, 0 before the first. Raises Corrupt."""
+        known = self.current()
+        return 0 if known is None else known.size
+
     def accept(self, receipt: Receipt) -> Entry:
         """The entry this receipt proves. Raises Untrusted on any failed proof, Unavailable while none can be had."""
         try:
@@ -85,7 +91,9 @@ class LogView:
             return
         proof: Sequence[bytes] = ()
         try:
-            proof = self.consistency(old.size, new.size)
+            # Another thread or process of this home may have seen more since the request was sent.
+            fits = old is known and receipt.seen == known.size
+            proof = receipt.consistency if fits else self.consistency(old.size, new.size)
             verify_consistency(old.size, new.size, old.root, new.root, list(proof))
         except ProofError as error:
             raise self._untrusted(

@@ -43,7 +43,7 @@ def renew(directory: Path, client: Client, log: LogView, now: float) -> SiloIden
     key = wire.new_tls_key()
     # Killed after this write: the key is never used, and the next attempt makes another.
     identity.born(directory / identity.NEXT_KEY, wire.private_pem(key))
-    certified = client.renew(wire.csr(key))
+    certified = client.renew(wire.csr(key), log.seen())
     leaf, *intermediates = wire.parse_chain(certified.chain)
     found = wire.verify_leaf(leaf, wire.parse_chain(who.ca), intermediates, now, "silo")
     if found.uri != who.uri or leaf.public_key() != key.public_key():

@@ -39,7 +39,7 @@ class Sender:
         """
         statement = pending.statement
         try:
-            decided = _resumed(self.client, pending) if resume else _sent(self.client, pending, 0)
+            decided = self._resumed(pending) if resume else self._sent(pending, 0)
         except Refused as refusal:
             if refusal.code in NOT_ABOUT_THE_UPDATE:
                 raise
@@ -81,26 +81,25 @@ class Sender:
             statement_sha256=canonical.sha256(dsse.parse_envelope(pending.envelope).payload),
         )
 
+    def _sent(self, pending: Pending, offset: int) -> Decided:
+        update, chunks = pending.statement.update, _chunks(pending.delta, offset)
+        return self.client.submit(update, pending.envelope, offset, chunks, self.log.seen())
 
-def _sent(client: Client, pending: Pending, offset: int) -> Decided:
-    return client.submit(pending.statement.update, pending.envelope, offset, _chunks(pending.delta, offset))
-
-
-def _resumed(client: Client, pending: Pending) -> Decided:
-    statement = pending.statement
-    synced, decided = client.upload_status(statement.update)
-    if decided is not None:
-        return decided
-    offset = min(synced, statement.bytes)
-    try:
-        return _sent(client, pending, offset)
-    except Refused as error:
-        if error.code is not Reason.DIGEST_MISMATCH or offset == 0:
-            raise
-    logger.warning(
-        "the server's part of the update is damaged; sending it from the start", update=statement.update
-    )
-    return _sent(client, pending, 0)
+    def _resumed(self, pending: Pending) -> Decided:
+        statement = pending.statement
+        synced, decided = self.client.upload_status(statement.update, self.log.seen())
+        if decided is not None:
+            return decided
+        offset = min(synced, statement.bytes)
+        try:
+            return self._sent(pending, offset)
+        except Refused as error:
+            if error.code is not Reason.DIGEST_MISMATCH or offset == 0:
+                raise
+        logger.warning(
+            "the server's part of the update is damaged; sending it from the start", update=statement.update
+        )
+        return self._sent(pending, 0)
 
 
 def _chunks(delta: Path, offset: int) -> Iterator[bytes]:

@@ -97,7 +97,7 @@ class Supervisor:
         """
         # Under the lock of decisions: what a person is just deciding is not announced twice.
         with self._decisions.deciding():
-            offered = {job.id: job for job in self.site.client.jobs()}
+            offered = {job.id: job for job in self.site.client.jobs(self.site.log.seen())}
             for job in offered.values():
                 with self._saying(job.id):
                     self._consider(job)

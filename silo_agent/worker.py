@@ -128,7 +128,10 @@ class Worker:
         if not open_now(self._policy(), datetime.now()):
             self._pause(CLOSED_PAUSE)
             return
-        task = self._site.client.next_task(job)  # not earlier: the base would grow old while the job waits
+        seen = self._site.log.seen()
+        task = self._site.client.next_task(
+            job, seen
+        )  # not earlier: the base would grow old while the job waits
         if isinstance(task, Wait):
             self._pause(min(max(task.seconds, 0.05), LONGEST_WAIT))
             return
@@ -181,7 +184,8 @@ class Worker:
     def _release(self, lease: Lease, reason: Reason, exception: str = "", code_line: str = "") -> None:
         """Killed before: the server hands the lease out again, and it is refused or fails again."""
         try:
-            receipt = self._site.client.release(lease.id, reason, exception, code_line)
+            seen = self._site.log.seen()
+            receipt = self._site.client.release(lease.id, reason, exception, code_line, seen)
         except Refused as error:
             if error.code is not Reason.BAD_LEASE:  # the server has closed it by itself
                 raise

@@ -10,12 +10,18 @@ from anabranch.tlog.note import NoteVerifier
 
 @dataclass(frozen=True)
 class Receipt:
-    """`entry` (leaf bytes) is at `index` of the tree under `checkpoint` (a signed note), by `proof`."""
+    """`entry` (leaf bytes) is at `index` of the tree under `checkpoint` (a signed note), by `proof`.
+
+    For a reader who knows the first `seen` entries, `consistency` proves that this tree continues them; that part is
+    of use once and is not kept.
+    """
 
     entry: bytes
     index: int
     proof: tuple[bytes, ...]
     checkpoint: str
+    seen: int = 0
+    consistency: tuple[bytes, ...] = ()
 
 
 def verify_receipt(receipt: Receipt, verifier: NoteVerifier, origin: str) -> tuple[Entry, Checkpoint]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nabranch/v1/audit.proto\x12\x0c\x61nabranch.v1\"J\n\x07Receipt\x12\r\n\x05\x65ntry\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x04 \x01(\t\"\x16\n\x14GetCheckpointRequest\"(\n\x12GetCheckpointReply\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\";\n\x15GetConsistencyRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\"$\n\x13GetConsistencyReply\x12\r\n\x05proof\x18\x01 \x03(\x0c\x32\xb8\x01\n\x05\x41udit\x12U\n\rGetCheckpoint\x12\".anabranch.v1.GetCheckpointRequest\x1a .anabranch.v1.GetCheckpointReply\x12X\n\x0eGetConsistency\x12#.anabranch.v1.GetConsistencyRequest\x1a!.anabranch.v1.GetConsistencyReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61nabranch/v1/audit.proto\x12\x0c\x61nabranch.v1\"m\n\x07Receipt\x12\r\n\x05\x65ntry\x18\x01 \x01(\x0c\x12\r\n\x05index\x18\x02 \x01(\x04\x12\r\n\x05proof\x18\x03 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x04 \x01(\t\x12\x0c\n\x04seen\x18\x05 \x01(\x04\x12\x13\n\x0b\x63onsistency\x18\x06 \x03(\x0c\"\x16\n\x14GetCheckpointRequest\"(\n\x12GetCheckpointReply\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\";\n\x15GetConsistencyRequest\x12\x10\n\x08old_size\x18\x01 \x01(\x04\x12\x10\n\x08new_size\x18\x02 \x01(\x04\"$\n\x13GetConsistencyReply\x12\r\n\x05proof\x18\x01 \x03(\x0c\x32\xb8\x01\n\x05\x41udit\x12U\n\rGetCheckpoint\x12\".anabranch.v1.GetCheckpointRequest\x1a .anabranch.v1.GetCheckpointReply\x12X\n\x0eGetConsistency\x12#.anabranch.v1.GetConsistencyRequest\x1a!.anabranch.v1.GetConsistencyReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'anabranch.v1.audit_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RECEIPT']._serialized_start=42
-  _globals['_RECEIPT']._serialized_end=116
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=118
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=140
-  _globals['_GETCHECKPOINTREPLY']._serialized_start=142
-  _globals['_GETCHECKPOINTREPLY']._serialized_end=182
-  _globals['_GETCONSISTENCYREQUEST']._serialized_start=184
-  _globals['_GETCONSISTENCYREQUEST']._serialized_end=243
-  _globals['_GETCONSISTENCYREPLY']._serialized_start=245
-  _globals['_GETCONSISTENCYREPLY']._serialized_end=281
-  _globals['_AUDIT']._serialized_start=284
-  _globals['_AUDIT']._serialized_end=468
+  _globals['_RECEIPT']._serialized_end=151
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=153
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=175
+  _globals['_GETCHECKPOINTREPLY']._serialized_start=177
+  _globals['_GETCHECKPOINTREPLY']._serialized_end=217
+  _globals['_GETCONSISTENCYREQUEST']._serialized_start=219
+  _globals['_GETCONSISTENCYREQUEST']._serialized_end=278
+  _globals['_GETCONSISTENCYREPLY']._serialized_start=280
+  _globals['_GETCONSISTENCYREPLY']._serialized_end=316
+  _globals['_AUDIT']._serialized_start=319
+  _globals['_AUDIT']._serialized_end=503
 # @@protoc_insertion_point(module_scope)

@@ -124,8 +124,10 @@ class Job(_message.Message):
     def __init__(self, id: _Optional[str] = ..., terms: _Optional[bytes] = ..., status: _Optional[str] = ..., decision: _Optional[str] = ..., head: _Optional[int] = ..., submitted: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., manifest: _Optional[bytes] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("seen",)
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    seen: int
+    def __init__(self, seen: _Optional[int] = ...) -> None: ...
 
 class ListJobsReply(_message.Message):
     __slots__ = ("jobs",)
@@ -146,12 +148,14 @@ class Chunk(_message.Message):
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class DecideRequest(_message.Message):
-    __slots__ = ("job", "envelope")
+    __slots__ = ("job", "envelope", "seen")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     job: str
     envelope: bytes
-    def __init__(self, job: _Optional[str] = ..., envelope: _Optional[bytes] = ...) -> None: ...
+    seen: int
+    def __init__(self, job: _Optional[str] = ..., envelope: _Optional[bytes] = ..., seen: _Optional[int] = ...) -> None: ...
 
 class DecideReply(_message.Message):
     __slots__ = ("receipt",)
@@ -206,10 +210,12 @@ class Wait(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class NextTaskRequest(_message.Message):
-    __slots__ = ("jobs",)
+    __slots__ = ("jobs", "seen")
     JOBS_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, jobs: _Optional[_Iterable[str]] = ...) -> None: ...
+    seen: int
+    def __init__(self, jobs: _Optional[_Iterable[str]] = ..., seen: _Optional[int] = ...) -> None: ...
 
 class NextTaskReply(_message.Message):
     __slots__ = ("lease", "wait")
@@ -220,14 +226,16 @@ class NextTaskReply(_message.Message):
     def __init__(self, lease: _Optional[_Union[Lease, _Mapping]] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ...) -> None: ...
 
 class FetchModelRequest(_message.Message):
-    __slots__ = ("job", "digest", "offset")
+    __slots__ = ("job", "digest", "offset", "seen")
     JOB_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     job: str
     digest: str
     offset: int
-    def __init__(self, job: _Optional[str] = ..., digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    seen: int
+    def __init__(self, job: _Optional[str] = ..., digest: _Optional[str] = ..., offset: _Optional[int] = ..., seen: _Optional[int] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
     __slots__ = ("view", "receipts")
@@ -246,16 +254,18 @@ class FetchModelReply(_message.Message):
     def __init__(self, header: _Optional[_Union[ModelHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseLeaseRequest(_message.Message):
-    __slots__ = ("lease", "reason", "exception", "code_line")
+    __slots__ = ("lease", "reason", "exception", "code_line", "seen")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     EXCEPTION_FIELD_NUMBER: _ClassVar[int]
     CODE_LINE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     lease: str
     reason: str
     exception: str
     code_line: str
-    def __init__(self, lease: _Optional[str] = ..., reason: _Optional[str] = ..., exception: _Optional[str] = ..., code_line: _Optional[str] = ...) -> None: ...
+    seen: int
+    def __init__(self, lease: _Optional[str] = ..., reason: _Optional[str] = ..., exception: _Optional[str] = ..., code_line: _Optional[str] = ..., seen: _Optional[int] = ...) -> None: ...
 
 class ReleaseLeaseReply(_message.Message):
     __slots__ = ("receipt",)
@@ -264,10 +274,12 @@ class ReleaseLeaseReply(_message.Message):
     def __init__(self, receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
-    __slots__ = ("csr",)
+    __slots__ = ("csr", "seen")
     CSR_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     csr: bytes
-    def __init__(self, csr: _Optional[bytes] = ...) -> None: ...
+    seen: int
+    def __init__(self, csr: _Optional[bytes] = ..., seen: _Optional[int] = ...) -> None: ...
 
 class RenewReply(_message.Message):
     __slots__ = ("certificate_chain", "receipt")

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class FederationStub:
     """What a silo agent asks of the server. Identity comes from the TLS peer; no message carries a sender.
+
+    `seen` in a request is the number of entries of the log that the silo has verified, 0 if it does not say. Receipts in
+    the reply then prove by themselves that they continue them; where one does not, the silo asks GetConsistency.
     """
 
     def __init__(self, channel):
@@ -79,6 +82,9 @@ class FederationStub:
 
 class FederationServicer:
     """What a silo agent asks of the server. Identity comes from the TLS peer; no message carries a sender.
+
+    `seen` in a request is the number of entries of the log that the silo has verified, 0 if it does not say. Receipts in
+    the reply then prove by themselves that they continue them; where one does not, the silo asks GetConsistency.
     """
 
     def Session(self, request_iterator, context):
@@ -182,6 +188,9 @@ def add_FederationServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Federation:
     """What a silo agent asks of the server. Identity comes from the TLS peer; no message carries a sender.
+
+    `seen` in a request is the number of entries of the log that the silo has verified, 0 if it does not say. Receipts in
+    the reply then prove by themselves that they continue them; where one does not, the silo asks GetConsistency.
     """
 
     @staticmethod

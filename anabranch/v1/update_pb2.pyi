@@ -7,10 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class UploadStatusRequest(_message.Message):
-    __slots__ = ("update",)
+    __slots__ = ("update", "seen")
     UPDATE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     update: str
-    def __init__(self, update: _Optional[str] = ...) -> None: ...
+    seen: int
+    def __init__(self, update: _Optional[str] = ..., seen: _Optional[int] = ...) -> None: ...
 
 class UploadStatusReply(_message.Message):
     __slots__ = ("synced", "reply")
@@ -21,14 +23,16 @@ class UploadStatusReply(_message.Message):
     def __init__(self, synced: _Optional[int] = ..., reply: _Optional[_Union[SubmitReply, _Mapping]] = ...) -> None: ...
 
 class SubmitHeader(_message.Message):
-    __slots__ = ("update", "envelope", "offset")
+    __slots__ = ("update", "envelope", "offset", "seen")
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     update: str
     envelope: bytes
     offset: int
-    def __init__(self, update: _Optional[str] = ..., envelope: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+    seen: int
+    def __init__(self, update: _Optional[str] = ..., envelope: _Optional[bytes] = ..., offset: _Optional[int] = ..., seen: _Optional[int] = ...) -> None: ...
 
 class SubmitRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -47,9 +51,11 @@ class SubmitReply(_message.Message):
     def __init__(self, receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class SubmitEvaluationRequest(_message.Message):
-    __slots__ = ("lease", "envelope")
+    __slots__ = ("lease", "envelope", "seen")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
     lease: str
     envelope: bytes
-    def __init__(self, lease: _Optional[str] = ..., envelope: _Optional[bytes] = ...) -> None: ...
+    seen: int
+    def __init__(self, lease: _Optional[str] = ..., envelope: _Optional[bytes] = ..., seen: _Optional[int] = ...) -> None: ...

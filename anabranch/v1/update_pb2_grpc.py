@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class UpdatesStub:
-    """Missing associated documentation comment in .proto file."""
+    """`seen` in a request: see Federation.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -52,7 +53,8 @@ class UpdatesStub:
 
 
 class UpdatesServicer:
-    """Missing associated documentation comment in .proto file."""
+    """`seen` in a request: see Federation.
+    """
 
     def UploadStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -99,7 +101,8 @@ def add_UpdatesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Updates:
-    """Missing associated documentation comment in .proto file."""
+    """`seen` in a request: see Federation.
+    """
 
     @staticmethod
     def UploadStatus(request,

@@ -37,7 +37,12 @@ def capped(field: Sequence[_Element], most: int, what: str) -> Sequence[_Element
 
 def receipt_to_proto(receipt: Receipt) -> audit_pb2.Receipt:
     return audit_pb2.Receipt(
-        entry=receipt.entry, index=receipt.index, proof=receipt.proof, checkpoint=receipt.checkpoint
+        entry=receipt.entry,
+        index=receipt.index,
+        proof=receipt.proof,
+        checkpoint=receipt.checkpoint,
+        seen=receipt.seen,
+        consistency=receipt.consistency,
     )
 
 
@@ -50,9 +55,10 @@ def receipt_from_proto(message: audit_pb2.Receipt) -> Receipt:
         if size > most:
             raise Refused(Reason.SIZE_LIMIT, f"receipt: {what} of {size} bytes; at most {most}")
     proof = tuple(capped(message.proof, limits.PROOF, "hashes of a proof"))
-    if not message.entry or not message.checkpoint or any(len(node) != 32 for node in proof):
+    consistency = tuple(capped(message.consistency, 2 * limits.PROOF, "hashes of a proof"))
+    if not message.entry or not message.checkpoint or any(len(node) != 32 for node in proof + consistency):
         raise Refused(Reason.MALFORMED, "receipt: expected an entry, a checkpoint and hashes of 32 bytes")
-    return Receipt(message.entry, message.index, proof, message.checkpoint)
+    return Receipt(message.entry, message.index, proof, message.checkpoint, message.seen, consistency)
 
 
 def task_kind_to_proto(kind: TaskKind) -> federation_pb2.TaskKind:

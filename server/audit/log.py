@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection, bindparam, select
 
@@ -12,6 +12,7 @@ from anabranch.tlog.entry import Sig
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
 from anabranch.wire.dsse import Envelope
+from server.audit.register import size_of
 from server.state.database import Reader
 from server.state.tables import checkpoints, entries, nodes
 
@@ -104,6 +105,18 @@ class Log:
         with self.reader.connect() as connection:
             size, note = newest_checkpoint(connection)
             return receipt_for(connection, index, note, size, self._nodes.reader(connection))
+
+    def continuing(self, receipt: Receipt, seen: int) -> Receipt:
+        """`receipt` for a silo that says it knows the first `seen` entries, with the proof that it continues them.
+
+        A silo that knows nothing, or says it knows more than the receipt's tree has, gets the receipt as it is.
+        """
+        size = size_of(receipt.checkpoint)
+        if not 0 < seen < size:
+            return receipt
+        with self.reader.connect() as connection:
+            proof = merkle.consistency_proof(seen, size, self._nodes.reader(connection))
+        return replace(receipt, seen=seen, consistency=tuple(proof))
 
     def consistency(self, old: int, new: int) -> list[bytes]:
         """RFC 9162 §2.1.4 proof between two sizes. Raises Refused(NOT_FOUND) beyond the newest checkpoint."""

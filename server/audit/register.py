@@ -30,7 +30,7 @@ class CheckpointRegister:
 
     def read(self) -> str:
         """The registered note, or "" before the first one. Raises Corrupt when the file was damaged."""
-        return max(self._slots(), key=_size)
+        return max(self._slots(), key=size_of)
 
     def advance(self, expected: str, note: str) -> None:
         """Replace `expected` by `note`, of a larger tree; durable on return.
@@ -39,7 +39,7 @@ class CheckpointRegister:
         of the two it is.
         """
         slots = self._slots()
-        if max(slots, key=_size) != expected:
+        if max(slots, key=size_of) != expected:
             raise Corrupt(
                 f"{self.path} was changed by another process: two servers share this state. Stop both, keep one."
             )
@@ -81,7 +81,7 @@ def _note(slot: bytes) -> str:
         return ""
 
 
-def _size(note: str) -> int:
+def size_of(note: str) -> int:
     """Of the tree that a note speaks of: its second line (C2SP tlog-checkpoint)."""
     lines = note.split("\n", 2)
     return int(lines[1]) if len(lines) == 3 and lines[1].isascii() and lines[1].isdigit() else -1

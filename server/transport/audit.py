@@ -2,9 +2,17 @@
 
 import asyncio
 
+from anabranch.tlog.receipt import Receipt
 from anabranch.v1 import audit_pb2 as pb
+from anabranch.wire import codec
+from server.audit.log import Log
 from server.transport.peer import Peer
 from server.transport.rooms import Rooms
+
+
+async def continuing(log: Log, receipt: Receipt, seen: int) -> pb.Receipt:
+    """A receipt as it travels to a silo that knows the first `seen` entries of the log."""
+    return codec.receipt_to_proto(await asyncio.to_thread(log.continuing, receipt, seen))
 
 
 class Audit:

@@ -4,18 +4,21 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import structlog
 
 import anabranch
 from anabranch.errors import Reason, Refused
 from anabranch.tlog.details import CODE_LINE, EXCEPTION, ID
+from anabranch.v1 import audit_pb2
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.wire import codec, limits
 from server import metrics
 from server.jobs import OfferedJob
 from server.scheduling import Lease, View
 from server.sessions import AbortLease, Drain, JobChanged, Mailbox, Push, Revoked
+from server.transport.audit import continuing
 from server.transport.files import read_chunks
 from server.transport.peer import Peer
 from server.transport.rooms import Rooms
@@ -82,8 +85,8 @@ class Federation:
                     "its keys are stolen: have the silo revoked",
                 )
 
-    async def ListJobs(self, _request: pb.ListJobsRequest, peer: Peer) -> pb.ListJobsReply:
-        offered = await asyncio.to_thread(self._rooms.jobs.offered, peer.silo)
+    async def ListJobs(self, request: pb.ListJobsRequest, peer: Peer) -> pb.ListJobsReply:
+        offered = await asyncio.to_thread(self._offered, peer.silo, request.seen)
         reply, size = pb.ListJobsReply(), 0
         for job in offered:
             message = _job(job)
@@ -93,6 +96,10 @@ class Federation:
                 break
             reply.jobs.append(message)
         return reply
+
+    def _offered(self, silo: str, seen: int) -> list[OfferedJob]:
+        continuing = self._rooms.log.continuing
+        return [replace(job, receipt=continuing(job.receipt, seen)) for job in self._rooms.jobs.offered(silo)]
 
     async def FetchArchive(
         self, request: pb.FetchArchiveRequest, _peer: Peer
@@ -106,13 +113,14 @@ class Federation:
         receipt = await asyncio.to_thread(
             self._rooms.jobs.decide, peer.silo, peer.actor(), request.job, request.envelope
         )
-        return pb.DecideReply(receipt=codec.receipt_to_proto(receipt))
+        return pb.DecideReply(receipt=await continuing(self._rooms.log, receipt, request.seen))
 
     async def NextTask(self, request: pb.NextTaskRequest, peer: Peer) -> pb.NextTaskReply:
         jobs = list(codec.capped(request.jobs, limits.JOBS, "jobs"))
         task = await asyncio.to_thread(self._rooms.scheduling.next_task, peer.silo, jobs)
         if isinstance(task, Lease):
-            return pb.NextTaskReply(lease=_lease(task))
+            issued = await continuing(self._rooms.log, task.receipt, request.seen)
+            return pb.NextTaskReply(lease=_lease(task, issued))
         return pb.NextTaskReply(wait=pb.Wait(seconds=task.seconds, reason=task.reason))
 
     async def FetchModel(
@@ -120,7 +128,7 @@ class Federation:
     ) -> AsyncGenerator[pb.FetchModelReply | bytes, None]:
         """The header, then the view's bytes from the offset the silo has reached, as `codec.chunk_message` writes them."""
         file = await asyncio.to_thread(self._rooms.jobs.model, peer.silo, request.job, request.digest)
-        receipts = [codec.receipt_to_proto(receipt) for receipt in file.receipts]
+        receipts = [await continuing(self._rooms.log, receipt, request.seen) for receipt in file.receipts]
         yield pb.FetchModelReply(header=pb.ModelHeader(view=_view(file.view), receipts=receipts))
         async with aclosing(read_chunks(file.path, request.offset)) as chunks:
             async for chunk in chunks:
@@ -147,12 +155,13 @@ class Federation:
             request.exception,
             request.code_line,
         )
-        return pb.ReleaseLeaseReply(receipt=codec.receipt_to_proto(receipt))
+        return pb.ReleaseLeaseReply(receipt=await continuing(self._rooms.log, receipt, request.seen))
 
     async def Renew(self, request: pb.RenewRequest, peer: Peer) -> pb.RenewReply:
         renew = self._rooms.membership.renew
         chain, receipt = await asyncio.to_thread(renew, peer.silo, request.csr, peer.fingerprint)
-        return pb.RenewReply(certificate_chain=chain, receipt=codec.receipt_to_proto(receipt))
+        logged = await continuing(self._rooms.log, receipt, request.seen)
+        return pb.RenewReply(certificate_chain=chain, receipt=logged)
 
 
 async def _hello(messages: AsyncIterator[pb.AgentMessage]) -> pb.Hello:
@@ -208,7 +217,7 @@ def _view(view: View) -> pb.View:
     )
 
 
-def _lease(lease: Lease) -> pb.Lease:
+def _lease(lease: Lease, issued: audit_pb2.Receipt) -> pb.Lease:
     return pb.Lease(
         id=lease.id,
         job=lease.job,
@@ -218,5 +227,5 @@ def _lease(lease: Lease) -> pb.Lease:
         deadline=int(lease.deadline),
         split=lease.split,
         local_steps=lease.local_steps,
-        issued=codec.receipt_to_proto(lease.receipt),
+        issued=issued,
     )

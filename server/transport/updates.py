@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from anabranch.errors import Conflict, Refused
 from anabranch.v1 import update_pb2 as pb
-from anabranch.wire import codec
 from anabranch.wire.values import Bytes
 from server.intake import Decided, Intake, Upload
+from server.transport.audit import continuing
 from server.transport.files import Bulk, chunks_of, ended_short, header_of, in_thread, pour, settled
 from server.transport.peer import Peer
 from server.transport.rooms import Rooms
@@ -36,17 +36,19 @@ class _Turns:
 class Updates:
     def __init__(self, rooms: Rooms) -> None:
         self._intake: Intake = rooms.intake
+        self._log = rooms.log
         self._turns: dict[tuple[str, str], _Turns] = {}
 
     async def UploadStatus(self, request: pb.UploadStatusRequest, peer: Peer) -> pb.UploadStatusReply:
         status = await asyncio.to_thread(self._intake.status, peer.silo, request.update)
-        decided = _reply(status.decided) if status.decided is not None else None
+        decided = await self._reply(status.decided, request.seen) if status.decided is not None else None
         return pb.UploadStatusReply(synced=status.synced, reply=decided)
 
     async def Submit(self, messages: AsyncIterator[Bulk], peer: Peer) -> pb.SubmitReply:
         header: pb.SubmitHeader = await header_of(messages)
         async with self._alone(peer.silo, header.update):
-            return _reply(await self._receive(header, messages, peer))
+            decided = await self._receive(header, messages, peer)
+        return await self._reply(decided, header.seen)
 
     async def _receive(self, header: pb.SubmitHeader, messages: AsyncIterator[Bulk], peer: Peer) -> Decided:
         """Take the bytes; decide when all are here. A refusal that the bytes caused is recorded like any other."""
@@ -115,8 +117,8 @@ class Updates:
     async def SubmitEvaluation(self, request: pb.SubmitEvaluationRequest, peer: Peer) -> pb.SubmitReply:
         evaluate = self._intake.evaluation
         decided = await asyncio.to_thread(evaluate, peer.silo, peer.actor(), request.lease, request.envelope)
-        return _reply(decided)
+        return await self._reply(decided, request.seen)
 
-
-def _reply(decided: Decided) -> pb.SubmitReply:
-    return pb.SubmitReply(receipt=codec.receipt_to_proto(decided.receipt), reason=decided.reason)
+    async def _reply(self, decided: Decided, seen: int) -> pb.SubmitReply:
+        receipt = await continuing(self._log, decided.receipt, seen)
+        return pb.SubmitReply(receipt=receipt, reason=decided.reason)

@@ -201,6 +201,8 @@ def receipts() -> list[bytes]:
                 index,
                 tuple(merkle.inclusion_proof(index, 5, found.node)),
                 checkpoint.sign(head(5), SIGNER),
+                seen=3,
+                consistency=tuple(merkle.consistency_proof(3, 5, found.node)),
             )
         ).SerializeToString()
         for index in (0, 4)

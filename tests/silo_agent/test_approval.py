@@ -28,7 +28,7 @@ def code(tmp_path: Path) -> Path:
 
 def proposal(world: World, home: Home) -> Proposal:
     with connect(home) as connection:
-        return examine(connection.client.jobs()[0], connection.log)
+        return examine(connection.client.jobs(0)[0], connection.log)
 
 
 def bind_data(home: Home, extra: str = "") -> Policy:

@@ -33,7 +33,9 @@ class Source:
     def archive(self, job: str) -> Iterator[bytes]:
         yield b""
 
-    def model(self, job: str, digest: str, offset: int) -> Iterator[tuple[View, tuple[Receipt, ...]] | bytes]:
+    def model(
+        self, job: str, digest: str, offset: int, seen: int
+    ) -> Iterator[tuple[View, tuple[Receipt, ...]] | bytes]:
         self.offsets.append(offset)
         yield self.view, self.receipts
         stop = len(self.data) if self.breaks is None else self.breaks

@@ -22,7 +22,7 @@ def duplicate(world: "Federation", number: int, which: int, claimed_by: int) -> 
         _, update, envelope, data = sent[which % len(sent)]
         world.fault("duplicate sent" if claimed_by == number else "duplicate under another identity")
         wire = world.silos[claimed_by].wire
-        world.expect(lambda: wire.submit(update, envelope, 0, iter([data])))
+        world.expect(lambda: wire.submit(update, envelope, 0, iter([data]), 0))
 
 
 def reevaluate(world: "Federation", number: int, which: int, claimed_by: int) -> None:
@@ -32,11 +32,11 @@ def reevaluate(world: "Federation", number: int, which: int, claimed_by: int) ->
     if sent:
         _, lease, envelope = sent[which % len(sent)]
         world.fault("evaluation sent again" if claimed_by == number else "evaluation under another identity")
-        world.expect(lambda: world.silos[claimed_by].wire.submit_evaluation(lease, envelope))
+        world.expect(lambda: world.silos[claimed_by].wire.submit_evaluation(lease, envelope, 0))
 
 
 def forge(world: "Federation", silo: Silo, job: str, lie: str) -> None:
-    task = silo.wire.next_task(job)
+    task = silo.wire.next_task(job, silo.log.seen())
     if not hasattr(task, "nonce") or task.kind != "train":
         return
     seen = silo.log.current()
@@ -71,6 +71,6 @@ def forge(world: "Federation", silo: Silo, job: str, lie: str) -> None:
     statement = statements.UpdateStatement.model_validate(honest | lies[lie])
     envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), silo.update_key).encode()
     world.fault(f"forged {lie}")
-    answer = silo.wire.submit(statement.update, envelope, 0, iter([data]))
+    answer = silo.wire.submit(statement.update, envelope, 0, iter([data]), seen.size)
     if not answer.reason:
         raise Broken(f"an update with a false {lie} was admitted")

@@ -19,6 +19,8 @@ from anabranch.wire.bundle import FederationInfo
 from anabranch.wire.tensors import Manifest, write_tensors
 from server.intake import Decided as ServerDecided
 from server.intake import Upload
+from server.jobs import ModelFile
+from server.jobs import OfferedJob as ServerJob
 from server.scheduling import Wait as ServerWait
 from silo_agent import messages
 from silo_agent.approval import Decision, Proposal, announce, examine
@@ -49,9 +51,7 @@ class Network:
     lose: list[tuple[str, int]] = field(default_factory=list)  # "request" or "reply", calls until then
     breaking: BreakUpload | None = None
     withheld: set[str] = field(default_factory=set)  # silos whose updates do not get through at all
-    answered: dict[str, tuple[int, str]] = field(
-        default_factory=dict
-    )  # update → entry and reason, told or lost
+    answered: dict[str, tuple[int, str]] = field(default_factory=dict)  # update → entry, reason; told or lost
     acknowledged: set[str] = field(default_factory=set)  # told, and admitted
     sent: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)  # silo, update, envelope, bytes
     judged: list[tuple[str, str, bytes]] = field(default_factory=list)  # silo, lease, evaluation
@@ -124,18 +124,28 @@ class Wire:
 
         return self.network.call(admitted)
 
-    def jobs(self) -> list[messages.OfferedJob]:
-        offered = self._call(lambda: self._machine.core.jobs.offered(self.silo))
-        return [
-            messages.OfferedJob(o.id, o.terms, o.status, o.decision, o.head, o.manifest, o.receipt)
-            for o in offered
-        ]
+    def _continuing(self, receipt: Receipt, seen: int) -> Receipt:
+        return self._machine.core.log.continuing(receipt, seen)
 
-    def decide(self, job: str, envelope: bytes) -> Receipt:
-        return self._call(lambda: self._machine.core.jobs.decide(self.silo, self.actor, job, envelope))
+    def jobs(self, seen: int) -> list[messages.OfferedJob]:
+        def offered(o: ServerJob) -> messages.OfferedJob:
+            receipt = self._continuing(o.receipt, seen)
+            return messages.OfferedJob(o.id, o.terms, o.status, o.decision, o.head, o.manifest, receipt)
 
-    def next_task(self, job: str) -> messages.Lease | messages.Wait:
-        task = self._call(lambda: self._machine.core.scheduling.next_task(self.silo, [job]))
+        return self._call(lambda: list(map(offered, self._machine.core.jobs.offered(self.silo))))
+
+    def decide(self, job: str, envelope: bytes, seen: int) -> Receipt:
+        def decide() -> Receipt:
+            decided = self._machine.core.jobs.decide(self.silo, self.actor, job, envelope)
+            return self._continuing(decided, seen)
+
+        return self._call(decide)
+
+    def next_task(self, job: str, seen: int) -> messages.Lease | messages.Wait:
+        return self._call(lambda: self._next_task(job, seen))
+
+    def _next_task(self, job: str, seen: int) -> messages.Lease | messages.Wait:
+        task = self._machine.core.scheduling.next_task(self.silo, [job])
         if isinstance(task, ServerWait):
             return messages.Wait(task.seconds, task.reason)
         view = messages.View(task.view.version, task.view.digest, task.view.bytes)
@@ -148,15 +158,17 @@ class Wire:
             int(task.deadline),
             task.split,
             task.local_steps,
-            task.receipt,
+            self._continuing(task.receipt, seen),
         )
 
-    def release(self, lease: str, reason: Reason, exception: str, code_line: str) -> Receipt:
-        return self._call(
-            lambda: self._machine.core.scheduling.release(
+    def release(self, lease: str, reason: Reason, exception: str, code_line: str, seen: int) -> Receipt:
+        def release() -> Receipt:
+            released = self._machine.core.scheduling.release(
                 self.silo, self.actor, lease, reason.value, exception, code_line
             )
-        )
+            return self._continuing(released, seen)
+
+        return self._call(release)
 
     def consistency(self, old: int, new: int) -> Sequence[bytes]:
         return self._call(lambda: self._machine.core.log.consistency(old, new))
@@ -165,44 +177,53 @@ class Wire:
         yield self._call(lambda: self._machine.core.jobs.archive(job)).read_bytes()
 
     def model(
-        self, job: str, digest: str, offset: int
+        self, job: str, digest: str, offset: int, seen: int
     ) -> Iterator[tuple[messages.View, tuple[Receipt, ...]] | bytes]:
-        found = self._call(lambda: self._machine.core.jobs.model(self.silo, job, digest))
-        yield messages.View(found.view.version, found.view.digest, found.view.bytes), found.receipts
+        def open_() -> tuple[ModelFile, tuple[Receipt, ...]]:
+            found = self._machine.core.jobs.model(self.silo, job, digest)
+            return found, tuple(self._continuing(receipt, seen) for receipt in found.receipts)
+
+        found, receipts = self._call(open_)
+        yield messages.View(found.view.version, found.view.digest, found.view.bytes), receipts
         yield found.path.read_bytes()[offset:]
 
-    def upload_status(self, update: str) -> tuple[int, messages.Decided | None]:
+    def upload_status(self, update: str, seen: int) -> tuple[int, messages.Decided | None]:
         def ask() -> tuple[int, messages.Decided | None]:
             status = self._machine.core.intake.status(self.silo, update)
             if status.decided is None:
                 return status.synced, None
-            return status.synced, _told(self.network.note(update, status.decided))
+            return status.synced, self._told(self.network.note(update, status.decided), seen)
 
         if self.silo in self.network.withheld:
             raise Unavailable("the network is gone")
         synced, decided = self._call(ask)
         return synced, self._heard(update, decided)
 
-    def submit(self, update: str, envelope: bytes, offset: int, chunks: Iterator[bytes]) -> messages.Decided:
+    def submit(
+        self, update: str, envelope: bytes, offset: int, chunks: Iterator[bytes], seen: int
+    ) -> messages.Decided:
         data = b"".join(chunks)
         if offset == 0:
             self.network.sent.append((self.silo, update, envelope, data))
             del self.network.sent[:-100]
         decided = self._call(
-            lambda: _told(self.network.note(update, self._upload(update, envelope, offset, data)))
+            lambda: self._told(self.network.note(update, self._upload(update, envelope, offset, data)), seen)
         )
         heard = self._heard(update, decided)
         assert heard is not None
         return heard
 
-    def submit_evaluation(self, lease: str, envelope: bytes) -> messages.Decided:
+    def submit_evaluation(self, lease: str, envelope: bytes, seen: int) -> messages.Decided:
         def send() -> messages.Decided:
             decided = self._machine.core.intake.evaluation(self.silo, self.actor, lease, envelope)
-            return _told(self.network.note_evaluation(envelope, decided))
+            return self._told(self.network.note_evaluation(envelope, decided), seen)
 
         self.network.judged.append((self.silo, lease, envelope))
         del self.network.judged[:-100]
         return self._call(send)
+
+    def _told(self, decided: ServerDecided, seen: int) -> messages.Decided:
+        return messages.Decided(self._continuing(decided.receipt, seen), decided.reason)
 
     def _heard(self, update: str, decided: messages.Decided | None) -> messages.Decided | None:
         if decided is not None and not decided.reason:
@@ -245,10 +266,6 @@ class Wire:
             half = file.offset // 2
             file.path.write_bytes(kept[:half] + bytes(len(kept) - half))
         self._machine.die("in mid upload")
-
-
-def _told(decided: ServerDecided) -> messages.Decided:
-    return messages.Decided(decided.receipt, decided.reason)
 
 
 @dataclass
@@ -376,7 +393,7 @@ class Silo:
 
     def _proposal(self, job: str) -> Proposal | None:
         if job not in self.proposals:
-            for offered in self.wire.jobs():
+            for offered in self.wire.jobs(self.log.seen()):
                 if offered.id == job:
                     self.proposals[job] = examine(offered, self.log)
         return self.proposals.get(job)

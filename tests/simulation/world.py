@@ -117,7 +117,9 @@ class Federation:
             case op.Withdraw(number, job):
                 self._silo(number, job, lambda silo, name: silo.decide(name, "withdraw"))
             case op.Lease(number, job):
-                self._silo(number, job, lambda silo, name: silo.wire.next_task(name) and None)
+                self._silo(
+                    number, job, lambda silo, name: silo.wire.next_task(name, silo.log.seen()) and None
+                )
             case op.Turn(number, job, made):
                 self._silo(number, job, lambda silo, name: silo.turn(name, made))
             case op.Train(number, job):
