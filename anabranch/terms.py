@@ -237,7 +237,6 @@ class Revival(BaseModel, extra="forbid", frozen=True):
 
     mode: Literal["additive", "paper"] = "additive"
     gain: float = Field(default=0.3, gt=0, le=1)  # of the distilled step is added
-    influence: float = Field(default=0.3, gt=0, le=1)  # no silo teaches more than this share of a batch
     late: int = Field(default=10, ge=1)  # versions: a result that is older than this is dropped
     freeze: int = Field(default=10, ge=0)  # versions before anything is synthesised
     warmup: int = Field(default=30, ge=0)  # versions before anything is distilled

@@ -60,6 +60,31 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """A silo's newest merged update, and what it was trained from."""
+
+    update: str
+    base: Flat
+    delta: Flat
+
+
+@dataclass(frozen=True)
+class RevivalTask:
+    """Distil what the teachers know into the head. `teachers`: of silos that consent, by name."""
+
+    revival: str
+    job: str
+    version: int
+    head: Flat
+    teachers: Mapping[str, Teaching]
+
+
+class Revives(Protocol):
+    def revive(self, task: RevivalTask) -> Flat | None:
+        """What distilling added to the head. None: it is warming up."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a job stood when the run was over."""
 
@@ -98,6 +123,12 @@ class Server(Protocol):
 
     def outcomes(self) -> list[Outcome]: ...
 
+    def claim(self, job: str) -> RevivalTask | None:
+        """None: nothing has moved since the last one, or one is in flight."""
+
+    def revived(self, task: RevivalTask, delta: Flat | None) -> None:
+        """A task came to its end."""
+
     def freeze(self, job: str) -> Callable[[], None] | float | None:
         """What publishes the next version, if the buffer closes now; else when to look again, if that is known."""
 
@@ -119,6 +150,7 @@ class Run:
     server: Server
     trainer: Trainer
     rows: Rows
+    revivers: Mapping[str, Revives] = field(default_factory=dict)  # by job
     told: Callable[[float], None] = lambda now: None  # progress, in virtual seconds
     now: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
@@ -212,10 +244,23 @@ class Run:
     def _publish(self, job: str, publish: Callable[[], None]) -> None:
         self._publishing.discard(job)
         publish()
+        self._revive(job)
         resting, self._resting = self._resting, []
         for silo in resting:
             self._ask(silo)
         self._look(job)
+
+    def _revive(self, job: str) -> None:
+        if job in self.revivers and (task := self.server.claim(job)) is not None:
+            done = partial(self._revived, task, self.revivers[job].revive(task))
+            if self.scenario.revival_seconds:
+                self._at(self.now + self.scenario.revival_seconds, done)
+            else:
+                done()
+
+    def _revived(self, task: RevivalTask, delta: Flat | None) -> None:
+        self.server.revived(task, delta)
+        self._revive(task.job)  # the head may have moved meanwhile
 
     # --- what only the experimenter sees -----------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from server.core.backoff import Ended, backoff
 from server.core.buffer import Closing, StillOpen, close
 from server.core.conclusion import awaited, judge
 from server.core.turn import Progress, Rest, Train, due_version, next_turn
-from simulator.engine import START, Outcome, Task, Trained
+from simulator.engine import START, Outcome, RevivalTask, Task, Trained
 from simulator.flat import Flat, FlatSink
 from simulator.rows import Rows
 from simulator.state import Job, Update, Version, lease_facts
@@ -169,6 +169,21 @@ class Memory:
         job.versions[version.number] = version
         job.forget()
         self._conclude(job)
+
+    def claim(self, job: str) -> RevivalTask | None:
+        found = self.jobs[job]
+        rule = found.terms.file.revival
+        if rule is None or found.reviving or found.status != "running" or found.head <= found.claimed:
+            return None
+        found.claimed, found.reviving = found.head, True
+        head = found.newest.parameters
+        return RevivalTask(f"{job}-{found.head}", job, found.head, head, found.teachers())
+
+    def revived(self, task: RevivalTask, delta: Flat | None) -> None:
+        found = self.jobs[task.job]
+        found.reviving = False
+        if delta is not None:
+            found.revived = task, delta
 
     def _conclude(self, job: Job) -> None:
         """As `server.lifecycle.conclude`."""

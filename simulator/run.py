@@ -13,7 +13,7 @@ from anabranch.wire.canonical import sha256
 from silo_agent.training.archive import pack
 from silo_agent.training.task import load_task
 from simulator.dealing import deal
-from simulator.engine import Outcome, Run, Trained, Trainer, silo_names
+from simulator.engine import Outcome, Revives, Run, Trained, Trainer, silo_names
 from simulator.flat import Flat
 from simulator.memory import Memory, Planned
 from simulator.rows import Rows
@@ -80,7 +80,8 @@ def play(
         else:
             server = Memory(planned, silos, rows)
         began = time.perf_counter()
-        run = Run(scenario, server, trainers, rows, told).play()
+        revivers = _revivers(prepared, scenario.seed)
+        run = Run(scenario, server, trainers, rows, revivers, told).play()
         took = time.perf_counter() - began
         export: dict[str, bytes] = {} if isinstance(server, Memory) else _exported(server, Path(scratch))
         return Finished(scenario, run.now, server.outcomes(), rows, took, export)
@@ -111,6 +112,25 @@ def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Tr
         manifest_sha256=trainer.manifest.digest(),
     )
     return Planned(job.file.job.name, terms, trainer.manifest, archive, trainer.initial), trainer
+
+
+def _revivers(prepared: Sequence[tuple[Planned, Trainer]], seed: int) -> dict[str, Revives]:
+    """Of the jobs that ask for one, and whose task says what its inputs are."""
+    wanted = [(planned, trainer) for planned, trainer in prepared if planned.terms.file.revival is not None]
+    if not wanted:
+        return {}
+    from simulator.managed import ManagedTrainer
+    from simulator.reviving import reviver_of
+
+    found: dict[str, Revives] = {}
+    for planned, trainer in wanted:
+        settings = planned.terms.file.revival
+        if settings is None or not isinstance(trainer, ManagedTrainer):
+            continue
+        reviver = reviver_of(trainer, settings, seed)
+        if reviver is not None:
+            found[planned.name] = reviver
+    return found
 
 
 def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "ManagedTrainer":

@@ -167,6 +167,7 @@ class Scenario(BaseModel, extra="forbid", frozen=True):
         False  # the server's own rooms, with signatures and a log that is exported: slower, the same run
     )
     aggregation_seconds: float = Field(default=0.0, ge=0, le=1e6)  # the server's, for each version
+    revival_seconds: float = Field(default=0.0, ge=0, le=1e6)  # the reviver's, for each revival
     delays: Literal["revive-default", "revive-shifted"] | None = None  # `silos` then gives numbers only
     silos: tuple[Group, ...] = ()
     population: int | None = Field(default=None, ge=1, le=MOST_SILOS)  # with `delays`

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
+from anabranch.rules.buffer import Buffer, Delta, Distilled, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
@@ -12,7 +12,7 @@ from server.core.admission import JobFacts, LeaseFacts
 from server.core.backoff import RECENT, Ended
 from server.core.buffer import Waiting
 from server.core.turn import due_version
-from simulator.engine import Task
+from simulator.engine import RevivalTask, Task, Teaching
 from simulator.flat import Flat
 
 
@@ -69,6 +69,9 @@ class Job:
     leased_at: dict[str, float] = field(default_factory=dict)  # silo → newest lease
     newest_merged: dict[str, Update] = field(default_factory=dict)  # silo → what a cached delta is read from
     arrivals: dict[str, int] = field(default_factory=dict)  # silo → versions it had an update in
+    claimed: int = 0  # newest version a revival was asked for
+    reviving: bool = False  # one is in flight
+    revived: tuple[RevivalTask, Flat] | None = None  # the newest that came back and is not used
     ended: dict[str, deque[Ended]] = field(
         default_factory=dict
     )  # silo → how its newest leases ended, newest first
@@ -119,32 +122,53 @@ class Job:
             ),
             participants=tuple(self.participants) if strategy in COUNTING else (),
             cached={silo: one.id for silo, one in self.newest_merged.items()} if strategy == "ca2fl" else {},
+            revival=self.usable_revival(),
         )
+
+    def usable_revival(self) -> str | None:
+        rule = self.terms.file.revival
+        if rule is None or self.revived is None or self.head - self.revived[0].version >= rule.late:
+            return None
+        return self.revived[0].revival
+
+    def teachers(self) -> dict[str, Teaching]:
+        """Every silo consents."""
+        return {
+            silo: Teaching(one.id, self.versions[one.task.version].parameters, one.delta)
+            for silo, one in self.newest_merged.items()
+        }
 
     def sources(self, named: Sequence[Source], taken: Sequence[Update]) -> dict[Source, Flat]:
         """What a plan reads."""
         deltas = {one.id: one.delta for one in (*self.newest_merged.values(), *taken)}
-        return {
-            source: self.versions[source.version].parameters
-            if isinstance(source, Snapshot)
-            else deltas[source.update]
-            for source in named
-        }
+        found: dict[Source, Flat] = {}
+        for source in named:
+            match source:
+                case Snapshot(version):
+                    found[source] = self.versions[version].parameters
+                case Delta(update):
+                    found[source] = deltas[update]
+                case Distilled():
+                    assert self.revived is not None
+                    found[source] = self.revived[1]
+        return found
 
     def merge(self, taken: Sequence[Update]) -> None:
         for one in taken:
             del self.waiting[one.id]
-            if self.terms.file.aggregation.strategy == "ca2fl":
+            if self.terms.file.aggregation.strategy == "ca2fl" or self.terms.file.revival is not None:
                 self.newest_merged[one.silo] = one
         for silo in {one.silo for one in taken}:
             self.arrivals[silo] = self.arrivals.get(silo, 0) + 1
+        self.revived = None  # used, or too late
 
     def forget(self) -> None:
         """Versions nobody works on any more: memory does not grow with the length of a run."""
         if len(self.versions) > 2 * len(self.participants) + 16:
             due = due_version(self.terms, self.head)
             bases = (update.task.version for update in self.waiting.values())
-            needed = {self.head, due, *(task.version for task in self.open.values()), *bases}
+            taught = (one.task.version for one in self.newest_merged.values())
+            needed = {self.head, due, *(task.version for task in self.open.values()), *bases, *taught}
             for number in [number for number in self.versions if number not in needed]:
                 del self.versions[number]
                 self.metrics.pop(number, None)
