@@ -53,7 +53,5 @@ class Pool:
             inputs = torch.cat([batch.inputs for batch in self._batches])
             labels = torch.cat([batch.labels for batch in self._batches])
             self._all = Batch(inputs, labels, frozenset())
-            self._places = {
-                label: (labels == label).nonzero().flatten() for label in labels.unique().tolist()
-            }
+            self._places = {label: (labels == label).nonzero().flatten() for label in set(labels.tolist())}
         return self._all

@@ -1,6 +1,6 @@
 """One job's reviver: teachers go in, now and then what was distilled comes out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from anabranch.terms import Revival
 from reviver.inputs import Inputs
-from reviver.pool import Batch, Pool
+from reviver.pool import Pool
 from reviver.synthesis import Synthesis
 from reviver.teachers import Network, Teachers, Values
 
@@ -72,7 +72,7 @@ class Reviver:
         return Revived(delta, self._effect(head, delta))
 
     def _synthesise(self, student: Values | None) -> None:
-        slots = list(self.teachers.slots.values())
+        slots = list(self.teachers)
         order = torch.randperm(len(slots), generator=self._chance).tolist()
         chosen = [slots[place] for place in order[: self._settings.synthesis_teachers]]
         size, steps = self._settings.synthesis_batch, self._settings.synthesis_steps
@@ -84,7 +84,9 @@ class Reviver:
     def _distil(self, head: Values) -> dict[str, Tensor]:
         """Steps of Adam towards every teacher, on inputs with the labels it seems to hold: KL(teacher ‖ student)."""
         steps, samples = self._settings.steps, self._settings.samples
-        lessons = [self._lesson(teacher.values, teacher.proportions, steps * samples) for teacher in self._slots()]
+        lessons = [
+            self._lesson(teacher.values, teacher.proportions, steps * samples) for teacher in self.teachers
+        ]
         student = {name: head[name].clone().requires_grad_() for name in self._network.trainable}
         optimizer = torch.optim.Adam(student.values(), lr=self._settings.lr, weight_decay=WEIGHT_DECAY)
         for step in range(steps):
@@ -94,7 +96,7 @@ class Reviver:
             said = functional.log_softmax(self._network({**head, **student}, inputs), 1)
             loss = functional.kl_div(said, answers, reduction="batchmean", log_target=True)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return {name: tensor.detach() - head[name] for name, tensor in student.items()}
 
@@ -114,13 +116,10 @@ class Reviver:
         gain = self._settings.gain
         after = {**head, **{name: head[name] + gain * change for name, change in delta.items()}}
         counts = [0, 0]
-        for teacher in self._slots():
+        for teacher in self.teachers:
             inputs = self._held.draw(MEASURED, teacher.proportions)
             answers = self._network(teacher.values, inputs).argmax(1)
             for place, values in enumerate((head, after)):
                 counts[place] += int((self._network(values, inputs).argmax(1) == answers).sum())
         total = MEASURED * len(self.teachers)
         return Effect(counts[0] / total, counts[1] / total)
-
-    def _slots(self):  # type: ignore[no-untyped-def]
-        return self.teachers.slots.values()

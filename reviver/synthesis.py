@@ -38,7 +38,9 @@ class Synthesis:
         self._generator = inputs.generator(LATENT)
         self._meta = torch.optim.Adam(self._generator.parameters(), lr=GENERATOR_LR, betas=BETAS)
 
-    def make(self, teachers: Sequence[Teacher], size: int, steps: int, student: Values | None) -> Batch | None:
+    def make(
+        self, teachers: Sequence[Teacher], size: int, steps: int, student: Values | None
+    ) -> Batch | None:
         """`size` inputs the teachers are sure about; None where no step gave finite losses."""
         judged = self._draw(teachers, size, student)
         classes = len(teachers[0].proportions)
@@ -59,7 +61,7 @@ class Synthesis:
             if not bool(loss.isfinite()):
                 break
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if best is None or not bool(best.isfinite().all()):
             return None

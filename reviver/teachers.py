@@ -1,6 +1,7 @@
 """Teachers: one slot per silo, which holds its newest model. Being late, or often, gives nobody a second one."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -42,7 +43,7 @@ class Network:
         for name in self.tracked:
             model.get_submodule(name).register_forward_pre_hook(self._see(name))
 
-    def _see(self, name: str):  # type: ignore[no-untyped-def]
+    def _see(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             self._seen[name] = given[0]
 
@@ -75,6 +76,9 @@ class Teachers:
     def __len__(self) -> int:
         return len(self.slots)
 
+    def __iter__(self) -> Iterator[Teacher]:
+        return iter(self.slots.values())
+
     def take(self, silo: str, values: Values, base: Values) -> str:
         """The silo's slot holds `values` now; else why not, in a word. It keeps the model it held before then."""
         if not all(bool(tensor.isfinite().all()) for tensor in values.values()):
@@ -106,10 +110,10 @@ class Teachers:
 
 def skew(teachers: Teachers) -> float:
     """Mean total variation distance of what silos seem to hold from an equal share of every class; 0 to 1."""
-    proportions = torch.stack([one.proportions for one in teachers.slots.values()])
+    proportions = torch.stack([one.proportions for one in teachers])
     return float((proportions - 1 / proportions.shape[1]).abs().sum(1).mean() / 2)
 
 
 def _distance(values: Values, base: Values, names: tuple[str, ...]) -> float:
     squares = [float((values[name] - base[name]).double().square().sum()) for name in names]
-    return sum(squares) ** 0.5
+    return math.sqrt(sum(squares))

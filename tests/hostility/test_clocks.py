@@ -26,7 +26,9 @@ def test_a_server_that_starts_before_its_newest_entry_says_so(
     server = Server(tmp_path / "server")
     server.submit()
     judge_clock(server.core.reader, server.clock() - behind)
-    said = "".join(capsys.readouterr())  # where the log goes depends on whether a server was started in this process
+    said = "".join(
+        capsys.readouterr()
+    )  # where the log goes depends on whether a server was started in this process
     assert ("set the clock" in said) is told
     server.core.close()
 
