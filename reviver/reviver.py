@@ -56,19 +56,19 @@ class Reviver:
         self._held.forget(silo)
         self._synthesis = self._untaught()
 
-    def revive(self, head: Values, version: int) -> Revived | None:
-        """None while it warms up, and where there is nothing to distil on."""
+    def revive(self, head: Values, version: int) -> Revived | str:
+        """What distilling makes of the head, or why there is nothing: warming_up, failed."""
         if version < self._settings.freeze or not len(self.teachers):
-            return None
+            return "warming_up"
         warm = version > self._settings.warmup
         if self._settings.synthesis == "generator" and self._revivals % self._settings.synthesis_every == 0:
             self._synthesise(head if warm else None)
         self._revivals += 1
         if not warm or not (self._settings.synthesis == "noise" or len(self._pool)):
-            return None
+            return "warming_up"
         delta = self._distil(head)
         if not all(bool(tensor.isfinite().all()) for tensor in delta.values()):
-            return None
+            return "failed"
         return Revived(delta, self._effect(head, delta))
 
     def _synthesise(self, student: Values | None) -> None:

@@ -77,11 +77,12 @@ class RevivalTask:
     version: int
     head: Flat
     teachers: Mapping[str, Teaching]
+    task_seconds: float  # of the fastest silo's tasks, in the median
 
 
 class Revives(Protocol):
-    def revive(self, task: RevivalTask) -> Flat | None:
-        """What distilling added to the head. None: it is warming up."""
+    def revive(self, task: RevivalTask) -> Flat | str:
+        """What distilling added to the head, or in a word why there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ class Server(Protocol):
     def claim(self, job: str) -> RevivalTask | None:
         """None: nothing has moved since the last one, or one is in flight."""
 
-    def revived(self, task: RevivalTask, delta: Flat | None) -> None:
-        """A task came to its end."""
+    def revived(self, task: RevivalTask, result: Flat | str) -> None:
+        """A task came to its end, with a delta or a reason."""
 
     def freeze(self, job: str) -> Callable[[], None] | float | None:
         """What publishes the next version, if the buffer closes now; else when to look again, if that is known."""
@@ -252,14 +253,15 @@ class Run:
 
     def _revive(self, job: str) -> None:
         if job in self.revivers and (task := self.server.claim(job)) is not None:
-            done = partial(self._revived, task, self.revivers[job].revive(task))
-            if self.scenario.revival_seconds:
-                self._at(self.now + self.scenario.revival_seconds, done)
+            result = self.revivers[job].revive(task)
+            takes = 0.0 if isinstance(result, str) else self.scenario.revival_seconds
+            if takes:
+                self._at(self.now + takes, partial(self._revived, task, result))
             else:
-                done()
+                self.server.revived(task, result)
 
-    def _revived(self, task: RevivalTask, delta: Flat | None) -> None:
-        self.server.revived(task, delta)
+    def _revived(self, task: RevivalTask, result: Flat | str) -> None:
+        self.server.revived(task, result)
         self._revive(task.job)  # the head may have moved meanwhile
 
     # --- what only the experimenter sees -----------------------------------------------------------------------------

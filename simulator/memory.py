@@ -1,5 +1,6 @@
 """A server in memory: the real one's pure decisions and arithmetic, without its tables, signatures and log."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import SeenCheckpoint, UpdateStatement
 from anabranch.wire.values import Values
 from server.core import admission
-from server.core.backoff import Ended, backoff
+from server.core.backoff import RECENT, Ended, backoff
 from server.core.buffer import Closing, StillOpen, close
 from server.core.conclusion import awaited, judge
 from server.core.turn import Progress, Rest, Train, due_version, next_turn
@@ -133,6 +134,7 @@ class Memory:
         self.rows.received(self.now, silo, task, trained.loss, "")
         job.waiting[update.id] = update
         job.submitted[silo] = max(task.version, job.submitted.get(silo, -1))
+        job.worked.setdefault(silo, deque(maxlen=RECENT)).append(self.now - task.issued_at)
 
     # --- aggregation -------------------------------------------------------------------------------------------------
 
@@ -177,13 +179,14 @@ class Memory:
             return None
         found.claimed, found.reviving = found.head, True
         head = found.newest.parameters
-        return RevivalTask(f"{job}-{found.head}", job, found.head, head, found.teachers())
+        name = f"{job}-{found.head}"
+        return RevivalTask(name, job, found.head, head, found.teachers(), found.task_seconds())
 
-    def revived(self, task: RevivalTask, delta: Flat | None) -> None:
+    def revived(self, task: RevivalTask, result: Flat | str) -> None:
         found = self.jobs[task.job]
         found.reviving = False
-        if delta is not None:
-            found.revived = task, delta
+        if not isinstance(result, str):
+            found.revived = task, result
 
     def _conclude(self, job: Job) -> None:
         """As `server.lifecycle.conclude`."""

@@ -8,7 +8,9 @@ import torch
 
 from anabranch.terms import Revival
 from reviver.inputs import inputs_of
-from reviver.reviver import Reviver
+from reviver.reviver import Effect, Reviver
+from reviver.teachers import skew
+from reviver.worth import Facts, why_not
 from silo_agent.training.managed import build_model
 from simulator.engine import RevivalTask
 from simulator.flat import Flat
@@ -22,9 +24,11 @@ class JobReviver:
     """As `engine.Revives`, for one job."""
 
     reviver: Reviver
+    seconds: float  # of a revival, in virtual time
+    _effects: list[Effect] = field(default_factory=list)
     _known: dict[str, str] = field(default_factory=dict)  # silo → update in its slot
 
-    def revive(self, task: RevivalTask) -> Flat | None:
+    def revive(self, task: RevivalTask) -> Flat | str:
         for silo in set(self._known) - set(task.teachers):
             self.reviver.forget(silo)
             del self._known[silo]
@@ -33,16 +37,24 @@ class JobReviver:
                 self._known[silo] = teaching.update
                 base = _values(teaching.base)
                 self.reviver.teachers.take(silo, _trained(base, teaching.delta), base)
+        facts = Facts(self.seconds, task.task_seconds, skew(self.reviver.teachers), self._effects)
+        if why := why_not(facts):
+            return why
         revived = self.reviver.revive(_values(task.head), task.version)
-        return None if revived is None else _flat(revived.delta, task.head)
+        if isinstance(revived, str):
+            return revived
+        if revived.effect is not None:
+            self._effects.append(revived.effect)
+        return _flat(revived.delta, task.head)
 
 
-def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int) -> JobReviver | None:
+def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int, seconds: float) -> JobReviver | None:
     """None: the task does not say what its inputs are."""
     inputs = inputs_of(trainer.task)
     if inputs is None:
         return None
-    return JobReviver(Reviver(build_model(trainer.task, trainer.file.job.seed), inputs, settings, seed))
+    model = build_model(trainer.task, trainer.file.job.seed)
+    return JobReviver(Reviver(model, inputs, settings, seed), seconds)
 
 
 def _values(flat: Flat) -> Values:

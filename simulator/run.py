@@ -80,7 +80,7 @@ def play(
         else:
             server = Memory(planned, silos, rows)
         began = time.perf_counter()
-        revivers = _revivers(prepared, scenario.seed)
+        revivers = _revivers(prepared, scenario)
         run = Run(scenario, server, trainers, rows, revivers, told).play()
         took = time.perf_counter() - began
         export: dict[str, bytes] = {} if isinstance(server, Memory) else _exported(server, Path(scratch))
@@ -114,7 +114,7 @@ def _prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Tr
     return Planned(job.file.job.name, terms, trainer.manifest, archive, trainer.initial), trainer
 
 
-def _revivers(prepared: Sequence[tuple[Planned, Trainer]], seed: int) -> dict[str, Revives]:
+def _revivers(prepared: Sequence[tuple[Planned, Trainer]], scenario: Scenario) -> dict[str, Revives]:
     """Of the jobs that ask for one, and whose task says what its inputs are."""
     wanted = [(planned, trainer) for planned, trainer in prepared if planned.terms.file.revival is not None]
     if not wanted:
@@ -127,7 +127,7 @@ def _revivers(prepared: Sequence[tuple[Planned, Trainer]], seed: int) -> dict[st
         settings = planned.terms.file.revival
         if settings is None or not isinstance(trainer, ManagedTrainer):
             continue
-        reviver = reviver_of(trainer, settings, seed)
+        reviver = reviver_of(trainer, settings, scenario.seed, scenario.revival_seconds)
         if reviver is not None:
             found[planned.name] = reviver
     return found

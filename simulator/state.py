@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from anabranch.rules.buffer import Buffer, Delta, Distilled, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
@@ -71,6 +72,9 @@ class Job:
     arrivals: dict[str, int] = field(default_factory=dict)  # silo → versions it had an update in
     claimed: int = 0  # newest version a revival was asked for
     reviving: bool = False  # one is in flight
+    worked: dict[str, deque[float]] = field(
+        default_factory=dict
+    )  # silo → virtual seconds of its newest tasks
     revived: tuple[RevivalTask, Flat] | None = None  # the newest that came back and is not used
     ended: dict[str, deque[Ended]] = field(
         default_factory=dict
@@ -130,6 +134,10 @@ class Job:
         if rule is None or self.revived is None or self.head - self.revived[0].version >= rule.late:
             return None
         return self.revived[0].revival
+
+    def task_seconds(self) -> float:
+        """Of the fastest silo's training tasks, in the median of the newest."""
+        return min((median(of) for of in self.worked.values()), default=0.0)
 
     def teachers(self) -> dict[str, Teaching]:
         """Every silo consents."""
