@@ -319,6 +319,12 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
             )
         if self.revival is not None and strategy not in ("fedbuff", "fedasync", "ca2fl"):
             raise ValueError(f"revival: {strategy} has no place for a step that is not an update's")
+        if self.revival is not None and self.revival.mode == "paper":
+            rule = self.aggregation
+            if (strategy, rule.buffer, rule.server_optimizer.name) != ("fedbuff", 1, "sgd"):
+                raise ValueError(
+                    "revival: mode paper blends one update at a time: fedbuff, buffer = 1 and sgd"
+                )
         if self.training.proximal is not None and not self.job.managed:
             raise ValueError(
                 f"training.proximal: {self.job.task} has a loop of its own; add the term to its loss"

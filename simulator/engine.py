@@ -81,6 +81,10 @@ class RevivalTask:
 
 
 class Revives(Protocol):
+    @property
+    def before(self) -> bool:
+        """Whether a version waits for it, as in FedRevive; else it works on what was just published."""
+
     def revive(self, task: RevivalTask) -> Flat | str:
         """What distilling added to the head, or in a word why there is nothing."""
 
@@ -244,8 +248,12 @@ class Run:
 
     def _publish(self, job: str, publish: Callable[[], None]) -> None:
         self._publishing.discard(job)
+        reviver = self.revivers.get(job)
+        if reviver is not None and reviver.before:
+            self._revive(job)
         publish()
-        self._revive(job)
+        if reviver is not None and not reviver.before:
+            self._revive(job)
         resting, self._resting = self._resting, []
         for silo in resting:
             self._ask(silo)
@@ -254,11 +262,10 @@ class Run:
     def _revive(self, job: str) -> None:
         if job in self.revivers and (task := self.server.claim(job)) is not None:
             result = self.revivers[job].revive(task)
-            takes = 0.0 if isinstance(result, str) else self.scenario.revival_seconds
-            if takes:
-                self._at(self.now + takes, partial(self._revived, task, result))
-            else:
+            if isinstance(result, str) or self.revivers[job].before or not self.scenario.revival_seconds:
                 self.server.revived(task, result)
+            else:
+                self._at(self.now + self.scenario.revival_seconds, partial(self._revived, task, result))
 
     def _revived(self, task: RevivalTask, result: Flat | str) -> None:
         self.server.revived(task, result)

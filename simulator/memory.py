@@ -1,14 +1,16 @@
 """A server in memory: the real one's pure decisions and arithmetic, without its tables, signatures and log."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
 from anabranch import __version__
 from anabranch.errors import Refused
 from anabranch.rules import step as rules
+from anabranch.rules.buffer import Buffer, Distilled, Plan, Term
 from anabranch.terms import JobTerms, seconds
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import SeenCheckpoint, UpdateStatement
@@ -134,6 +136,8 @@ class Memory:
         self.rows.received(self.now, silo, task, trained.loss, "")
         job.waiting[update.id] = update
         job.submitted[silo] = max(task.version, job.submitted.get(silo, -1))
+        if job.terms.file.revival is not None:
+            job.returned.append(update)
         job.worked.setdefault(silo, deque(maxlen=RECENT)).append(self.now - task.issued_at)
 
     # --- aggregation -------------------------------------------------------------------------------------------------
@@ -177,6 +181,8 @@ class Memory:
         rule = found.terms.file.revival
         if rule is None or found.reviving or found.status != "running" or found.head <= found.claimed:
             return None
+        if rule.mode == "paper" and all(one.task.version == found.head for one in found.waiting.values()):
+            return None  # a fresh update is not revived
         found.claimed, found.reviving = found.head, True
         head = found.newest.parameters
         name = f"{job}-{found.head}"
@@ -234,7 +240,7 @@ def aggregate(job: Job, updates: Sequence[Update], now: float) -> Version:
     head, settings = job.newest, job.terms.file.aggregation
     buffer = job.buffer(updates)
     scalars = rules.measure(job.terms, buffer, head.scalars)
-    plan = rules.plan(job.terms, buffer, scalars)
+    plan = _blended(job, buffer, rules.plan(job.terms, buffer, scalars))
     keeps = rules.optimizer_manifest(job.manifest, settings.server_optimizer)
     parameters = FlatSink(job.manifest)
     optimizer = FlatSink(keeps) if keeps else None
@@ -257,6 +263,21 @@ def aggregate(job: Job, updates: Sequence[Update], now: float) -> Version:
         ema=ema.close() if ema else None,
         scalars=scalars.optimizer,
         published_at=now,
+    )
+
+
+def _blended(job: Job, buffer: Buffer, plan: Plan) -> Plan:
+    """FedRevive as published (arXiv 2511.00655, equation 3): (1 - beta) * update + beta * what was distilled."""
+    rule = job.terms.file.revival
+    if rule is None or rule.s_max is None or job.revived is None or job.revived[0].version != job.head:
+        return plan
+    late = max(one.staleness for one in buffer.inputs)
+    beta = 1.0 if late >= 2 * rule.s_max else 0.5 * (1.0 - math.cos(math.pi * late / (2 * rule.s_max)))
+    lr = job.terms.file.aggregation.server_optimizer.lr
+    return replace(
+        plan,
+        direction=tuple(Term((1.0 - beta) * term.coefficient, term.source) for term in plan.direction),
+        after=(Term(beta * lr, Distilled(job.revived[0].revival)),),
     )
 
 

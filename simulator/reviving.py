@@ -25,6 +25,7 @@ class JobReviver:
 
     reviver: Reviver
     seconds: float  # of a revival, in virtual time
+    before: bool  # as published: judged by nobody, and charged no time
     _effects: list[Effect] = field(default_factory=list)
     _known: dict[str, str] = field(default_factory=dict)  # silo → update in its slot
 
@@ -32,13 +33,13 @@ class JobReviver:
         for silo in set(self._known) - set(task.teachers):
             self.reviver.forget(silo)
             del self._known[silo]
-        for silo, teaching in task.teachers.items():
+        for silo, teaching in task.teachers.items():  # in mode paper a silo may have several slots
             if self._known.get(silo) != teaching.update:
                 self._known[silo] = teaching.update
                 base = _values(teaching.base)
                 self.reviver.teachers.take(silo, _trained(base, teaching.delta), base)
         facts = Facts(self.seconds, task.task_seconds, skew(self.reviver.teachers), self._effects)
-        if why := why_not(facts):
+        if not self.before and (why := why_not(facts)):
             return why
         revived = self.reviver.revive(_values(task.head), task.version)
         if isinstance(revived, str):
@@ -54,7 +55,7 @@ def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int, seconds: f
     if inputs is None:
         return None
     model = build_model(trainer.task, trainer.file.job.seed)
-    return JobReviver(Reviver(model, inputs, settings, seed), seconds)
+    return JobReviver(Reviver(model, inputs, settings, seed), seconds, settings.mode == "paper")
 
 
 def _values(flat: Flat) -> Values:

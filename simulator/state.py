@@ -16,6 +16,8 @@ from server.core.turn import due_version
 from simulator.engine import RevivalTask, Task, Teaching
 from simulator.flat import Flat
 
+PAPERS_TEACHERS = 8  # newest returned models, in mode paper
+
 
 @dataclass(frozen=True)
 class Update:
@@ -76,6 +78,7 @@ class Job:
         default_factory=dict
     )  # silo → virtual seconds of its newest tasks
     revived: tuple[RevivalTask, Flat] | None = None  # the newest that came back and is not used
+    returned: deque[Update] = field(default_factory=lambda: deque(maxlen=PAPERS_TEACHERS))
     ended: dict[str, deque[Ended]] = field(
         default_factory=dict
     )  # silo → how its newest leases ended, newest first
@@ -130,20 +133,25 @@ class Job:
         )
 
     def usable_revival(self) -> str | None:
+        """What is added to the next version; mode paper blends it by itself."""
         rule = self.terms.file.revival
-        if rule is None or self.revived is None or self.head - self.revived[0].version >= rule.late:
+        if rule is None or rule.mode == "paper" or self.revived is None:
             return None
-        return self.revived[0].revival
+        task, _ = self.revived
+        return task.revival if self.head - task.version < rule.late else None
 
     def task_seconds(self) -> float:
         """Of the fastest silo's training tasks, in the median of the newest."""
         return min((median(of) for of in self.worked.values()), default=0.0)
 
     def teachers(self) -> dict[str, Teaching]:
-        """Every silo consents."""
+        """Every silo consents, and has one slot; in mode paper every model that was returned lately has."""
+        rule = self.terms.file.revival
+        paper = rule is not None and rule.mode == "paper"
+        slots = {one.id: one for one in self.returned} if paper else self.newest_merged
         return {
-            silo: Teaching(one.id, self.versions[one.task.version].parameters, one.delta)
-            for silo, one in self.newest_merged.items()
+            name: Teaching(one.id, self.versions[one.task.version].parameters, one.delta)
+            for name, one in slots.items()
         }
 
     def sources(self, named: Sequence[Source], taken: Sequence[Update]) -> dict[Source, Flat]:
@@ -175,7 +183,7 @@ class Job:
         if len(self.versions) > 2 * len(self.participants) + 16:
             due = due_version(self.terms, self.head)
             bases = (update.task.version for update in self.waiting.values())
-            taught = (one.task.version for one in self.newest_merged.values())
+            taught = (one.task.version for one in (*self.newest_merged.values(), *self.returned))
             needed = {self.head, due, *(task.version for task in self.open.values()), *bases, *taught}
             for number in [number for number in self.versions if number not in needed]:
                 del self.versions[number]
