@@ -249,6 +249,37 @@ class Aggregation(BaseModel, extra="forbid", frozen=True):
         return self
 
 
+class Revival(BaseModel, extra="forbid", frozen=True):
+    """What silos' newest models agree on is distilled into the head, on inputs made without data (FedRevive, arXiv
+    2511.00655); docs/revival.md. Mode "paper" blends as published, and runs in simulations only.
+    """
+
+    mode: Literal["additive", "paper"] = "additive"
+    gain: float = Field(default=0.3, gt=0, le=1)  # of the distilled step is added
+    late: int = Field(default=10, ge=1)  # versions: a result that is older than this is dropped
+    freeze: int = Field(default=10, ge=0)  # versions before anything is synthesised
+    warmup: int = Field(default=30, ge=0)  # versions before anything is distilled
+    steps: int = Field(default=5, ge=1, le=1000)  # of distillation
+    lr: float = Field(default=1e-3, gt=0)
+    samples: int = Field(default=8, ge=1, le=4096)  # inputs per teacher and step
+    synthesis: Literal["generator", "noise"] = "generator"
+    synthesis_every: int = Field(default=4, ge=1)  # revivals
+    synthesis_steps: int = Field(default=5, ge=1, le=1000)
+    synthesis_batch: int = Field(default=64, ge=2, le=4096)
+    synthesis_teachers: int = Field(default=3, ge=1, le=100)  # drawn for each synthesis
+    s_max: float | None = Field(
+        default=None, gt=0, exclude_if=_unsaid
+    )  # paper: half of an update is replaced at this staleness, all of it at twice of it
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Revival":
+        if (self.mode == "paper") != (self.s_max is not None):
+            raise ValueError(
+                "s_max, about 0.75 times the number of silos, belongs to mode paper, which needs it"
+            )
+        return self
+
+
 class Evaluation(BaseModel, extra="forbid", frozen=True):
     every: int = Field(default=5, ge=1)  # versions
     split: Annotated[str, Field(pattern=SPLIT)] = "validation"
@@ -278,6 +309,7 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
     evaluation: Evaluation = Evaluation()
     stop: Stop = Stop()
     retention: Retention = Retention()
+    revival: Revival | None = Field(default=None, exclude_if=_unsaid)
 
     @property
     def steps(self) -> str:
@@ -312,6 +344,18 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
                 f"aggregation.local_steps_min ({least}) is above training.local_steps "
                 f"({self.training.local_steps}), which is the most"
             )
+        if self.revival is not None and not self.job.managed:
+            raise ValueError(
+                f"revival: {self.job.task} has a loop of its own; only a task says what its inputs are"
+            )
+        if self.revival is not None and strategy not in ("fedbuff", "fedasync", "ca2fl"):
+            raise ValueError(f"revival: {strategy} has no place for a step that is not an update's")
+        if self.revival is not None and self.revival.mode == "paper":
+            rule = self.aggregation
+            if (strategy, rule.buffer, rule.server_optimizer.name) != ("fedbuff", 1, "sgd"):
+                raise ValueError(
+                    "revival: mode paper blends one update at a time: fedbuff, buffer = 1 and sgd"
+                )
         if self.training.proximal is not None and not self.job.managed:
             raise ValueError(
                 f"training.proximal: {self.job.task} has a loop of its own; add the term to its loss"

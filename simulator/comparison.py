@@ -28,7 +28,7 @@ from simulator.chance import generator
 
 MOST = 100_000  # combinations of one entrant's values
 CANDIDATES = 4  # what the generator of (draw, this) draws
-TUNABLE = r"^(aggregation|training)(\.[a-z0-9_]+)+$"
+TUNABLE = r"^(aggregation|training|revival)(\.[a-z0-9_]+)+$"
 
 Value = bool | int | float | str
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -39,6 +39,7 @@ class Entrant(BaseModel, extra="forbid", frozen=True):
     name: Name
     aggregation: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    revival: dict[str, Any] | None = None  # {}: with it, as its defaults are
     tune: dict[Annotated[str, Field(pattern=TUNABLE)], Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
@@ -114,6 +115,8 @@ def entered(job: JobFile, entrant: Entrant, values: Values) -> JobFile:
     document = job.model_dump(mode="python", exclude_unset=True)
     for section, keys in (("aggregation", entrant.aggregation), ("training", entrant.training)):
         document[section] = {**document.get(section, {}), **keys}
+    if entrant.revival is not None:
+        document["revival"] = {**document.get("revival", {}), **entrant.revival}
     for key, value in values.items():
         document = _with(document, key.split("."), value)
     try:

@@ -61,6 +61,36 @@ class Trainer(Protocol):
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """A silo's newest merged update, and what it was trained from."""
+
+    update: str
+    base: Flat
+    delta: Flat
+
+
+@dataclass(frozen=True)
+class RevivalTask:
+    """Distil what the teachers know into the head. `teachers`: of silos that consent, by name."""
+
+    revival: str
+    job: str
+    version: int
+    head: Flat
+    teachers: Mapping[str, Teaching]
+    task_seconds: float  # of the fastest silo's tasks, in the median
+
+
+class Revives(Protocol):
+    @property
+    def before(self) -> bool:
+        """Whether a version waits for it, as in FedRevive; else it works on what was just published."""
+
+    def revive(self, task: RevivalTask) -> Flat | str:
+        """What distilling added to the head, or in a word why there is nothing."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a job stood when the run was over."""
 
@@ -99,6 +129,12 @@ class Server(Protocol):
 
     def outcomes(self) -> list[Outcome]: ...
 
+    def claim(self, job: str) -> RevivalTask | None:
+        """None: nothing has moved since the last one, or one is in flight."""
+
+    def revived(self, task: RevivalTask, result: Flat | str) -> None:
+        """A task came to its end, with a delta or a reason."""
+
     def freeze(self, job: str) -> Callable[[], None] | float | None:
         """What publishes the next version, if the buffer closes now; else when to look again, if that is known."""
 
@@ -120,6 +156,7 @@ class Run:
     server: Server
     trainer: Trainer
     rows: Rows
+    revivers: Mapping[str, Revives] = field(default_factory=dict)  # by job
     told: Callable[[float], None] = lambda now: None  # progress, in virtual seconds
     now: float = 0.0
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
@@ -220,11 +257,28 @@ class Run:
 
     def _publish(self, job: str, publish: Callable[[], None]) -> None:
         self._publishing.discard(job)
+        reviver = self.revivers.get(job)
+        if reviver is not None and reviver.before:
+            self._revive(job)
         publish()
+        if reviver is not None and not reviver.before:
+            self._revive(job)
         resting, self._resting = self._resting, []
         for silo in resting:
             self._ask(silo)
         self.look(job)
+
+    def _revive(self, job: str) -> None:
+        if job in self.revivers and (task := self.server.claim(job)) is not None:
+            result = self.revivers[job].revive(task)
+            if isinstance(result, str) or self.revivers[job].before or not self.scenario.revival_seconds:
+                self.server.revived(task, result)
+            else:
+                self._at(self.now + self.scenario.revival_seconds, partial(self._revived, task, result))
+
+    def _revived(self, task: RevivalTask, result: Flat | str) -> None:
+        self.server.revived(task, result)
+        self._revive(task.job)  # the head may have moved meanwhile
 
     # --- what only the experimenter sees -----------------------------------------------------------------------------
 

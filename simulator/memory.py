@@ -1,15 +1,16 @@
 """A server in memory: the real one's pure decisions and arithmetic, without its tables, signatures and log."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
 from anabranch import __version__
 from anabranch.errors import Refused
 from anabranch.rules import step as rules
-from anabranch.rules.buffer import Source
+from anabranch.rules.buffer import Buffer, Distilled, Plan, Source, Term
 from anabranch.terms import JobTerms, seconds
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import SeenCheckpoint, UpdateStatement
@@ -21,7 +22,7 @@ from server.core.buffer import Closing, StillOpen, close
 from server.core.conclusion import awaited, judge
 from server.core.sketch import sketched
 from server.core.turn import Evaluate, Progress, Rest, Train, due_version, next_turn
-from simulator.engine import START, Outcome, Task, Trained
+from simulator.engine import START, Outcome, RevivalTask, Task, Trained
 from simulator.flat import Flat, FlatSink
 from simulator.rows import Rows
 from simulator.state import Job, Update, Version, lease_facts
@@ -169,6 +170,9 @@ class Memory:
         job.submitted[silo] = max(task.version, job.submitted.get(silo, -1))
         if job.scheduled:
             job.learn_speed(update)
+        if job.terms.file.revival is not None:
+            job.returned.append(update)
+        job.worked.setdefault(silo, deque(maxlen=RECENT)).append(self.now - task.issued_at)
 
     # --- aggregation -------------------------------------------------------------------------------------------------
 
@@ -207,6 +211,24 @@ class Memory:
         job.versions[version.number] = version
         job.forget()
         self._conclude(job)
+
+    def claim(self, job: str) -> RevivalTask | None:
+        found = self.jobs[job]
+        rule = found.terms.file.revival
+        if rule is None or found.reviving or found.status != "running" or found.head <= found.claimed:
+            return None
+        if rule.mode == "paper" and all(one.task.version == found.head for one in found.waiting.values()):
+            return None  # a fresh update is not revived
+        found.claimed, found.reviving = found.head, True
+        head = found.newest.parameters
+        name = f"{job}-{found.head}"
+        return RevivalTask(name, job, found.head, head, found.teachers(), found.task_seconds())
+
+    def revived(self, task: RevivalTask, result: Flat | str) -> None:
+        found = self.jobs[task.job]
+        found.reviving = False
+        if not isinstance(result, str):
+            found.revived = task, result
 
     def _conclude(self, job: Job) -> None:
         """As `server.lifecycle.conclude`."""
@@ -254,7 +276,7 @@ def aggregate(job: Job, updates: Sequence[Update], now: float, scores: bool) -> 
     head, settings = job.newest, job.terms.file.aggregation
     buffer = job.buffer(updates)
     scalars = rules.measure(job.terms, buffer, head.scalars)
-    plan = rules.plan(job.terms, buffer, scalars)
+    plan = _blended(job, buffer, rules.plan(job.terms, buffer, scalars))
     keeps = rules.optimizer_manifest(job.manifest, settings.server_optimizer)
     parameters = FlatSink(job.manifest)
     optimizer = FlatSink(keeps) if keeps else None
@@ -281,6 +303,21 @@ def aggregate(job: Job, updates: Sequence[Update], now: float, scores: bool) -> 
         ema=ema.close() if ema else None,
         scalars=scalars.optimizer,
         published_at=now,
+    )
+
+
+def _blended(job: Job, buffer: Buffer, plan: Plan) -> Plan:
+    """FedRevive as published (arXiv 2511.00655, equation 3): (1 - beta) * update + beta * what was distilled."""
+    rule = job.terms.file.revival
+    if rule is None or rule.s_max is None or job.revived is None or job.revived[0].version != job.head:
+        return plan
+    late = max(one.staleness for one in buffer.inputs)
+    beta = 1.0 if late >= 2 * rule.s_max else 0.5 * (1.0 - math.cos(math.pi * late / (2 * rule.s_max)))
+    lr = job.terms.file.aggregation.server_optimizer.lr
+    return replace(
+        plan,
+        direction=tuple(Term((1.0 - beta) * term.coefficient, term.source) for term in plan.direction),
+        after=(Term(beta * lr, Distilled(job.revived[0].revival)),),
     )
 
 

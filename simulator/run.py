@@ -17,7 +17,7 @@ from server.core.allocation import Allocation
 from silo_agent.training.archive import pack
 from silo_agent.training.task import load_task
 from simulator.dealing import deal
-from simulator.engine import Outcome, Run, Trained, Trainer, silo_names
+from simulator.engine import Outcome, Revives, Run, Trained, Trainer, silo_names
 from simulator.flat import Flat
 from simulator.memory import Memory, Planned
 from simulator.rows import Rows
@@ -95,7 +95,8 @@ def play(
         else:
             server = Memory(planned, silos, rows, allocation)
         began = time.perf_counter()
-        run = Run(scenario, server, trainers, rows, told).play()
+        revivers = _revivers(prepared, scenario)
+        run = Run(scenario, server, trainers, rows, revivers, told).play()
         took = time.perf_counter() - began
         export: dict[str, bytes] = {} if isinstance(server, Memory) else _exported(server, Path(scratch))
         return Finished(scenario, run.now, server.outcomes(), rows, took, export, None)
@@ -151,6 +152,25 @@ def prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Tra
         manifest_sha256=trainer.manifest.digest(),
     )
     return Planned(job.file.job.name, terms, trainer.manifest, archive, trainer.initial), trainer
+
+
+def _revivers(prepared: Sequence[tuple[Planned, Trainer]], scenario: Scenario) -> dict[str, Revives]:
+    """Of the jobs that ask for one, and whose task says what its inputs are."""
+    wanted = [(planned, trainer) for planned, trainer in prepared if planned.terms.file.revival is not None]
+    if not wanted:
+        return {}
+    from simulator.managed import ManagedTrainer
+    from simulator.reviving import reviver_of
+
+    found: dict[str, Revives] = {}
+    for planned, trainer in wanted:
+        settings = planned.terms.file.revival
+        if settings is None or not isinstance(trainer, ManagedTrainer):
+            continue
+        reviver = reviver_of(trainer, settings, scenario.seed, scenario.revival_seconds)
+        if reviver is not None:
+            found[planned.name] = reviver
+    return found
 
 
 def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "ManagedTrainer":

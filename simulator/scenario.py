@@ -170,6 +170,7 @@ class Scenario(BaseModel, extra="forbid", frozen=True):
     allocation: Rule = "turns"  # how jobs that run together share silos, as in server.toml
     shares: dict[Name, Weight] = {}  # with fedast-static: weights by the name of a job; others weigh 1
     aggregation_seconds: float = Field(default=0.0, ge=0, le=1e6)  # the server's, for each version
+    revival_seconds: float = Field(default=0.0, ge=0, le=1e6)  # the reviver's, for each revival
     delays: Literal["revive-default", "revive-shifted"] | None = None  # `silos` then gives numbers only
     silos: tuple[Group, ...] = ()
     population: int | None = Field(default=None, ge=1, le=MOST_SILOS)  # with `delays`

@@ -3,10 +3,11 @@
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import numpy as np
 
-from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
+from anabranch.rules.buffer import Buffer, Delta, Distilled, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms, seconds
 from anabranch.wire.manifest import Manifest
@@ -16,8 +17,10 @@ from server.core.backoff import RECENT, Ended
 from server.core.buffer import Waiting
 from server.core.compass import Arrived, Booking, Member, book, speed
 from server.core.turn import due_version
-from simulator.engine import START, Task
+from simulator.engine import START, RevivalTask, Task, Teaching
 from simulator.flat import Flat
+
+PAPERS_TEACHERS = 8  # newest returned models, in mode paper
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,13 @@ class Job:
     taken: dict[str, deque[int]] = field(default_factory=dict)  # silo → numbers of its newest training leases
     sketches: list[Sketches] = field(default_factory=list)  # of its newest merged updates
     score: float | None = None
+    claimed: int = 0  # newest version a revival was asked for
+    reviving: bool = False  # one is in flight
+    worked: dict[str, deque[float]] = field(
+        default_factory=dict
+    )  # silo → virtual seconds of its newest tasks
+    revived: tuple[RevivalTask, Flat] | None = None  # the newest that came back and is not used
+    returned: deque[Update] = field(default_factory=lambda: deque(maxlen=PAPERS_TEACHERS))
     ended: dict[str, deque[Ended]] = field(
         default_factory=dict
     )  # silo → how its newest leases ended, newest first
@@ -150,27 +160,56 @@ class Job:
             ),
             participants=tuple(self.participants) if strategy in COUNTING else (),
             cached={silo: one.id for silo, one in self.newest_merged.items()} if strategy == "ca2fl" else {},
+            revival=self.usable_revival(),
         )
+
+    def usable_revival(self) -> str | None:
+        """What is added to the next version; mode paper blends it by itself."""
+        rule = self.terms.file.revival
+        if rule is None or rule.mode == "paper" or self.revived is None:
+            return None
+        task, _ = self.revived
+        return task.revival if self.head - task.version < rule.late else None
+
+    def task_seconds(self) -> float:
+        """Of the fastest silo's training tasks, in the median of the newest."""
+        return min((median(of) for of in self.worked.values()), default=0.0)
+
+    def teachers(self) -> dict[str, Teaching]:
+        """Every silo consents, and has one slot; in mode paper every model that was returned lately has."""
+        rule = self.terms.file.revival
+        paper = rule is not None and rule.mode == "paper"
+        slots = {one.id: one for one in self.returned} if paper else self.newest_merged
+        return {
+            name: Teaching(one.id, self.versions[one.task.version].parameters, one.delta)
+            for name, one in slots.items()
+        }
 
     def sources(self, named: Sequence[Source], taken: Sequence[Update]) -> dict[Source, Flat]:
         """What a plan reads."""
         deltas = {one.id: one.delta for one in (*self.newest_merged.values(), *taken)}
-        return {
-            source: self.versions[source.version].parameters
-            if isinstance(source, Snapshot)
-            else deltas[source.update]
-            for source in named
-        }
+        found: dict[Source, Flat] = {}
+        for source in named:
+            match source:
+                case Snapshot(version):
+                    found[source] = self.versions[version].parameters
+                case Delta(update):
+                    found[source] = deltas[update]
+                case Distilled():
+                    assert self.revived is not None
+                    found[source] = self.revived[1]
+        return found
 
     def merge(self, taken: Sequence[Update]) -> None:
         self.together = {one.silo for one in taken}
         for one in taken:
             del self.waiting[one.id]
             self.booked.pop(one.id, None)
-            if self.terms.file.aggregation.strategy == "ca2fl":
+            if self.terms.file.aggregation.strategy == "ca2fl" or self.terms.file.revival is not None:
                 self.newest_merged[one.silo] = one
         for silo in {one.silo for one in taken}:
             self.arrivals[silo] = self.arrivals.get(silo, 0) + 1
+        self.revived = None  # used, or too late
 
     # --- fedcompass, as `server.groups` ------------------------------------------------------------------------------
 
@@ -214,7 +253,8 @@ class Job:
         if len(self.versions) > 2 * len(self.participants) + 16:
             due = due_version(self.terms, self.head)
             bases = (update.task.version for update in self.waiting.values())
-            needed = {self.head, due, *(task.version for task in self.open.values()), *bases}
+            taught = (one.task.version for one in (*self.newest_merged.values(), *self.returned))
+            needed = {self.head, due, *(task.version for task in self.open.values()), *bases, *taught}
             for number in [number for number in self.versions if number not in needed]:
                 del self.versions[number]
                 self.metrics.pop(number, None)

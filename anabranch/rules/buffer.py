@@ -26,6 +26,7 @@ class Buffer:
     inputs: Sequence[Input]
     participants: Sequence[str] = ()  # silos that approve the job, sorted; where a rule counts them
     cached: Mapping[str, str] = field(default_factory=dict)  # participant → its newest update merged before
+    revival: str | None = None  # the newest one that was performed and is not too late
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,14 @@ class Snapshot:
     version: int
 
 
-Source = Delta | Snapshot
+@dataclass(frozen=True)
+class Distilled:
+    """The file of a revival: what its steps added to the head they began from."""
+
+    revival: str
+
+
+Source = Delta | Snapshot | Distilled
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class Plan:
     buffers: tuple[
         Term, ...
     ]  # of float buffers, whose values an update's file has: the coefficients sum to 1
+    after: tuple[Term, ...] = ()  # of trainable tensors, added behind the server optimizer
 
     @property
     def coefficients(self) -> tuple[float, ...]:
@@ -77,7 +86,7 @@ class Plan:
     @property
     def sources(self) -> tuple[Source, ...]:
         """Every file a step reads, optimizer state and average apart."""
-        terms = (*self.direction, *self.buffers)
+        terms = (*self.direction, *self.buffers, *self.after)
         return tuple(dict.fromkeys([Snapshot(self.head), *(term.source for term in terms)]))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anabranch.errors import Misuse, Reason, Refused
 from anabranch.rules import optimizers, strategies
-from anabranch.rules.buffer import Buffer, Plan, Snapshot, Source, Term
+from anabranch.rules.buffer import Buffer, Distilled, Plan, Snapshot, Source, Term
 from anabranch.terms import JobTerms, ServerOptimizer
 from anabranch.wire.manifest import Manifest, TensorSpec
 
@@ -78,7 +78,12 @@ def measure(job: JobTerms, buffer: Buffer, previous: Mapping[str, float]) -> Sca
 
 def plan(job: JobTerms, buffer: Buffer, scalars: Scalars) -> Plan:
     """What `aggregate` is to sum up."""
-    return strategies.plan(job.file.aggregation, job.file.silos.weighting, buffer, scalars.strategy)
+    planned = strategies.plan(job.file.aggregation, job.file.silos.weighting, buffer, scalars.strategy)
+    if buffer.revival is None:
+        return planned
+    if job.file.revival is None:
+        raise Misuse(f"revival {buffer.revival} belongs to a job without [revival]")
+    return replace(planned, after=(Term(job.file.revival.gain, Distilled(buffer.revival)),))
 
 
 def aggregate(
@@ -94,7 +99,7 @@ def aggregate(
 ) -> None:
     """Compute the next version from the head and the files the plan names; `sources` has all of `plan.sources`.
 
-    trainable   direction = sum of coefficient * tensor; the server optimizer; one rounding to float32
+    trainable   direction = sum of coefficient * tensor; the server optimizer; what comes after; one rounding to float32
     buffer      sum of coefficient * value, if the job averages buffers; else the head's value
     ema         decay * ema + (1 - decay) * new, over every tensor of the rounded new version
 
@@ -219,12 +224,16 @@ class _Step:
             state,
             self._scratch[:size],
         )
+        self._add(tensor, start, theta, self._plan.after)
         return self._round(tensor, theta)
 
     def _combine(self, tensor: TensorSpec, start: int, stop: int, terms: Sequence[Term]) -> None:
         """direction = coefficient_0 * tensor_0 + coefficient_1 * tensor_1 + ..., from zero, in order, in float64."""
-        total, product = self._direction[: stop - start], self._scratch[: stop - start]
-        total.fill(0.0)
+        self._direction[: stop - start].fill(0.0)
+        self._add(tensor, start, self._direction[: stop - start], terms)
+
+    def _add(self, tensor: TensorSpec, start: int, total: Float64, terms: Sequence[Term]) -> None:
+        product = self._scratch[: total.size]
         for term in terms:
             self._load(self._sources[term.source], tensor.name, start, product)
             np.multiply(product, term.coefficient, out=product)

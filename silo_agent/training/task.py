@@ -32,6 +32,9 @@ class Task(Protocol):
     * `optimizer(model) -> torch.optim.Optimizer`: instead of the one in the job file
     * `sampler(dataset, generator) -> Sequence[int]`: one epoch's order of indices, drawn with `generator` only
 
+    * `inputs() -> silo_agent.Images`, or an object like those of `reviver.inputs.Inputs`: what the model takes, so that
+      a reviver can make such inputs; without it the job runs without revival
+
     A task is built once per process and lives across cycles. What it keeps in itself is not saved: when the process
     is replaced, only the model, the optimizer, the random state and the position in the data come back.
     """

@@ -1,0 +1,88 @@
+"""Inputs made of noise. What a task says about its inputs (`Task.inputs`) is `Images`, or an object of its own like them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from silo_agent.training.inputs import Images
+from silo_agent.training.task import Garbage, Task
+
+WIDTH, NARROWEST, SLOPE = 64, 16, 0.2
+
+
+@runtime_checkable
+class Inputs(Protocol):
+    def generator(self, latent: int) -> nn.Module:
+        """A fresh one: noise (n, latent) → inputs (n, …), differentiable."""
+
+    def noise(self, count: int, chance: torch.Generator) -> Tensor:
+        """Inputs (count, …) that say nothing, drawn with `chance` only."""
+
+    def augment(self, inputs: Tensor, chance: torch.Generator) -> Tensor:
+        """The same inputs, seen differently; differentiable."""
+
+
+def inputs_of(task: Task) -> Inputs | None:
+    """None: the task does not say what its inputs are. Raises Garbage for an answer that is neither kind."""
+    say = getattr(task, "inputs", None)
+    if say is None:
+        return None
+    said: Any = say()
+    if isinstance(said, Images):
+        return Pictures(said)
+    if isinstance(said, Inputs):
+        return said
+    raise Garbage("NotInputs", f"inputs() returned {type(said).__name__}, not silo_agent.Images", say)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    images: Images
+
+    def generator(self, latent: int) -> nn.Module:
+        return PictureGenerator(self.images, latent)
+
+    def noise(self, count: int, chance: torch.Generator) -> Tensor:
+        return torch.randn(count, *self.images.shape, generator=chance)
+
+    def augment(self, inputs: Tensor, chance: torch.Generator) -> Tensor:
+        """Moved by up to an eighth of their size, their border repeated, and half of the time mirrored: all alike."""
+        height, width = inputs.shape[-2:]
+        most = max(1, min(height, width) // 8)
+        padded = nn.functional.pad(inputs, (most, most, most, most), mode="replicate")
+        down, right, mirror = torch.randint(0, 2 * most + 1, (3,), generator=chance).tolist()
+        moved = padded[:, :, down : down + height, right : right + width]
+        return moved.flip(-1) if self.images.flips and mirror % 2 else moved
+
+
+class PictureGenerator(nn.Module):
+    """Noise (n, latent) → pictures (n, *shape): twice doubled from a quarter of their size."""
+
+    def __init__(self, images: Images, latent: int) -> None:
+        super().__init__()
+        channels, height, width = images.shape
+        self.images, self.small = images, (math.ceil(height / 4), math.ceil(width / 4))
+        self.first = nn.Linear(latent, WIDTH * self.small[0] * self.small[1])
+        half = WIDTH // 2
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(WIDTH, track_running_stats=False),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(WIDTH, half, 3, padding=1),
+            nn.BatchNorm2d(half, track_running_stats=False),
+            nn.LeakyReLU(SLOPE),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(half, NARROWEST, 3, padding=1),
+            nn.BatchNorm2d(NARROWEST, track_running_stats=False),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(NARROWEST, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, noise: Tensor) -> Tensor:
+        _, height, width = self.images.shape
+        unit: Tensor = self.body(self.first(noise).view(len(noise), WIDTH, *self.small))
+        low, high = self.images.low, self.images.high
+        return low + (high - low) * unit[:, :, :height, :width]

@@ -1,0 +1,119 @@
+"""Teachers: one slot per silo, which holds its newest model. Being late, or often, gives nobody a second one."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from reviver.inputs import Inputs
+
+PROBES = 256  # inputs that a class proportion is read from
+PROBED = 2  # first models of a silo that are probed; their mean stays
+TEMPERATURE = 0.8
+FARTHEST = 5.0  # times the median distance between a teacher and its base
+
+Values = Mapping[str, Tensor]  # a model's tensors by name
+
+
+@dataclass(frozen=True)
+class Teacher:
+    silo: str
+    values: Values
+    proportions: Tensor  # (classes,): what the silo seems to hold
+    probed: int
+    distance: float  # from the base it was trained from
+
+
+class Network:
+    """The job's model as a function of its tensors, in evaluation mode, and what its normalising layers saw."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self.trainable = tuple(name for name, _ in model.named_parameters())
+        self._seen: dict[str, Tensor] = {}
+        self.tracked = tuple(
+            name
+            for name, module in model.named_modules()
+            if isinstance(getattr(module, "running_mean", None), Tensor)
+            and isinstance(getattr(module, "running_var", None), Tensor)
+        )
+        for name in self.tracked:
+            model.get_submodule(name).register_forward_pre_hook(self._see(name))
+
+    def _see(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            self._seen[name] = given[0]
+
+        return hook
+
+    def __call__(self, values: Values, inputs: Tensor) -> Tensor:
+        """Scores, (n, classes)."""
+        scores: Tensor = functional_call(self._model, dict(values), (inputs,))
+        return scores
+
+    def strangeness(self, values: Values) -> Tensor:
+        """How far mean and variance of each channel in the last call are from what training saw, summed over layers."""
+        total = torch.zeros(())
+        for name in self.tracked:
+            seen = self._seen[name]
+            over = tuple(axis for axis in range(seen.dim()) if axis != 1)
+            mean, var = seen.mean(over), seen.var(over, unbiased=False)
+            total = total + (mean - values[f"{name}.running_mean"]).norm()
+            total = total + (var - values[f"{name}.running_var"]).norm()
+        return total
+
+
+@dataclass
+class Teachers:
+    network: Network
+    inputs: Inputs
+    chance: torch.Generator
+    slots: dict[str, Teacher] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __iter__(self) -> Iterator[Teacher]:
+        return iter(self.slots.values())
+
+    def take(self, silo: str, values: Values, base: Values) -> str:
+        """The silo's slot holds `values` now; else why not, in a word. It keeps the model it held before then."""
+        if not all(bool(tensor.isfinite().all()) for tensor in values.values()):
+            return "nonfinite"
+        distance = _distance(values, base, self.network.trainable)
+        others = [one.distance for one in self.slots.values() if one.silo != silo]
+        if others and distance > FARTHEST * float(torch.tensor(others).median()):
+            return "far"
+        self.slots[silo] = self._probed(silo, values, distance)
+        return ""
+
+    def forget(self, silo: str) -> None:
+        self.slots.pop(silo, None)
+
+    @torch.no_grad()
+    def _probed(self, silo: str, values: Values, distance: float) -> Teacher:
+        """Proportions: the mean answer to noise, over the silo's first models (FedRevive, appendix B)."""
+        known = self.slots.get(silo)
+        if known is not None and known.probed == PROBED:
+            return replace(known, values=values, distance=distance)
+        scores = self.network(values, self.inputs.noise(PROBES, self.chance))
+        found = torch.softmax(scores / TEMPERATURE, dim=1).mean(0)
+        if known is None:
+            return Teacher(silo, values, found, 1, distance)
+        probed = known.probed + 1
+        mean = known.proportions + (found - known.proportions) / probed
+        return Teacher(silo, values, mean, probed, distance)
+
+
+def skew(teachers: Teachers) -> float:
+    """Mean total variation distance of what silos seem to hold from an equal share of every class; 0 to 1."""
+    proportions = torch.stack([one.proportions for one in teachers])
+    return float((proportions - 1 / proportions.shape[1]).abs().sum(1).mean() / 2)
+
+
+def _distance(values: Values, base: Values, names: tuple[str, ...]) -> float:
+    squares = [float((values[name] - base[name]).double().square().sum()) for name in names]
+    return math.sqrt(sum(squares))

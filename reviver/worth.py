@@ -1,0 +1,34 @@
+"""Whether reviving pays. A reviver that does not, says so and rests; the job goes on as if there were none.
+
+The bounds come from runs in virtual time (docs/revival.md): a reviver as slow as a fast silo's task loses what it gains, and
+where silos hold nearly the same classes there is nothing to revive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reviver.reviver import Effect
+
+SLOWEST = 0.5  # of the task of the fastest silo
+EVENEST = 0.4  # skew below which every silo holds a bit of everything
+ENOUGH, RECENT = 4, 8  # measured effects that are judged
+
+
+@dataclass(frozen=True)
+class Facts:
+    seconds: float  # of a revival, in the median
+    task_seconds: float  # of the fastest silo's task, in the median
+    skew: float  # `teachers.skew`
+    effects: Sequence[Effect]  # oldest first
+
+
+def why_not(facts: Facts) -> str:
+    """Empty: it pays, as far as one can tell."""
+    if facts.seconds > SLOWEST * facts.task_seconds:
+        return "slow"
+    if facts.skew < EVENEST:
+        return "even"
+    recent = facts.effects[-RECENT:]
+    if len(recent) >= ENOUGH and sum(one.after - one.before for one in recent) <= 0:
+        return "no_effect"
+    return ""
