@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from anabranch.tlog.details import FEDERATION, ID, IDENTITY, is_hexfloat, is_time
 from anabranch.tlog.entry import (
     AUTH,
     ENTRY_TYPES,
@@ -30,6 +29,7 @@ from anabranch.tlog.entry import (
     Entry,
     Target,
 )
+from anabranch.tlog.fields import FEDERATION, ID, IDENTITY, is_hexfloat, is_time
 from anabranch.wire import canonical, limits, statements
 from anabranch.wire.statements import UpdateStatement
 

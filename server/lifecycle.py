@@ -13,8 +13,8 @@ from sqlalchemy import bindparam, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_terms, seconds
-from anabranch.tlog.details import OPERATOR_REASON
 from anabranch.tlog.entry import Actor, Target
+from anabranch.tlog.fields import OPERATOR_REASON
 from anabranch.wire import canonical
 from server.core.conclusion import awaited, judge
 from server.core.turn import due_version

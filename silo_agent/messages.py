@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from anabranch.errors import Reason, Refused, plain
 from anabranch.terms import SPLIT
-from anabranch.tlog.details import ID
+from anabranch.tlog.fields import ID
 from anabranch.tlog.receipt import Receipt
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.v1 import update_pb2

@@ -14,18 +14,8 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from anabranch.errors import Misuse, Reason, Refused
 from anabranch.terms import Digest, explain
-from anabranch.tlog.details import (
-    DETAILS,
-    FEDERATION,
-    ID,
-    IDENTITY,
-    ORIGIN,
-    Id,
-    IdentityUri,
-    ReasonText,
-    Time,
-    Word,
-)
+from anabranch.tlog.details import DETAILS
+from anabranch.tlog.fields import FEDERATION, ID, IDENTITY, ORIGIN, Id, IdentityUri, ReasonText, Time, Word
 from anabranch.wire import canonical
 
 ENTRY_TYPES: Mapping[str, type[BaseModel]] = DETAILS

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 from anabranch.errors import Reason, Refused
-from anabranch.tlog.details import OPERATOR_REASON
+from anabranch.tlog.fields import OPERATOR_REASON
 from anabranch.v1 import admin_pb2 as pb
 from anabranch.wire import codec, limits
 from server.lifecycle import ENDED

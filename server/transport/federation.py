@@ -9,7 +9,7 @@ import structlog
 
 import anabranch
 from anabranch.errors import Reason, Refused
-from anabranch.tlog.details import CODE_LINE, EXCEPTION, ID
+from anabranch.tlog.fields import CODE_LINE, EXCEPTION, ID
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.wire import codec, limits
 from server import metrics
