@@ -72,6 +72,8 @@ def who(identity: str) -> str:
             return f"silo {name}, agent {number}"
         case ["admin", name]:
             return f"administrator {name}"
+        case ["reviver", name]:
+            return f"reviver {name}"
         case ["aggregator", _]:
             return "the server"
     return identity

@@ -38,6 +38,7 @@ from anabranch.tlog.fields import (
     Time,
     Word,
 )
+from anabranch.tlog.revivals import RevivalPerformed, RevivalSkipped
 from anabranch.wire import canonical
 
 SPANS = 1000  # in one entry, whose length is limited
@@ -135,6 +136,7 @@ class JobDecision(BaseModel, extra="forbid", frozen=True):
 
     silo: Name
     terms_sha256: Digest
+    revival: Annotated[bool, Field(strict=True)] | None = None  # its models may teach; of jobs with [revival]
 
 
 class JobStarted(BaseModel, extra="forbid", frozen=True):
@@ -281,6 +283,7 @@ class AggregationPerformed(BaseModel, extra="forbid", frozen=True):
     inputs: Annotated[tuple[AggregationInput, ...], Field(min_length=1)]
     further: Annotated[tuple[FurtherTerm, ...], Field(min_length=1)] | None = None
     participants: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None  # where a rule counts them
+    revival: Id | None = None  # whose step, times the terms' gain, was added behind the server optimizer
     scalars: dict[FieldName, HexFloat]
     optimizer: Optimizer
     absent: tuple[Name, ...]  # silos waited for in vain
@@ -350,6 +353,8 @@ DETAILS: Mapping[str, type[BaseModel]] = MappingProxyType(
         "update.refused": UpdateRefused,
         "update.retired": UpdateRetired,
         "aggregation.performed": AggregationPerformed,
+        "revival.performed": RevivalPerformed,
+        "revival.skipped": RevivalSkipped,
         "retention.pruned": RetentionPruned,
     }
 )
