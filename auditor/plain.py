@@ -92,6 +92,8 @@ def value(schema: Mapping[str, Any]) -> str:
             return "(?>0|[1-9][0-9]{0,14})"
         case {"type": "int", "ge": 1, "le": most, **rest} if most > EXACT and not rest:
             return "(?>[1-9][0-9]{0,14})"
+        case {"type": "bool", **rest} if not rest:
+            return "(?>true|false)"
         case {"type": "int", "ge": 1, "le": 1, **rest} if not rest:
             return "1"
         case {"type": "tuple", "items_schema": [one], "variadic_item_index": 0, **rest} if (

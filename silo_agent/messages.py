@@ -25,6 +25,7 @@ class OfferedJob:
     head: int
     manifest: bytes  # canonical JSON, not yet believed; empty from a server that does not tell
     submitted: Receipt
+    revival: bool = False  # this silo's word, as the server knows it: its models may teach
 
     @property
     def ended(self) -> bool:
@@ -156,6 +157,7 @@ def offered_job(job: pb.Job) -> OfferedJob:
         head=job.head,
         manifest=job.manifest,
         submitted=codec.receipt_from_proto(job.submitted),
+        revival=job.revival,
     )
 
 

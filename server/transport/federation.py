@@ -194,6 +194,7 @@ def _job(job: OfferedJob) -> pb.Job:
         head=job.head,
         submitted=codec.receipt_to_proto(job.receipt),
         manifest=job.manifest,
+        revival=job.revival,
     )
 
 
