@@ -121,6 +121,12 @@ class Job:
     deltas_pruned: int = -1  # entry that says the same of the deltas of all its updates
 
     @property
+    def revives(self) -> bool:
+        return bool(self.revivals or self.skipped) or (
+            self.terms is not None and self.terms.file.revival is not None
+        )
+
+    @property
     def head(self) -> int:
         """-1 before version 0."""
         return len(self.versions) - 1
