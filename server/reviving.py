@@ -181,14 +181,21 @@ class Reviving:
         """Take the result of a task, a file of the job's manifest in the spool: trained head − head.
 
         One that is too late is logged as skipped, and a task that has ended is answered with its end. Raises Refused
-        for a file that is none of the manifest's, or not finite: the task goes on.
+        for a file that is none of the manifest's, or not finite, and while the terms let nothing be distilled: the
+        task goes on.
         """
         try:
             with self.reader.connect() as connection:
                 row = _of(connection, name, task)
-                manifest = records.job_manifest(connection, row.job)
+                job = records.job_row(connection, row.job)
             if row.status != "claimed":
                 return self._ended(row)
+            if row.version < _rule(job).warmup:
+                raise Refused(
+                    Reason.MALFORMED,
+                    f"the terms let nothing be distilled before version {_rule(job).warmup}; skip it as warmup",
+                )
+            manifest = records.manifest_of(job.manifest)
             norm = check_values(result, manifest)
             with open(result, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
