@@ -1,5 +1,6 @@
 """What the server says of its jobs and of itself, JSON-ready. Silos' metrics appear only as far as it passes them on."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -29,13 +30,20 @@ def job(status: admin_pb2.JobStatus) -> dict[str, Any]:
         for e in status.evaluations
     ]
     plain["share"] = _plain(status.share) if status.HasField("share") else None
+    plain["revival"] = _revival(status.revival) if status.HasField("revival") else None
     return plain
+
+
+def _revival(revival: admin_pb2.RevivalStatus) -> dict[str, Any]:
+    return _plain(revival) | {"teachers": list(revival.teachers), "tallies": _tallies(revival.tallies)}
+
+
+def _tallies(tallies: Iterable[admin_pb2.Tally]) -> list[dict[str, Any]]:
+    return [{"outcome": t.outcome, "reason": t.reason, "count": t.count} for t in tallies]
 
 
 def _silo(silo: admin_pb2.SiloStatus) -> dict[str, Any]:
-    plain = _plain(silo)
-    plain["tallies"] = [{"outcome": t.outcome, "reason": t.reason, "count": t.count} for t in silo.tallies]
-    return plain
+    return _plain(silo) | {"tallies": _tallies(silo.tallies)}
 
 
 def _plain(message: Message) -> dict[str, Any]:

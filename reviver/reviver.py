@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,16 +57,16 @@ class Reviver:
         self._held.forget(silo)
         self._synthesis = self._untaught()
 
-    def revive(self, head: Values, version: int) -> Revived | str:
-        """What distilling makes of the head, or why there is nothing: warming_up, failed."""
+    def revive(self, head: Values, version: int) -> Revived | Literal["warmup", "failed"]:
+        """What distilling makes of the head, or why there is nothing."""
         if version < self._settings.freeze or not len(self.teachers):
-            return "warming_up"
+            return "warmup"
         warm = version > self._settings.warmup
         if self._settings.synthesis == "generator" and self._revivals % self._settings.synthesis_every == 0:
             self._synthesise(head if warm else None)
         self._revivals += 1
         if not warm or not (self._settings.synthesis == "noise" or len(self._pool)):
-            return "warming_up"
+            return "warmup"
         delta = self._distil(head)
         if not all(bool(tensor.isfinite().all()) for tensor in delta.values()):
             return "failed"

@@ -32,6 +32,7 @@ from server.gaps import Reached, nothing
 from server.intake import Intake
 from server.jobs import Jobs
 from server.retention import Retention, sweep
+from server.reviving import Reviving
 from server.scheduling import Scheduling
 from server.sharing import Sharing
 from server.state import records
@@ -65,6 +66,7 @@ class Core:
     aggregation: Aggregation
     scheduling: Scheduling
     jobs: Jobs
+    reviving: Reviving
     retention: Retention
     epoch: int
     _lock: int  # file descriptor; closing it lets another process serve
@@ -169,6 +171,7 @@ def _open(
             aggregation.wake,
             sharing,
         ),
+        reviving=Reviving(writer, reader, log, blobs, observer, world.entropy, world.clock, world.reached),
         retention=Retention(writer, reader, blobs, observer, world.clock, world.reached),
         epoch=epoch,
         _lock=held,

@@ -9,15 +9,18 @@ made, so a run is a function of its scenario, its jobs and its seed. What the se
 
 import hashlib
 import heapq
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from statistics import median
 from typing import Protocol
 
 import numpy as np
 
 from anabranch.terms import JobTerms, seconds
+from server.core.revival import Ending
 from simulator.chance import generator
 from simulator.flat import Flat
 from simulator.rows import Rows
@@ -78,7 +81,6 @@ class RevivalTask:
     version: int
     head: Flat
     teachers: Mapping[str, Teaching]
-    task_seconds: float  # of the fastest silo's tasks, in the median
 
 
 class Revives(Protocol):
@@ -86,8 +88,8 @@ class Revives(Protocol):
     def before(self) -> bool:
         """Whether a version waits for it, as in FedRevive; else it works on what was just published."""
 
-    def revive(self, task: RevivalTask) -> Flat | str:
-        """What distilling added to the head, or in a word why there is nothing."""
+    def revive(self, task: RevivalTask, task_seconds: float) -> Flat | Ending:
+        """What distilling added to the head, or why there is nothing. `task_seconds`: of the fastest silo's tasks."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Outcome:
     parameters_sha256: str  # of the head
 
 
+RECENT = 16  # tasks of a silo that say how long it takes
 START = 1_767_225_600.0  # virtual second 0 as unix seconds: 2026-01-01. Servers reckon in unix seconds
 
 
@@ -132,7 +135,7 @@ class Server(Protocol):
     def claim(self, job: str) -> RevivalTask | None:
         """None: nothing has moved since the last one, or one is in flight."""
 
-    def revived(self, task: RevivalTask, result: Flat | str) -> None:
+    def revived(self, task: RevivalTask, result: Flat | Ending) -> None:
         """A task came to its end, with a delta or a reason."""
 
     def freeze(self, job: str) -> Callable[[], None] | float | None:
@@ -172,6 +175,7 @@ class Run:
         self._resting: list[Silo] = []
         self._publishing: set[str] = set()
         self._looks: dict[str, float] = {}
+        self._worked: dict[str, dict[int, deque[float]]] = {job: {} for job in self.revivers}
 
     def play(self) -> "Run":
         for silo in self.silos:
@@ -231,6 +235,9 @@ class Run:
         if task.kind == "train":
             trained = self.trainer.train(task.job, silo.number, task.lease, base, task.version, task.steps)
             self.server.submit(silo.name, task, trained)
+            if task.job in self.revivers:
+                newest = self._worked[task.job].setdefault(silo.number, deque(maxlen=RECENT))
+                newest.append(self.now - task.issued_at)
         else:
             metrics, records = self.trainer.evaluate(
                 task.job, silo.number, task.lease, base, task.version, task.split
@@ -270,13 +277,14 @@ class Run:
 
     def _revive(self, job: str) -> None:
         if job in self.revivers and (task := self.server.claim(job)) is not None:
-            result = self.revivers[job].revive(task)
+            fastest = min((median(of) for of in self._worked[job].values()), default=0.0)
+            result = self.revivers[job].revive(task, fastest)
             if isinstance(result, str) or self.revivers[job].before or not self.scenario.revival_seconds:
                 self.server.revived(task, result)
             else:
-                self._at(self.now + self.scenario.revival_seconds, partial(self._revived, task, result))
+                self.at(self.now + self.scenario.revival_seconds, partial(self._revived, task, result))
 
-    def _revived(self, task: RevivalTask, result: Flat | str) -> None:
+    def _revived(self, task: RevivalTask, result: Flat | Ending) -> None:
         self.server.revived(task, result)
         self._revive(task.job)  # the head may have moved meanwhile
 

@@ -20,6 +20,7 @@ from server.core.allocation import RECENT, TURNS, Allocation, next_job, shares
 from server.core.backoff import Ended, backoff
 from server.core.buffer import Closing, StillOpen, close
 from server.core.conclusion import awaited, judge
+from server.core.revival import Ending, rest
 from server.core.sketch import sketched
 from server.core.turn import Evaluate, Progress, Rest, Train, due_version, next_turn
 from simulator.engine import START, Outcome, RevivalTask, Task, Trained
@@ -172,7 +173,6 @@ class Memory:
             job.learn_speed(update)
         if job.terms.file.revival is not None:
             job.returned.append(update)
-        job.worked.setdefault(silo, deque(maxlen=RECENT)).append(self.now - task.issued_at)
 
     # --- aggregation -------------------------------------------------------------------------------------------------
 
@@ -215,16 +215,16 @@ class Memory:
     def claim(self, job: str) -> RevivalTask | None:
         found = self.jobs[job]
         rule = found.terms.file.revival
-        if rule is None or found.reviving or found.status != "running" or found.head <= found.claimed:
+        if rule is None or found.status != "running" or rest(rule, found.to_revive()) is not None:
             return None
         if rule.mode == "paper" and all(one.task.version == found.head for one in found.waiting.values()):
             return None  # a fresh update is not revived
         found.claimed, found.reviving = found.head, True
         head = found.newest.parameters
         name = f"{job}-{found.head}"
-        return RevivalTask(name, job, found.head, head, found.teachers(), found.task_seconds())
+        return RevivalTask(name, job, found.head, head, found.teachers())
 
-    def revived(self, task: RevivalTask, result: Flat | str) -> None:
+    def revived(self, task: RevivalTask, result: Flat | Ending) -> None:
         found = self.jobs[task.job]
         found.reviving = False
         if not isinstance(result, str):

@@ -11,6 +11,7 @@ from reviver.inputs import inputs_of
 from reviver.reviver import Effect, Reviver
 from reviver.teachers import skew
 from reviver.worth import Facts, why_not
+from server.core.revival import Ending
 from silo_agent.training.managed import build_model
 from simulator.engine import RevivalTask
 from simulator.flat import Flat
@@ -29,7 +30,7 @@ class JobReviver:
     _effects: list[Effect] = field(default_factory=list)
     _known: dict[str, str] = field(default_factory=dict)  # silo → update in its slot
 
-    def revive(self, task: RevivalTask) -> Flat | str:
+    def revive(self, task: RevivalTask, task_seconds: float) -> Flat | Ending:
         for silo in set(self._known) - set(task.teachers):
             self.reviver.forget(silo)
             del self._known[silo]
@@ -38,9 +39,9 @@ class JobReviver:
                 self._known[silo] = teaching.update
                 base = _values(teaching.base)
                 self.reviver.teachers.take(silo, _trained(base, teaching.delta), base)
-        facts = Facts(self.seconds, task.task_seconds, skew(self.reviver.teachers), self._effects)
-        if not self.before and (why := why_not(facts)):
-            return why
+        facts = Facts(self.seconds, task_seconds, skew(self.reviver.teachers), self._effects)
+        if not self.before and why_not(facts):
+            return "not_worth"
         revived = self.reviver.revive(_values(task.head), task.version)
         if isinstance(revived, str):
             return revived
@@ -51,10 +52,11 @@ class JobReviver:
 
 def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int, seconds: float) -> JobReviver | None:
     """None: the task does not say what its inputs are."""
-    inputs = inputs_of(trainer.task)
+    task = trainer.task()
+    inputs = inputs_of(task)
     if inputs is None:
         return None
-    model = build_model(trainer.task, trainer.file.job.seed)
+    model = build_model(task, trainer.file.job.seed)
     return JobReviver(Reviver(model, inputs, settings, seed), seconds, settings.mode == "paper")
 
 

@@ -30,11 +30,12 @@ from server.audit.export import Exported, export
 from server.config import new_config
 from server.core.allocation import TURNS, Allocation
 from server.core.buffer import StillOpen
+from server.core.revival import Ending, Report
 from server.core.turn import due_version
 from server.enrolment import SigningKey
 from server.intake import Decided, Upload
 from server.membership import Membership
-from server.scheduling import Lease, failing
+from server.scheduling import Lease, Wait, failing
 from server.sessions import Sessions
 from server.startup import World
 from server.state import records
@@ -42,14 +43,19 @@ from server.state.writer import Logged
 from server.step import Step
 from simulator import sqlite
 from simulator.chance import generator
-from simulator.engine import START, Outcome, Task, Trained
+from simulator.engine import START, Outcome, RevivalTask, Task, Teaching, Trained
 from simulator.flat import Flat, read
 from simulator.memory import Planned
 from simulator.rows import Rows
 
 FEDERATION = "simulation.test"
 CHANCE = 4  # what the generator of (seed, this) draws
+UNMEASURED = Report(
+    seed=0, device="cpu", libraries={}, seconds=0, agreement_before=0, agreement_after=0
+)  # of a revival: its time is virtual
 KEPT = 64  # versions whose parameters are kept beside the blobs
+REVIVER = "simulated"
+REVIVING = Actor(id=f"spiffe://{FEDERATION}/reviver/{REVIVER}", auth="mtls", cert_sha256="0" * 64)
 OWNER = Actor(id=f"spiffe://{FEDERATION}/admin/owner", auth="mtls", cert_sha256="0" * 64)
 
 
@@ -247,6 +253,31 @@ class Rooms:
         decided = self.core.intake.evaluation(silo, agent.actor, task.lease, envelope)
         self._proven(decided.receipt, "model.evaluated")
 
+    def claim(self, job: str) -> RevivalTask | None:
+        room, held = self.core.reviving, self._jobs[job]
+        found = room.claim(REVIVER, [held.id])
+        if isinstance(found, Wait):
+            return None
+        task, manifest = found, held.planned.manifest
+
+        def taken(digest: str) -> Flat:
+            return read(room.file(REVIVER, task.id, digest), manifest)
+
+        teachers = {
+            one.silo: Teaching(one.update, taken(one.base_sha256), taken(one.delta_sha256))
+            for one in task.teachers
+        }
+        return RevivalTask(task.id, job, task.version, taken(task.head_sha256), teachers)
+
+    def revived(self, task: RevivalTask, result: Flat | Ending) -> None:
+        room = self.core.reviving
+        if isinstance(result, str):
+            room.skip(REVIVER, REVIVING, task.revival, result)
+            return
+        path = room.spool()
+        path.write_bytes(result.encode())
+        room.submit(REVIVER, REVIVING, task.revival, path, UNMEASURED)
+
     def freeze(self, job: str) -> Callable[[], None] | float | None:
         held = self._jobs[job]
         with self.core.reader.connect() as connection:
@@ -326,6 +357,7 @@ class Rooms:
                 decision="approve",
                 silo=agent.name,
                 time=canonical.utc(START),
+                revival=True if planned.terms.file.revival is not None else None,
             )
             envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), agent.approver_key)
             room.decide(agent.name, agent.actor, job, envelope.encode())

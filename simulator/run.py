@@ -95,7 +95,7 @@ def play(
         else:
             server = Memory(planned, silos, rows, allocation)
         began = time.perf_counter()
-        revivers = _revivers(prepared, scenario)
+        revivers = _revivers(ready, scenario)
         run = Run(scenario, server, trainers, rows, revivers, told).play()
         took = time.perf_counter() - began
         export: dict[str, bytes] = {} if isinstance(server, Memory) else _exported(server, Path(scratch))
@@ -117,7 +117,7 @@ def _play_like(
         planned, trainer = prepared(jobs[0], scenario, Path(scratch))
         silos, rows = silo_names(scenario), Rows()
         server = Memory([planned], silos, rows)
-        run = Run(scenario, server, trainer, rows, told)
+        run = Run(scenario, server, trainer, rows, told=told)
         same = planned.terms.digest() == recording.terms_sha256
         playback = Playback(recording, run, name, same)
         began = time.perf_counter()

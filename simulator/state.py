@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from anabranch.rules.buffer import Buffer, Delta, Distilled, Input, Snapshot, So
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms, seconds
 from anabranch.wire.manifest import Manifest
+from server.core import revival
 from server.core.admission import JobFacts, LeaseFacts
 from server.core.allocation import WINDOW, Allocation, Sketches, Standing, score, smoothed
 from server.core.backoff import RECENT, Ended
@@ -79,11 +80,8 @@ class Job:
     taken: dict[str, deque[int]] = field(default_factory=dict)  # silo → numbers of its newest training leases
     sketches: list[Sketches] = field(default_factory=list)  # of its newest merged updates
     score: float | None = None
-    claimed: int = 0  # newest version a revival was asked for
+    claimed: int | None = None  # newest version a revival was asked for
     reviving: bool = False  # one is in flight
-    worked: dict[str, deque[float]] = field(
-        default_factory=dict
-    )  # silo → virtual seconds of its newest tasks
     revived: tuple[RevivalTask, Flat] | None = None  # the newest that came back and is not used
     returned: deque[Update] = field(default_factory=lambda: deque(maxlen=PAPERS_TEACHERS))
     ended: dict[str, deque[Ended]] = field(
@@ -169,11 +167,15 @@ class Job:
         if rule is None or rule.mode == "paper" or self.revived is None:
             return None
         task, _ = self.revived
-        return task.revival if self.head - task.version < rule.late else None
+        return task.revival if revival.in_time(rule, self.head, task.version) else None
 
-    def task_seconds(self) -> float:
-        """Of the fastest silo's training tasks, in the median of the newest."""
-        return min((median(of) for of in self.worked.values()), default=0.0)
+    def to_revive(self) -> revival.Standing:
+        """As `server.reviving` has it of its tables."""
+        last = self.terms.file.stop.versions
+        open_: Literal["claimed", "done"] | None = "done" if self.revived is not None else None
+        return revival.Standing(
+            self.head, last, len(self.teachers()), self.claimed, "claimed" if self.reviving else open_
+        )
 
     def teachers(self) -> dict[str, Teaching]:
         """Every silo consents, and has one slot; in mode paper every model that was returned lately has."""

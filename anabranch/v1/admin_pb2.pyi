@@ -174,8 +174,24 @@ class Share(_message.Message):
     why: str
     def __init__(self, leases: _Optional[int] = ..., active: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
 
+class RevivalStatus(_message.Message):
+    __slots__ = ("teachers", "tallies", "version", "agreement_before", "agreement_after", "seconds")
+    TEACHERS_FIELD_NUMBER: _ClassVar[int]
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    teachers: _containers.RepeatedScalarFieldContainer[str]
+    tallies: _containers.RepeatedCompositeFieldContainer[Tally]
+    version: int
+    agreement_before: float
+    agreement_after: float
+    seconds: float
+    def __init__(self, teachers: _Optional[_Iterable[str]] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ..., version: _Optional[int] = ..., agreement_before: _Optional[float] = ..., agreement_after: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class JobStatus(_message.Message):
-    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time", "versions_per_hour", "updates_per_minute", "eta_seconds", "share")
+    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time", "versions_per_hour", "updates_per_minute", "eta_seconds", "share", "revival")
     JOB_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +209,7 @@ class JobStatus(_message.Message):
     UPDATES_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    REVIVAL_FIELD_NUMBER: _ClassVar[int]
     job: str
     name: str
     status: str
@@ -210,7 +227,8 @@ class JobStatus(_message.Message):
     updates_per_minute: float
     eta_seconds: float
     share: Share
-    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ..., versions_per_hour: _Optional[float] = ..., updates_per_minute: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., share: _Optional[_Union[Share, _Mapping]] = ...) -> None: ...
+    revival: RevivalStatus
+    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ..., versions_per_hour: _Optional[float] = ..., updates_per_minute: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., share: _Optional[_Union[Share, _Mapping]] = ..., revival: _Optional[_Union[RevivalStatus, _Mapping]] = ...) -> None: ...
 
 class ChangeJobRequest(_message.Message):
     __slots__ = ("job", "action", "reason")

@@ -39,12 +39,12 @@ def test_the_head_learns_what_the_silos_know() -> None:
 
 def test_it_warms_up_first() -> None:
     one, head = taught(), trained([0, 1])
-    found = [one.revive(head, version) == "warming_up" for version in range(1, 7)]
+    found = [one.revive(head, version) == "warmup" for version in range(1, 7)]
     assert found == [True] * 4 + [False] * 2
 
 
 def test_without_teachers_there_is_nothing_to_revive() -> None:
-    assert reviver().revive(values_of(network()), 50) == "warming_up"
+    assert reviver().revive(values_of(network()), 50) == "warmup"
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
@@ -166,7 +166,7 @@ def test_inputs_are_drawn_as_the_proportions_say() -> None:
 def test_where_no_step_is_finite_nothing_joins_the_pool() -> None:
     one = taught()
     one._synthesis._generator.first.weight.data.fill_(float("inf"))  # type: ignore[union-attr, operator]
-    assert one.revive(trained([0, 1]), 50) == "warming_up"
+    assert one.revive(trained([0, 1]), 50) == "warmup"
     assert len(one._pool) == 0
 
 

@@ -130,7 +130,9 @@ class Wire:
     def jobs(self, seen: int) -> list[messages.OfferedJob]:
         def offered(o: ServerJob) -> messages.OfferedJob:
             receipt = self._continuing(o.receipt, seen)
-            return messages.OfferedJob(o.id, o.terms, o.status, o.decision, o.head, o.manifest, receipt)
+            return messages.OfferedJob(
+                o.id, o.terms, o.status, o.decision, o.head, o.manifest, receipt, o.revival
+            )
 
         return self._call(lambda: list(map(offered, self._machine.core.jobs.offered(self.silo))))
 
@@ -350,7 +352,7 @@ class Silo:
         proposal = self._proposal(job)
         if proposal is not None:
             journal = self.home.job(job) / "receipts.jsonl"
-            announce(self.wire, self.site.who, self.log, proposal, decision, journal)
+            announce(self.wire, self.site.who, self.log, proposal, decision, Policy(), journal)
 
     def turn(self, job: str, made: str = "good") -> None:
         """One turn of the worker. Raises what the worker would pause after, or stop for."""
