@@ -175,6 +175,7 @@ class Run:
         self._resting: list[Silo] = []
         self._publishing: set[str] = set()
         self._looks: dict[str, float] = {}
+        self._reviving: set[str] = set()
         self._worked: dict[str, dict[int, deque[float]]] = {job: {} for job in self.revivers}
 
     def play(self) -> "Run":
@@ -276,15 +277,22 @@ class Run:
         self.look(job)
 
     def _revive(self, job: str) -> None:
-        if job in self.revivers and (task := self.server.claim(job)) is not None:
+        """A reviver at work is left alone: a server would give it the task it has once more."""
+        if (
+            job in self.revivers
+            and job not in self._reviving
+            and (task := self.server.claim(job)) is not None
+        ):
             fastest = min((median(of) for of in self._worked[job].values()), default=0.0)
             result = self.revivers[job].revive(task, fastest)
             if isinstance(result, str) or self.revivers[job].before or not self.scenario.revival_seconds:
                 self.server.revived(task, result)
             else:
+                self._reviving.add(job)
                 self.at(self.now + self.scenario.revival_seconds, partial(self._revived, task, result))
 
     def _revived(self, task: RevivalTask, result: Flat | Ending) -> None:
+        self._reviving.discard(task.job)
         self.server.revived(task, result)
         self._revive(task.job)  # the head may have moved meanwhile
 

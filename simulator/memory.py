@@ -20,7 +20,7 @@ from server.core.allocation import RECENT, TURNS, Allocation, next_job, shares
 from server.core.backoff import Ended, backoff
 from server.core.buffer import Closing, StillOpen, close
 from server.core.conclusion import awaited, judge
-from server.core.revival import Ending, rest
+from server.core.revival import Ending, in_time, rest
 from server.core.sketch import sketched
 from server.core.turn import Evaluate, Progress, Rest, Train, due_version, next_turn
 from simulator.engine import START, Outcome, RevivalTask, Task, Trained
@@ -227,7 +227,8 @@ class Memory:
     def revived(self, task: RevivalTask, result: Flat | Ending) -> None:
         found = self.jobs[task.job]
         found.reviving = False
-        if not isinstance(result, str):
+        rule = found.terms.file.revival
+        if rule is not None and not isinstance(result, str) and in_time(rule, found.head, task.version):
             found.revived = task, result
 
     def _conclude(self, job: Job) -> None:

@@ -11,10 +11,16 @@ import pytest
 
 from anabranch.terms import JobTerms, parse_job_file
 from anabranch.wire.canonical import sha256
+from auditor.export import Export
+from auditor.pin import pin
+from auditor.replay import replay
+from auditor.verify import verify
+from server.core.revival import Ending
 from simulator.engine import RevivalTask, Run, silo_names
 from simulator.flat import Flat
 from simulator.memory import Memory, Planned
 from simulator.results import files
+from simulator.rooms import Rooms
 from simulator.rows import Rows
 from simulator.run import Told, play
 from simulator.scenario import Scenario
@@ -51,21 +57,37 @@ class Ones:
         return Flat(task.head.manifest, np.ones_like(task.head.values))
 
 
-def played(revival: str, reviver: Ones | None, horizon: str = "12s", **scenario: Any) -> Memory:
-    settings = Scenario.model_validate(
-        {"horizon": horizon, "silos": [FAST, SLOW], "synthetic": {"parameters": 5}, **scenario}
-    )
-    assert settings.synthetic is not None
-    trainer = SyntheticTrainer(settings.synthetic, 0)
+@dataclass
+class Warming:
+    """Adds the head's own values, a hundredth of them; like the real one nothing before version 5."""
+
+    before: bool = False
+    tasks: list[RevivalTask] = field(default_factory=list)
+
+    def revive(self, task: RevivalTask, task_seconds: float) -> Flat | Ending:
+        self.tasks.append(task)
+        if task.version < 5:
+            return "warmup"
+        return Flat(task.head.manifest, (task.head.values * 0.01).astype(np.float32))
+
+
+def planned(trainer: SyntheticTrainer, revival: str) -> Planned:
     terms = JobTerms(
         file=parse_job_file(JOB + revival),
         archive_sha256=sha256(b""),
         initial_sha256=trainer.initial.digest(),
         manifest_sha256=trainer.manifest.digest(),
     )
-    server = Memory(
-        [Planned("vector", terms, trainer.manifest, b"", trainer.initial)], silo_names(settings), Rows()
+    return Planned("vector", terms, trainer.manifest, b"", trainer.initial)
+
+
+def played(revival: str, reviver: Ones | None, horizon: str = "12s", **scenario: Any) -> Memory:
+    settings = Scenario.model_validate(
+        {"horizon": horizon, "silos": [FAST, SLOW], "synthetic": {"parameters": 5}, **scenario}
     )
+    assert settings.synthetic is not None
+    trainer = SyntheticTrainer(settings.synthetic, 0)
+    server = Memory([planned(trainer, revival)], silo_names(settings), Rows())
     revivers = {"vector": reviver} if reviver is not None else {}
     Run(settings, server, trainer, server.rows, revivers).play()
     return server
@@ -125,6 +147,38 @@ def test_mode_paper_revives_the_model_that_has_just_come() -> None:
     reviver = Ones(before=True)
     server = played('[revival]\nfreeze = 0\nmode = "paper"\ns_max = 2.0\n', reviver, horizon="4.5s")
     assert server.jobs["vector"].returned[-1].id in reviver.tasks[-1].teachers
+
+
+@pytest.mark.parametrize("takes", [0.0, 0.8, 2.5])
+@pytest.mark.parametrize(
+    "rule", ["freeze = 2\nwarmup = 4\n", "freeze = 0\nwarmup = 0\nlate = 2\ngain = 1.0\n"]
+)
+def test_the_real_server_revives_the_same(takes: float, rule: str, tmp_path: Path) -> None:
+    """Claims, results that come in time or not, and what they add; and an auditor recomputes it."""
+    scenario = Scenario.model_validate(
+        {"horizon": "25s", "silos": [FAST, SLOW], "synthetic": {"parameters": 5}, "revival_seconds": takes}
+    )
+    assert scenario.synthetic is not None
+    trainer = SyntheticTrainer(scenario.synthetic, 0)
+    jobs = [planned(trainer, f"[revival]\n{rule}")]
+    memory = Memory(jobs, silo_names(scenario), Rows())
+    rooms = Rooms(jobs, silo_names(scenario), Rows(), tmp_path, scenario.seed)
+    light, full = Warming(), Warming()
+    Run(scenario, memory, trainer, memory.rows, {"vector": light}).play()
+    Run(scenario, rooms, trainer, rooms.rows, {"vector": full}).play()
+    assert [task.version for task in full.tasks] == [task.version for task in light.tasks]
+    assert [set(task.teachers) for task in full.tasks] == [set(task.teachers) for task in light.tasks]
+    head = memory.head("vector")
+    assert rooms.head("vector") == head > 5
+    assert rooms.parameters("vector", head).digest() == memory.parameters("vector", head).digest()
+    rooms.export(tmp_path / "export")
+    rooms.close()
+    exported = Export(tmp_path / "export")
+    verified = verify(exported, pin(exported, None))
+    assert verified.report.verified
+    found = replay(exported, verified.history)
+    assert found.ok
+    assert found.exact == head
 
 
 TASK = '''
