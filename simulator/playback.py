@@ -13,6 +13,10 @@ from anabranch.errors import Reason, Refused
 from simulator.engine import Run, Silo, Task
 from simulator.recording import Event, Recording
 
+# Seconds. Times in the log are cut to microseconds, and schedules multiply them: a deadline that closed a buffer may lie
+# this far behind the entry that tells of it.
+ROUNDED = 1e-3
+
 
 @dataclass
 class Playback:
@@ -111,6 +115,10 @@ class Playback:
     def _publish(self, version: int) -> None:
         """Between the last arrival and this, silos were still given the version before."""
         self._look()  # a deadline may have passed since the last arrival
+        if self._closed is None:
+            self.run.server.at(self.run.now + ROUNDED)
+            self._look()
+            self.run.server.at(self.run.now)
         if self._closed is not None:
             self._closed()
             self._closed = None

@@ -119,6 +119,12 @@ def _play_like(
         server = Memory([planned], silos, rows)
         run = Run(scenario, server, trainer, rows, told=told)
         same = planned.terms.digest() == recording.terms_sha256
+        if same and jobs[0].file.aggregation.strategy == "fedcompass":
+            raise Refused(
+                Reason.MALFORMED,
+                "fedcompass schedules by times finer than the log's, so its run cannot be played again byte for byte; "
+                "change the terms to see what another strategy makes of these arrivals",
+            )
         playback = Playback(recording, run, name, same)
         began = time.perf_counter()
         playback.play()

@@ -12,6 +12,7 @@ from types import FrameType
 
 import pytest
 
+from anabranch.terms import parse_terms
 from tests.fuzz.table import TARGETS
 from tests.fuzz.target import check
 
@@ -76,6 +77,7 @@ def _decodes(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_every_decoder_of_the_product_is_reached() -> None:
     here, reached = str(Path.cwd()) + "/", set()
+    parse_terms.cache_clear()  # or terms that another test has read are not read again
 
     def see(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(here):

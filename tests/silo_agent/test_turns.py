@@ -29,7 +29,9 @@ class Site:
 
     def run(self, end: float) -> None:
         while self.now < end:
-            for job in sorted(self.cycles):
+            for job in 2 * sorted(
+                self.cycles
+            ):  # who has a turn looks every moment, also after another began to wait
                 self._look(job)
             self.rota.admit(self.now)
             for job in sorted(self.cycles):
@@ -79,6 +81,12 @@ def test_nobody_starves(cycles: list[float], at_once: int, turn: float, data: st
     site = Site(Rota(at_once, turn), jobs, idle)
     site.run(20_000.0)
     assert site.longest_wait <= len(cycles) * 3 * (max(cycles) + turn)
+
+
+def test_a_turn_that_is_held_idle_is_given_up_for_who_comes() -> None:
+    site = Site(Rota(1, 0.0), {"one": 10.0, "two": 10.0}, {"one": 900.0, "two": 900.0})
+    site.run(20_000.0)
+    assert site.longest_wait <= 10.0
 
 
 def test_being_idle_saves_nothing_up() -> None:
