@@ -71,6 +71,7 @@ def certify(export: Export, history: History, release: Release, replay: Replay |
             "closed_by_deadline": sum(step.closed_by == "max_wait" for step in found.steps),
             "evaluated_by": sorted(found.version.evaluated),
         },
+        "revivals": lineage.revivals(job, chosen.version) if job.revives else None,
         "not_kept": not_kept(job, chosen.version),
         "replay": _replayed(chosen, replay),
     }

@@ -32,11 +32,13 @@ from anabranch.tlog.details import (
     UpdateRetired,
 )
 from anabranch.tlog.entry import Entry
+from anabranch.tlog.revivals import RevivalSkipped
 from anabranch.wire import canonical
 from auditor.dossier import Line
 from auditor.words import say, span
 
 BACKWARDS = 1.0  # seconds a clock may be set back before it is worth telling
+FAILED = ("deadline", "failed", "unsupported")  # why a revival was skipped that somebody should look into
 _CHAPTERS: dict[type, str] = {
     LogGenesis: "identity",
     SiloInvited: "identity",
@@ -99,6 +101,8 @@ class Chronicle:
             self._tell("incidents", index, entry, f"the server's clock was set back by {span(before - time)}")
         if isinstance(detail, ServerStarted):
             self._tell("incidents" if restart else "admin", index, entry, say(entry))
+        elif isinstance(detail, RevivalSkipped) and detail.reason in FAILED:
+            self._tell("incidents", index, entry, say(entry))
         elif type(detail) in _CHAPTERS:
             self._tell(_CHAPTERS[type(detail)], index, entry, say(entry))
         if not isinstance(detail, BaseModel):

@@ -21,6 +21,7 @@ from anabranch.tlog.details import (
     UpdateRefused,
 )
 from anabranch.tlog.entry import Entry
+from anabranch.tlog.revivals import RevivalPerformed
 from auditor.history import History
 from auditor.words import late, say, tail
 
@@ -62,6 +63,8 @@ class Dossier:
                 return [say(entry)] if self.silo in detail.silos else []
             case AggregationPerformed():
                 return self._merged(entry, detail)
+            case RevivalPerformed():
+                return self._taught(entry, detail)
             case JobChanged():
                 return [say(entry)] if entry.job in self._jobs else []
         if isinstance(detail, BaseModel):
@@ -97,6 +100,12 @@ class Dossier:
             told.append(f"absent: version {detail.version} of {entry.job} was made without it")
         return told
 
+    def _taught(self, entry: Entry, detail: RevivalPerformed) -> list[str]:
+        if self.silo not in {one.silo for one in detail.teachers}:
+            return []
+        self.counts["taught"] += 1
+        return [f"its newest model taught version {detail.version} of {entry.job}"]
+
 
 def document(dossier: Dossier, history: History) -> dict[str, Any]:
     """For `--json`."""
@@ -125,6 +134,7 @@ def document(dossier: Dossier, history: History) -> dict[str, Any]:
             "bytes": counts["bytes"],
         },
         "evaluations": counts["model.evaluated"],
+        "revivals_taught": counts["taught"],
         "absent_from_versions": counts["absent"],
         "lost": counts["silo.lost"],
         "events": [line.document() for line in dossier.lines],

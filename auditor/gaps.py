@@ -37,7 +37,7 @@ def find_gaps(report: Report, history: History) -> list[Gap]:
     waiting = [*_silos(history), *_leases(history), *_updates(history)]
     waiting += _unexplained(report)
     for name, job in history.jobs.items():
-        waiting += [*_job(history, name, job), *_evaluations(name, job)]
+        waiting += [*_job(history, name, job), *_evaluations(name, job), *_revivals(name, job)]
     return broken + sorted(waiting, key=lambda gap: gap.entry or 0)
 
 
@@ -87,6 +87,13 @@ def _updates(history: History) -> Iterator[Gap]:
             of = f"silo {update.silo} for {update.job}"
             what = f"update {name} of {of} waits for its aggregation since {when(update.time)}"
             yield Gap("open", "update not merged yet", update.index, what)
+
+
+def _revivals(name: str, job: Job) -> Iterator[Gap]:
+    for revival, one in job.revivals.items():
+        if one.fate == "open" and job.ended < 0:
+            what = f"revival {revival} of {name} waits for its aggregation since {when(one.time)}"
+            yield Gap("open", "revival not used yet", one.index, what)
 
 
 def _job(history: History, name: str, job: Job) -> Iterator[Gap]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from anabranch.terms import JobTerms
 from anabranch.tlog.details import AggregationPerformed, JobSubmitted, LeaseIssued, ServerStarted
+from anabranch.tlog.revivals import RevivalPerformed
 
 JobStatus = Literal["waiting", "running", "paused", "completed", "aborted"]
 
@@ -67,6 +68,18 @@ class Version:
     evaluated: set[str] = field(default_factory=set)  # by these silos
 
 
+@dataclass
+class Revival:
+    """A reviver's result."""
+
+    index: int  # of revival.performed
+    time: str
+    detail: RevivalPerformed
+    fate: Literal["open", "used", "dropped"] = "open"
+    used: int = -1  # the version it became part of
+    reason: str = ""  # why it was dropped
+
+
 @dataclass(frozen=True)
 class HandedOut:
     """A model that left the federation's server: model.exported."""
@@ -93,16 +106,25 @@ class Job:
     ended_at: str = ""  # its time
     reason: str = ""  # of the newest change
     decisions: dict[str, str] = field(default_factory=dict)  # silo → approved | denied | withdrawn
+    teaching: set[str] = field(default_factory=set)  # silos that approve, and allow their models to teach
     record: list[Decision] = field(default_factory=list)
     versions: list[Version] = field(default_factory=list)  # by number
     views: dict[int, set[str]] = field(default_factory=dict)  # version → digests of its encodings
     steps: dict[int, tuple[int, AggregationPerformed]] = field(
         default_factory=dict
     )  # version → entry, detail
+    revivals: dict[str, Revival] = field(default_factory=dict)  # results, by name
+    skipped: dict[str, str] = field(default_factory=dict)  # revivals without a result → why
     best: int | None = None  # newest model.best
     handed_out: list[HandedOut] = field(default_factory=list)
     pruned: dict[int, int] = field(default_factory=dict)  # version → entry that says its snapshot is gone
     deltas_pruned: int = -1  # entry that says the same of the deltas of all its updates
+
+    @property
+    def revives(self) -> bool:
+        return bool(self.revivals or self.skipped) or (
+            self.terms is not None and self.terms.file.revival is not None
+        )
 
     @property
     def head(self) -> int:

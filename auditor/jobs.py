@@ -57,7 +57,15 @@ class Jobs:
         )
         word, keyid = DECIDED[entry.type], entry.sigs[0].keyid if entry.sigs else ""
         job.decisions[detail.silo] = word
+        job.teaching.discard(detail.silo)
+        if word == "approved" and detail.revival:
+            job.teaching.add(detail.silo)
         job.record.append(Decision(index, entry.time, detail.silo, word, keyid))
+        if job.terms is not None:
+            asked = word == "approved" and job.terms.file.revival is not None
+            require(
+                (detail.revival is not None) == asked, "says of revival what the job does not ask, or nothing"
+            )
         if word != "approved":
             self._history.end_all(detail.silo, entry.job, f"ended when its silo had {word}")
 

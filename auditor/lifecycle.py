@@ -3,6 +3,7 @@
 job     submitted → version 0 → approved by silos → started ⇄ paused → completed | aborted
 lease   issued → one update, one evaluation, one refusal, or released; or it ends with its silo's leaving or its job
 update  received → merged into exactly one version | retired
+revival performed → used by one aggregation | skipped
 version aggregation.performed → model.published, numbers dense, each the child of the one before
 
 Silos, certificates and the server itself are judged in `standing`, what is no longer kept in `retention`.
@@ -38,6 +39,7 @@ from anabranch.tlog.details import (
     UpdateRetired,
 )
 from anabranch.tlog.entry import Entry
+from anabranch.tlog.revivals import RevivalPerformed, RevivalSkipped
 from anabranch.wire.statements import EvaluationStatement, UpdateStatement
 from auditor.broken import Broken, require, same
 from auditor.history import HandedOut, History, Update, Version
@@ -45,6 +47,7 @@ from auditor.jobs import Jobs, version_of
 from auditor.leases import Leases
 from auditor.merging import Merging, open_update
 from auditor.retention import Retention
+from auditor.reviving import Reviving
 from auditor.signatures import Statement
 from auditor.standing import Standing
 
@@ -62,6 +65,7 @@ class LifeCycle:
         standing = self._standing = Standing(self.history)
         jobs = self._jobs = Jobs(self.history, standing, fetch)
         leases = self._leases = Leases(self.history, standing, jobs)
+        reviving = Reviving(self.history, jobs)
         self._handlers: dict[type, Callable[[int, Entry, Any], None]] = {
             SiloInvited: standing.invited,
             SiloEnrolled: standing.enrolled,
@@ -85,6 +89,8 @@ class LifeCycle:
             ModelEvaluated: self._evaluated,
             ModelBest: self._best,
             ModelExported: self._exported,
+            RevivalPerformed: reviving.performed,
+            RevivalSkipped: reviving.skipped,
             RetentionPruned: Retention(self.history, jobs).pruned,
         }
 
@@ -107,6 +113,9 @@ class LifeCycle:
         for name, job in self.history.jobs.items():
             if job.head + 1 in job.steps:
                 self._at_end(f"version {job.head + 1} of job {name} was made but never published")
+            waiting = [revival for revival, one in job.revivals.items() if one.fate == "open"]
+            if waiting and job.ended >= 0:
+                self._at_end(f"job {name} has ended, and revival {waiting[0]} has no fate")
         for name, update in self.history.updates.items():
             if update.fate == "open" and self.history.jobs[update.job].ended >= 0:
                 self._at_end(f"job {update.job} has ended, and update {name} has no fate")

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import fsum
@@ -54,6 +54,7 @@ class Step:
     absent: tuple[str, ...]
     inputs: tuple[Input, ...]
     further: tuple[FurtherTerm, ...]
+    revival: str | None
 
 
 @dataclass
@@ -161,6 +162,20 @@ def document(found: Lineage) -> dict[str, Any]:
         ],
         "silos": [_share(one) for one in found.shares],
         "steps": [_document(step) for step in found.steps],
+        "revivals": revivals(job, found.chosen.version) if job.revives else None,
+    }
+
+
+def revivals(job: Job, version: int) -> dict[str, Any]:
+    """What was distilled into versions up to `version`, who taught it, and what was not used of all there was."""
+    used = [one for one in job.revivals.values() if 0 <= one.used <= version]
+    taught = Counter(teacher.silo for one in used for teacher in one.detail.teachers)
+    dropped = [one.reason for one in job.revivals.values() if one.fate == "dropped"]
+    return {
+        "used_in": sorted(one.used for one in used),
+        "teachers": dict(sorted(taught.items())),
+        "performed": len(job.revivals),
+        "not_used": dict(sorted(Counter([*dropped, *job.skipped.values()]).items())),
     }
 
 
@@ -193,6 +208,7 @@ def _document(step: Step) -> dict[str, Any]:
             for given in step.inputs
         ],
         "further": [term.model_dump(exclude_none=True) for term in step.further],
+        "revival": step.revival,
     }
 
 
@@ -215,6 +231,7 @@ def _step(export: Export, history: History, job: Job, number: int) -> Step:
         detail.absent,
         tuple(inputs),
         detail.further or (),
+        detail.revival,
     )
 
 

@@ -3,6 +3,7 @@
 participants  the silos that approve the job at this entry
 windows       versions made since a silo's newest approval; arrived: those among them that took an update of the silo
 further       versions and merged updates of the same job
+revival       a result of the same job that waits and is in time; each counts once
 """
 
 from bisect import bisect_left
@@ -14,6 +15,7 @@ from anabranch.tlog.entry import Entry
 from auditor.broken import Broken, require
 from auditor.history import History, Job, Update
 from auditor.jobs import Jobs
+from auditor.reviving import use
 
 
 class Merging:
@@ -39,6 +41,8 @@ class Merging:
                 f"rests on {term.update or term.version}, which is no version and no merged update of its job",
             )
         job.steps[detail.version] = index, detail
+        if detail.revival is not None:
+            use(job, detail.revival, detail.base)
         for one in detail.inputs:
             self._merge(entry, detail, one)
         for silo in {one.silo for one in detail.inputs}:

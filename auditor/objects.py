@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from anabranch.errors import AnabranchError, Refused
 from anabranch.tlog.details import JobSubmitted, ModelPublished, UpdateReceived
 from anabranch.tlog.entry import Entry, seal
+from anabranch.tlog.revivals import RevivalPerformed
 from auditor.export import SEALED_FILE, Export
 from auditor.report import Missing, Report
 
@@ -34,6 +35,8 @@ class Named:
                     self._name(getattr(detail, f"{part}_sha256"), "snapshots", what)
             case UpdateReceived():
                 self._name(detail.delta_sha256, "deltas", f"update {detail.update} by silo {detail.silo}")
+            case RevivalPerformed():
+                self._name(detail.delta_sha256, "deltas", f"revival {detail.revival} of job {entry.job}")
         kind = "evaluation statements" if entry.type == "model.evaluated" else "statements"
         for sig in entry.sigs or ():
             self._name(sig.payload_sha256, kind, f"signed for {entry.type} {entry.target.id}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from auditor.words import when, who
+from auditor.words import revived, when, who
 
 Document = Mapping[str, Any]
 ROWS = 2000  # of a chapter; report.json has all
@@ -149,6 +149,10 @@ def _participation(report: Document) -> str:
         made = f"{job['versions_made']} versions made{closed}"
         by = f"submitted by {who(job['owner'])}"
         parts.append(f"<h3>{escape(job['job'])}</h3><p>{escape(f'{told}; {made}; {by}.')}</p>")
+        if job["revivals"]:
+            allowed = ", ".join(job["teaching"]) or "nobody"
+            told = f"Revivals: {revived(job['revivals'])}. Silos that allow their models to teach: {allowed}."
+            parts.append(f"<p>{escape(told)}</p>")
         heads = (
             "silo",
             "share",
@@ -265,6 +269,7 @@ def _certificate(report: Document, one: Document) -> str:
         "evaluated by": ", ".join(counts["evaluated_by"]) or "nobody",
         "not kept": "; ".join(one["not_kept"]) or "nothing was pruned",
         "gave nothing": ", ".join(one["approved_without_updates"]) or "nobody who approved",
+        **({"revivals": revived(one["revivals"])} if one["revivals"] else {}),
     }
     listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     rows = (

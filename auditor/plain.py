@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from anabranch.tlog.details import FEDERATION, ID, IDENTITY, is_hexfloat, is_time
 from anabranch.tlog.entry import (
     AUTH,
     ENTRY_TYPES,
@@ -30,6 +29,7 @@ from anabranch.tlog.entry import (
     Entry,
     Target,
 )
+from anabranch.tlog.fields import FEDERATION, ID, IDENTITY, is_hexfloat, is_time
 from anabranch.wire import canonical, limits, statements
 from anabranch.wire.statements import UpdateStatement
 
@@ -92,6 +92,8 @@ def value(schema: Mapping[str, Any]) -> str:
             return "(?>0|[1-9][0-9]{0,14})"
         case {"type": "int", "ge": 1, "le": most, **rest} if most > EXACT and not rest:
             return "(?>[1-9][0-9]{0,14})"
+        case {"type": "bool", **rest} if not rest:
+            return "(?>true|false)"
         case {"type": "int", "ge": 1, "le": 1, **rest} if not rest:
             return "1"
         case {"type": "tuple", "items_schema": [one], "variadic_item_index": 0, **rest} if (

@@ -21,7 +21,7 @@ import numpy as np
 
 from anabranch.errors import AnabranchError, Refused
 from anabranch.rules import step
-from anabranch.rules.buffer import Buffer, Delta, Input, Plan, Source
+from anabranch.rules.buffer import Buffer, Delta, Input, Plan, Snapshot, Source
 from anabranch.rules.profile import NUMERIC_PROFILE, SCALAR_TOLERANCE
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.details import AggregationPerformed
@@ -239,7 +239,7 @@ def _buffer(rerun: _Rerun, job: Job, number: int) -> Buffer:
     cached = {}
     if rerun.terms.file.aggregation.strategy == "ca2fl":
         cached = {silo: rerun.newest[silo] for silo in participants if silo in rerun.newest}
-    return Buffer(logged.base, tuple(inputs), participants, cached)
+    return Buffer(logged.base, tuple(inputs), participants, cached, logged.revival)
 
 
 def _scalars(rerun: _Rerun, job: Job, number: int, buffer: Buffer) -> step.Scalars:
@@ -347,13 +347,17 @@ def _of_head(part: str) -> str:
 def _name(source: Source, plan: Plan) -> str:
     if isinstance(source, Delta):
         return f"delta of update {source.update}"
-    return _of_head("parameters") if source.version == plan.head else f"version {source.version}"
+    if isinstance(source, Snapshot):
+        return _of_head("parameters") if source.version == plan.head else f"version {source.version}"
+    return f"delta of revival {source.revival}"
 
 
 def _digest(rerun: _Rerun, job: Job, source: Source) -> str:
     if isinstance(source, Delta):
         return rerun.history.updates[source.update].delta
-    return job.versions[source.version].parameters
+    if isinstance(source, Snapshot):
+        return job.versions[source.version].parameters
+    return job.revivals[source.revival].detail.delta_sha256
 
 
 def _same_file(rerun: _Rerun, part: str, made: tuple[Path, str] | None, published: str | None) -> None:

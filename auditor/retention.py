@@ -112,4 +112,10 @@ def pruned_objects(history: History) -> dict[str, int]:
             kept.add(update.delta)
         else:
             gone[update.delta] = at
+    for job in history.jobs.values():
+        for one in job.revivals.values():
+            if job.deltas_pruned < 0 or one.fate == "open":
+                kept.add(one.detail.delta_sha256)
+            else:
+                gone[one.detail.delta_sha256] = job.deltas_pruned
     return {digest: at for digest, at in gone.items() if digest not in kept}

@@ -16,6 +16,7 @@ from auditor.certificate import certify, releases
 from auditor.chronicle import Chronicle, Part
 from auditor.export import Export
 from auditor.history import History, Job
+from auditor.lineage import revivals
 from auditor.pin import Pin
 from auditor.replay import Replay
 from auditor.verify import Verified
@@ -119,6 +120,8 @@ def _job(name: str, job: Job, told: Chronicle) -> dict[str, Any]:
         "versions_made": told.versions[name],
         "closed_full": told.closed_by[name, "full"],
         "closed_by_deadline": told.closed_by[name, "max_wait"],
+        "teaching": sorted(job.teaching),
+        "revivals": revivals(job, job.head) if job.revives else None,
     }
 
 

@@ -168,6 +168,7 @@ def _agree(entry: Entry, sig: Sig, statement: Statement) -> None:
                 "decision": DECISIONS[entry.type],
                 "silo": detail.silo,
                 "terms_sha256": detail.terms_sha256,
+                "revival": detail.revival,
             }
         case ModelEvaluated():
             logged |= {"version": detail.version, "split": detail.split}

@@ -53,6 +53,7 @@ class Standing:
         for job in self._history.jobs.values():  # its approvals were signed with keys that are dead now
             if job.decisions.get(detail.silo) == "approved":
                 job.decisions[detail.silo] = "withdrawn"
+                job.teaching.discard(detail.silo)
         for update in detail.updates:
             require(update in self._history.updates, f"retires update {update}, which was never received")
 

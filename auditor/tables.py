@@ -13,7 +13,7 @@ from auditor.gaps import Gap
 from auditor.report import Report
 from auditor.retention import not_kept
 from auditor.view import plain, verified
-from auditor.words import tail, when, who
+from auditor.words import revived, tail, when, who
 
 DOUBTFUL = "[red]not shown[/]: what a log says that is not verified proves nothing"
 
@@ -34,6 +34,7 @@ def traced(report: Report, found: lineage.Lineage) -> RenderableType:
             "terms": job.submitted.terms_sha256 + ("" if job.terms else " (not in the export)"),
             "code": job.submitted.archive_sha256,
             "not kept": "; ".join(not_kept(job, chosen.version)) or "nothing was pruned",
+            **({"revivals": revived(lineage.revivals(job, chosen.version))} if job.revives else {}),
         }
     )
     steps = _table("version", "update", "silo", "entry", "base", "late", "weight", "coefficient", "closed by")

@@ -3,6 +3,7 @@
 Everything in it is an identifier or a code of a bounded alphabet; whoever prints it escapes it all the same.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -35,12 +36,23 @@ from anabranch.tlog.details import (
     UpdateRetired,
 )
 from anabranch.tlog.entry import Entry
+from anabranch.tlog.revivals import RevivalPerformed, RevivalSkipped
 from anabranch.wire import canonical
 
 RETIRED = {
     "job_ended": "the job ended before it was merged",
     "withdrawn": "its silo left",
     "superseded": "its round was over",
+}
+SKIPPED = {
+    "deadline": "no result came in time",
+    "late": "the head had moved on too far",
+    "withdrawn": "a silo no longer allows its models to teach",
+    "job_ended": "the job ended",
+    "warmup": "the terms let inputs be synthesised first",
+    "not_worth": "the teachers agreed with the head",
+    "unsupported": "the reviver cannot do this job",
+    "failed": "it failed",
 }
 DECIDED = {"job.approved": "approves", "job.denied": "denies", "job.withdrawn": "withdraws its approval of"}
 CHANGED = {
@@ -65,6 +77,21 @@ def pruned(detail: RetentionPruned) -> str:
     return f"snapshots of versions {', '.join(runs[:12])}{rest}"
 
 
+def revived(told: Mapping[str, Any]) -> str:
+    """Of `lineage.revivals`: `used in 12 versions (30 to 52), taught by a 12 times, c 9 times; not used: 3 warmup`."""
+    used, missed = told["used_in"], told["not_used"]
+    where = f" ({used[0]} to {used[-1]})" if used else ""
+    taught = ", ".join(f"{silo} {many(count, 'time')}" for silo, count in told["teachers"].items())
+    not_used = ", ".join(f"{count} {reason}" for reason, count in missed.items())
+    return "".join(
+        [
+            f"used in {many(len(used), 'version')}{where}",
+            f", taught by {taught}" if taught else "",
+            f"; not used: {not_used}" if not_used else "",
+        ]
+    )
+
+
 def who(identity: str) -> str:
     """`spiffe://fed/silo/rhine/agent/0` → `silo rhine, agent 0`."""
     match identity.removeprefix("spiffe://").split("/")[1:]:
@@ -72,6 +99,8 @@ def who(identity: str) -> str:
             return f"silo {name}, agent {number}"
         case ["admin", name]:
             return f"administrator {name}"
+        case ["reviver", name]:
+            return f"reviver {name}"
         case ["aggregator", _]:
             return "the server"
     return identity
@@ -159,7 +188,10 @@ def _say_job(entry: Entry, detail: Any) -> str:
         case JobSubmitted():
             return f"{who(entry.actor.id)} submits job {entry.job} under terms {short(detail.terms_sha256)}"
         case JobDecision():
-            return f"silo {detail.silo} {DECIDED[entry.type]} job {entry.job}, terms {short(detail.terms_sha256)}"
+            may = "may" if detail.revival else "may not"
+            word = "" if detail.revival is None else f"; its models {may} teach"
+            what = f"{DECIDED[entry.type]} job {entry.job}, terms {short(detail.terms_sha256)}"
+            return f"silo {detail.silo} {what}{word}"
         case JobStarted():
             return f"job {entry.job} starts with {', '.join(detail.silos)}"
         case JobChanged():
@@ -200,5 +232,13 @@ def _say_work(entry: Entry, detail: Any) -> str:
         case AggregationPerformed():
             silos = ", ".join(sorted({one.silo for one in detail.inputs}))
             absent = f"; waited in vain for {', '.join(detail.absent)}" if detail.absent else ""
-            return f"version {detail.version} of {entry.job} made of {len(detail.inputs)} updates ({silos}){absent}"
+            revived = f" and revival {tail(detail.revival)}" if detail.revival else ""
+            made = f"{len(detail.inputs)} updates ({silos}){revived}{absent}"
+            return f"version {detail.version} of {entry.job} made of {made}"
+        case RevivalPerformed():
+            silos = ", ".join(one.silo for one in detail.teachers)
+            return f"revival {tail(detail.revival)} of {entry.job} taught by {silos}, from version {detail.version}"
+        case RevivalSkipped():
+            of = f"of {entry.job} from version {detail.version}"
+            return f"revival {tail(detail.revival)} {of} is not used: {SKIPPED[detail.reason]}"
     return ""

@@ -30,6 +30,7 @@ from silo_agent import approval
 from silo_agent.agent import connect as connect_silo
 from silo_agent.config import Home
 from silo_agent.enrol import enrol
+from silo_agent.policy import Policy
 from silo_agent.training.archive import pack
 
 TENSOR = 1 << 20  # elements: layers of 4 MiB
@@ -155,4 +156,4 @@ def _approve(home: Home, job: str) -> None:
         offered = next(one for one in silo.client.jobs() if one.id == job)
         proposal = approval.examine(offered, silo.log)
         journal = home.job(job) / "receipts.jsonl"
-        approval.announce(silo.client, silo.who, silo.log, proposal, "approve", journal)
+        approval.announce(silo.client, silo.who, silo.log, proposal, "approve", Policy(), journal)

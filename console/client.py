@@ -123,6 +123,10 @@ def presentable(message: M) -> M:
         elif field.message_type is not None:
             for one in value:
                 presentable(one)
+        elif field.type == field.TYPE_STRING:  # several
+            texts = [plain(one, TEXT) for one in value]
+            value.clear()
+            value.extend(texts)
     return message
 
 

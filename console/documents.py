@@ -1,5 +1,6 @@
 """What the server says of its jobs and of itself, JSON-ready. Silos' metrics appear only as far as it passes them on."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from anabranch.v1 import admin_pb2
@@ -26,10 +27,19 @@ def job(status: admin_pb2.JobStatus) -> dict[str, Any]:
         {"version": e.version, "silo": e.silo, "split": e.split, "metrics": dict(sorted(e.metrics.items()))}
         for e in status.evaluations
     ]
+    plain["revival"] = _revival(status.revival) if status.HasField("revival") else None
     return plain
+
+
+def _revival(revival: admin_pb2.RevivalStatus) -> dict[str, Any]:
+    plain = {field.name: getattr(revival, field.name) for field in revival.DESCRIPTOR.fields}
+    return plain | {"teachers": list(revival.teachers), "tallies": _tallies(revival.tallies)}
+
+
+def _tallies(tallies: Iterable[admin_pb2.Tally]) -> list[dict[str, Any]]:
+    return [{"outcome": t.outcome, "reason": t.reason, "count": t.count} for t in tallies]
 
 
 def _silo(silo: admin_pb2.SiloStatus) -> dict[str, Any]:
     plain = {field.name: getattr(silo, field.name) for field in silo.DESCRIPTOR.fields}
-    plain["tallies"] = [{"outcome": t.outcome, "reason": t.reason, "count": t.count} for t in silo.tallies]
-    return plain
+    return plain | {"tallies": _tallies(silo.tallies)}

@@ -28,11 +28,12 @@ from anabranch.wire.tensors import TensorWriter
 from server import freezing, lifecycle, metrics
 from server.blobs.local import BlobStore
 from server.core.buffer import Closing, StillOpen, Waiting, close
+from server.core.revival import in_time
 from server.gaps import Gap, Reached, nothing
 from server.inputs import Inputs
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import jobs, steps, updates, versions
+from server.state.tables import jobs, revivals, steps, updates, versions
 from server.state.writer import Transaction, Writer
 from server.step import Step, dump, hexed, load
 from server.tallies import tally
@@ -59,6 +60,7 @@ _STILL_FROZEN = (
     .where(updates.c.id.in_(bindparam("inputs", expanding=True)), updates.c.status == "frozen")
 )
 _ADD_STEP, _ADD_VERSION = insert(steps), insert(versions)
+_USE = update(revivals).where(revivals.c.id == bindparam("revival")).values(status="used")
 _END_STEP = update(steps).where(steps.c.id == bindparam("step"))
 _MOVE_HEAD = update(jobs).where(jobs.c.id == bindparam("job"))
 
@@ -176,16 +178,28 @@ class Aggregation:
             return None
         for update_id in closing.superseded:
             lifecycle.retire(tx, self._observer, update_id, "superseded")
-        frozen = self._step(tx.connection, job, terms, closing)
+        frozen = self._step(tx.connection, job, terms, closing, self._revival(tx, job, terms))
         row = {"id": frozen.id, "job": job_id, "head": job.head, "status": "frozen", "plan": dump(frozen)}
         tx.connection.execute(_ADD_STEP, row)
         tx.connection.execute(_FREEZE, {"inputs": closing.inputs})
         return frozen
 
-    def _step(self, connection: Connection, job: Any, terms: JobTerms, closing: Closing) -> Step:
+    def _revival(self, tx: Transaction, job: Any, terms: JobTerms) -> str | None:
+        """The result that waits; one that the head has left too far behind is dropped."""
+        waits = freezing.revival_of(tx.connection, job.id)
+        if waits is None or terms.file.revival is None:
+            return None
+        if not in_time(terms.file.revival, job.head, waits.version):
+            lifecycle.end_revival(tx, self._observer, waits, "late")
+            return None
+        return str(waits.id)
+
+    def _step(
+        self, connection: Connection, job: Any, terms: JobTerms, closing: Closing, revival: str | None
+    ) -> Step:
         head = records.version_row(connection, job.id, job.head)
         previous = {name: canonical.from_hexfloat(text) for name, text in json.loads(head.scalars).items()}
-        buffer = freezing.buffer_of(connection, job, terms, closing.inputs)
+        buffer = freezing.buffer_of(connection, job, terms, closing.inputs, revival)
         return Step(
             id=self._entropy(16).hex(),
             job=job.id,
@@ -241,7 +255,7 @@ class Aggregation:
         if (
             job.status not in ("running", "paused")
             or tx.connection.execute(_STILL_FROZEN, {"inputs": taken}).scalar_one() != len(taken)
-            or freezing.buffer_of(tx.connection, job, terms, taken) != frozen.buffer
+            or freezing.buffer_of(tx.connection, job, terms, taken, frozen.buffer.revival) != frozen.buffer
         ):
             _abandon(tx, frozen)
             return False
@@ -265,6 +279,7 @@ class Aggregation:
         for one in frozen.buffer.inputs:
             size = manifest.file_bytes  # of every delta: admission sees to it
             tally(tx, frozen.job, one.silo, "merged", bytes=size, staleness=one.staleness)
+        tx.connection.execute(_USE, {"revival": frozen.buffer.revival})
         tx.connection.execute(_END_STEP, {"step": frozen.id, "status": "published"})
         tx.connection.execute(_MOVE_HEAD, {"job": frozen.job, "head": number})
         lifecycle.conclude(tx, self._observer, frozen.job)
@@ -301,6 +316,7 @@ class Aggregation:
                 "inputs": inputs,
                 "further": [_further(term) for term in plan.further] or None,
                 "participants": list(frozen.buffer.participants) or None,
+                "revival": frozen.buffer.revival,
                 "scalars": hexed(frozen.scalars.strategy),
                 "optimizer": {
                     "name": terms.file.aggregation.server_optimizer.name,

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import LONGEST, NOT_TOML, explain, seconds
-from anabranch.tlog.details import FEDERATION, ORIGIN
+from anabranch.tlog.fields import FEDERATION, ORIGIN
 from anabranch.wire.bundle import Address, Trust
 
 FILE = "server.toml"

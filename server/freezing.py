@@ -5,15 +5,17 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from anabranch.rules.buffer import Buffer, Input, Snapshot, Source
+from anabranch.rules.buffer import Buffer, Delta, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms
 from server.state import records
-from server.state.tables import decisions, updates, versions
+from server.state.tables import decisions, revivals, updates, versions
 
 _MINE = (updates.c.job == bindparam("job"), updates.c.silo == bindparam("silo"), updates.c.status == "merged")
 _TAKEN = select(updates).where(updates.c.id.in_(bindparam("taken", expanding=True))).order_by(updates.c.entry)
 _DELTA = select(updates.c.delta).where(updates.c.id == bindparam("update"))
+_RESULT = select(revivals.c.delta).where(revivals.c.id == bindparam("revival"))
+_WAITS = select(revivals).where(revivals.c.job == bindparam("job"), revivals.c.status == "done")
 _NEWEST = select(updates.c.id).where(*_MINE).order_by(updates.c.entry.desc()).limit(1)
 _APPROVED_AT = (  # the head when the silo last approved
     select(func.max(versions.c.number))
@@ -29,8 +31,11 @@ _ARRIVED = select(func.count(updates.c.version.distinct())).where(
 )
 
 
-def buffer_of(connection: Connection, job: Any, terms: JobTerms, taken: Sequence[str]) -> Buffer:
-    """Of the updates `taken`, in log order, on the head of `job` (a row)."""
+def buffer_of(
+    connection: Connection, job: Any, terms: JobTerms, taken: Sequence[str], revival: str | None
+) -> Buffer:
+    """Of the updates `taken`, in log order, on the head of `job` (a row), and of the `revival` unless it was dropped."""
+    waits = revival_of(connection, job.id) if revival else None
     rows = connection.execute(_TAKEN, {"taken": taken}).all()
     strategy = terms.file.aggregation.strategy
     windows = {row.silo: (0, 0) for row in rows}
@@ -45,7 +50,13 @@ def buffer_of(connection: Connection, job: Any, terms: JobTerms, taken: Sequence
         ),
         participants=participants,
         cached=_cached(connection, job.id, participants) if strategy == "ca2fl" else {},
+        revival=waits.id if waits else None,
     )
+
+
+def revival_of(connection: Connection, job: str) -> Any:
+    """The row of the revival whose result waits, or None."""
+    return connection.execute(_WAITS, {"job": job}).first()
 
 
 def digests(connection: Connection, job: str, sources: Sequence[Source]) -> dict[Source, str]:
@@ -54,8 +65,10 @@ def digests(connection: Connection, job: str, sources: Sequence[Source]) -> dict
     for source in sources:
         if isinstance(source, Snapshot):
             found[source] = records.version_row(connection, job, source.version).parameters
-        else:
+        elif isinstance(source, Delta):
             found[source] = connection.execute(_DELTA, {"update": source.update}).scalar_one()
+        else:
+            found[source] = connection.execute(_RESULT, {"revival": source.revival}).scalar_one()
     return found
 
 

@@ -26,6 +26,9 @@ class Gap(StrEnum):
     )
     PUBLISH_COMMITTED = "publish.committed"  # the head has moved
     PUBLISH_REGISTERED = "publish.registered"
+    REVIVAL_STORED = "revive.stored"  # a reviver's result is safe but nobody knows it; it is sent again
+    REVIVAL_COMMITTED = "revive.committed"  # the next aggregation takes it
+    REVIVAL_REGISTERED = "revive.registered"
     RETENTION_COMMITTED = "retention.committed"  # pruned, says the log; the next start removes the files
     RETENTION_REGISTERED = "retention.registered"
     RETENTION_REMOVING = "retention.removing"  # some of the files are gone

@@ -51,6 +51,7 @@ class OfferedJob:
     manifest: bytes
     status: str
     decision: str  # of the silo that asks
+    revival: bool  # its word: its models may teach
     head: int
     receipt: Receipt
 
@@ -97,6 +98,11 @@ class Jobs:
         """Record a job; silos are asked from now on. Raises Refused when the parts do not fit the terms."""
         parsed = parse_terms(terms)
         tensors = parse_manifest(manifest)
+        if parsed.file.revival is not None and parsed.file.revival.mode == "paper":
+            raise Refused(
+                Reason.MALFORMED,
+                'revival: mode "paper" runs in simulations only; take mode "additive", or leave it out',
+            )
         for what, digest, named in (
             ("manifest", tensors.digest(), parsed.manifest_sha256),
             ("archive", canonical.sha256(archive), parsed.archive_sha256),
@@ -155,6 +161,7 @@ class Jobs:
         with self.reader.connect() as connection:
             rows = connection.execute(query.limit(limits.JOBS)).all()
             decided = {row.id: records.decision_of(connection, row.id, silo) for row in rows}
+            teaching = {row.id for row in rows if silo in records.teaching(connection, row.id)}
         return [
             OfferedJob(
                 row.id,
@@ -162,6 +169,7 @@ class Jobs:
                 row.manifest,
                 row.status,
                 decided[row.id],
+                row.id in teaching,
                 row.head,
                 self.log.receipt(row.submitted_index),
             )
@@ -205,7 +213,12 @@ class Jobs:
             raise Refused(
                 Reason.CODE_DIGEST_MISMATCH, f"the decision is about other terms than job {job.id} has"
             )
-        decision = DECIDED[statement.decision]
+        decision, asked = DECIDED[statement.decision], parse_terms(job.terms).file.revival is not None
+        if (statement.revival is not None) != (asked and decision == "approved"):
+            raise Refused(
+                Reason.MALFORMED,
+                "an approval of a job with [revival] says whether the silo's models may teach, and no other decision does",
+            )
         others = (decisions.c.job == job.id, decisions.c.decision == "approved", decisions.c.silo != silo)
         if decision == "approved" and records.count(tx.connection, decisions, *others) >= SILOS:
             raise Refused(Reason.QUOTA, f"job {job.name} has {SILOS} silos, which is the most a job can have")
@@ -214,14 +227,17 @@ class Jobs:
             actor=actor,
             target=Target(kind="job", id=job.id, sha256=job.terms_digest),
             job=job.id,
-            detail={"silo": silo, "terms_sha256": job.terms_digest},
+            detail={"silo": silo, "terms_sha256": job.terms_digest, "revival": statement.revival},
             signed=envelope,
         )
         mine = (decisions.c.job == job.id, decisions.c.silo == silo)
         tx.connection.execute(delete(decisions).where(*mine))
-        tx.connection.execute(insert(decisions).values(job=job.id, silo=silo, decision=decision, entry=entry))
+        row = {"job": job.id, "silo": silo, "decision": decision, "entry": entry}
+        tx.connection.execute(insert(decisions).values(**row, revival=bool(statement.revival)))
         if decision != "approved":
             lifecycle.withdraw(tx, self.observer, silo, job.id)
+        elif statement.revival is False:
+            lifecycle.end_revivals(tx, self.observer, "withdrawn", job.id, silo)
         lifecycle.conclude(tx, self.observer, job.id)
 
     def model(self, silo: str, job: str, digest: str) -> ModelFile:

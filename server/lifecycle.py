@@ -13,13 +13,13 @@ from sqlalchemy import bindparam, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_terms, seconds
-from anabranch.tlog.details import OPERATOR_REASON
 from anabranch.tlog.entry import Actor, Target
+from anabranch.tlog.fields import OPERATOR_REASON
 from anabranch.wire import canonical
 from server.core.conclusion import awaited, judge
 from server.core.turn import due_version
 from server.state import records
-from server.state.tables import decisions, evaluations, jobs, leases, steps, updates
+from server.state.tables import decisions, evaluations, jobs, leases, revivals, steps, updates
 from server.state.writer import Transaction
 from server.tallies import tally
 
@@ -41,6 +41,7 @@ _METRICS = select(evaluations.c.metrics).where(
     evaluations.c.version == bindparam("due"),
     evaluations.c.split == bindparam("split"),
 )
+_END_REVIVAL = update(revivals).where(revivals.c.id == bindparam("which"))
 _CHANGE = update(jobs).where(jobs.c.id == bindparam("job"))
 
 ENDED = ("completed", "aborted")
@@ -114,7 +115,7 @@ def retire(tx: Transaction, actor: Actor, update_id: str, reason: str) -> None:
 
 
 def withdraw(tx: Transaction, actor: Actor, silo: str, job: str | None = None) -> list[str]:
-    """A silo left one job, or (None) was revoked: its unmerged updates are retired, its leases end.
+    """A silo left one job, or (None) was revoked: its unmerged updates are retired, its leases end, what it taught goes.
 
     A revoked silo that comes back decides about every job afresh: its old approvals were signed with dead keys.
     A frozen update is retired as well: the step that holds it fails to publish and is frozen again without it.
@@ -135,7 +136,32 @@ def withdraw(tx: Transaction, actor: Actor, silo: str, job: str | None = None) -
         retire(tx, actor, update_id, "withdrawn")
     ended = {"status": "released", "reason": "withdrawn", "released_at": tx.now}
     tx.connection.execute(update(leases).where(*held).values(ended))
+    end_revivals(tx, actor, "withdrawn", job, silo)
     return list(left)
+
+
+def end_revivals(
+    tx: Transaction, actor: Actor, reason: str, job: str | None, silo: str | None = None
+) -> None:
+    """The task in flight or the result that waits, of one job or (None) of each; of a `silo`: that it is a teacher of."""
+    query = select(revivals).where(revivals.c.status.in_(("claimed", "done"))).order_by(revivals.c.job)
+    for row in tx.connection.execute(query if job is None else query.where(revivals.c.job == job)).all():
+        if silo is None or silo in json.loads(row.teachers):
+            end_revival(tx, actor, row, reason)
+
+
+def end_revival(tx: Transaction, actor: Actor, row: Any, reason: str, exception: str | None = None) -> None:
+    """A task ends without a result, or a result will not be used. Its terminal state, logged."""
+    entry = tx.log(
+        "revival.skipped",
+        actor=actor,
+        target=Target(kind="revival", id=row.id, sha256=row.delta),
+        job=row.job,
+        detail={"revival": row.id, "version": row.version, "reason": reason, "exception": exception},
+    )
+    done = row.status == "done"  # then `entry` stays that of the result, which names its file
+    values = {"status": "dropped" if done else "skipped", "entry": row.entry if done else entry}
+    tx.connection.execute(_END_REVIVAL, {"which": row.id, "reason": reason, **values})
 
 
 def _may_start(tx: Transaction, job: Any) -> bool:
@@ -186,7 +212,7 @@ def _note_best(tx: Transaction, observer: Actor, job: Any, terms: JobTerms) -> b
 
 
 def _end(tx: Transaction, actor: Actor, job: Any, status: str, reason: str) -> None:
-    """No update stays without a terminal state, no lease and no step stays open."""
+    """No update and no revival stays without a terminal state, no lease and no step stays open."""
     tx.connection.execute(
         update(steps).where(steps.c.job == job.id, steps.c.status == "frozen").values(status="abandoned")
     )
@@ -198,6 +224,7 @@ def _end(tx: Transaction, actor: Actor, job: Any, status: str, reason: str) -> N
         .where(leases.c.job == job.id, leases.c.status == "open")
         .values(status="released", reason="job_ended", released_at=tx.now)
     )
+    end_revivals(tx, actor, "job_ended", job.id)
     _set(tx, job.id, status=status, reason=reason, ended_at=tx.now)
 
 

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import NAME
-from anabranch.tlog.details import REASON
 from anabranch.tlog.entry import Actor, Target
+from anabranch.tlog.fields import REASON
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
 from anabranch.wire.bundle import FederationInfo, JoinBundle

@@ -9,6 +9,7 @@ If the process dies after the commit, the next start removes what the log says i
 Signed statements and the parts of a job stay: without what was signed no signature in the log can be checked.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from server.gaps import Gap, Reached, nothing
 from server.intake import leases_behind
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import jobs, leases, named, updates, versions
+from server.state.tables import jobs, leases, named, revivals, updates, versions
 from server.state.writer import Transaction, Writer
 
 logger = structlog.get_logger("retention")
@@ -138,7 +139,11 @@ def _prune(tx: Transaction, observer: Actor, job_id: str) -> list[str]:
         entries.append(_log(tx, observer, job, found, {"kind": "deltas", "versions": []}))
         of = (updates.c.job == job_id, updates.c.status.in_(("merged", "retired")))
         mine = select(updates.c.delta, updates.c.entry).where(*of)
-        _mark(tx, entries[-1], tuple_(named.c.digest, named.c.entry).in_(mine))
+        revived = select(revivals.c.delta, revivals.c.entry).where(
+            revivals.c.job == job_id, revivals.c.delta.is_not(None)
+        )
+        for files in (mine, revived):
+            _mark(tx, entries[-1], tuple_(named.c.digest, named.c.entry).in_(files))
         tx.connection.execute(update(jobs).where(jobs.c.id == job_id).values(pruned_at=tx.now))
     left = named.alias()
     needed = select(left.c.digest).where(left.c.digest == named.c.digest, left.c.pruned.is_(None)).exists()
@@ -197,7 +202,7 @@ def _overdue(connection: Connection, job: Any, now: float) -> Overdue | None:
 
 
 def _needed(connection: Connection, job: Any, terms: JobTerms) -> Iterator[int]:
-    """Versions whose bytes a silo may still ask for, or an update that waits was trained from."""
+    """Versions whose bytes a silo may still ask for, or an update was trained from that waits or teaches."""
     if job.status in lifecycle.ENDED:
         return
     yield from connection.execute(
@@ -205,6 +210,18 @@ def _needed(connection: Connection, job: Any, terms: JobTerms) -> Iterator[int]:
     ).scalars()
     waiting = (updates.c.job == job.id, updates.c.status.in_(("received", "frozen")))
     yield from connection.execute(select(updates.c.base).where(*waiting)).scalars()
+    if terms.file.revival is not None:
+        yield from (row.base for row in records.teachers(connection, job.id))
+        yield from _in_hand(connection, job.id)
     due = due_version(terms, job.head)
     if due is not None:
         yield due
+
+
+def _in_hand(connection: Connection, job: str) -> Iterator[int]:
+    """What a reviver works on: the version it began from, and its teachers' bases."""
+    at_work = select(revivals).where(revivals.c.job == job, revivals.c.status == "claimed")
+    for row in connection.execute(at_work).all():
+        yield row.version
+        taught = list(json.loads(row.teachers).values())
+        yield from connection.execute(select(updates.c.base).where(updates.c.id.in_(taught))).scalars()

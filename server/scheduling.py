@@ -16,8 +16,8 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import parse_terms, seconds
-from anabranch.tlog.details import CODE_LINE, CODE_LINE_LENGTH, EXCEPTION
 from anabranch.tlog.entry import Actor, Target
+from anabranch.tlog.fields import CODE_LINE, CODE_LINE_LENGTH, EXCEPTION
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
 from server.audit.log import Log

@@ -119,6 +119,7 @@ async def _run(
         asyncio.create_task(_repeatedly(partial(setup.answer_requests, directory, membership))),
         asyncio.create_task(_repeatedly(attendance.look)),
         asyncio.create_task(_repeatedly(core.retention.look)),
+        asyncio.create_task(_repeatedly(core.reviving.give_up)),
         asyncio.create_task(_repeatedly(lambda: vitals.note(time.monotonic()))),
     ]
     try:

@@ -31,6 +31,7 @@ from server.gaps import Reached, nothing
 from server.intake import Intake
 from server.jobs import Jobs
 from server.retention import Retention, sweep
+from server.reviving import Reviving
 from server.scheduling import Scheduling
 from server.state import records
 from server.state.database import Reader, damage, migrate, open_engine, open_reader
@@ -62,6 +63,7 @@ class Core:
     aggregation: Aggregation
     scheduling: Scheduling
     jobs: Jobs
+    reviving: Reviving
     retention: Retention
     epoch: int
     _lock: int  # file descriptor; closing it lets another process serve
@@ -154,6 +156,7 @@ def _open(
             world.entropy,
             aggregation.wake,
         ),
+        reviving=Reviving(writer, reader, log, blobs, observer, world.entropy, world.clock, world.reached),
         retention=Retention(writer, reader, blobs, observer, world.clock, world.reached),
         epoch=epoch,
         _lock=held,

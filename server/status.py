@@ -17,11 +17,22 @@ from anabranch.terms import JobTerms, parse_terms
 from server.core.backoff import Backoff
 from server.core.doing import doing, silent
 from server.core.pace import NEWEST, pace
+from server.core.revival import Report
 from server.lifecycle import ENDED
 from server.scheduling import failing
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import decisions, evaluations, jobs, leases, silos, tallies, updates, versions
+from server.state.tables import (
+    decisions,
+    evaluations,
+    jobs,
+    leases,
+    revivals,
+    silos,
+    tallies,
+    updates,
+    versions,
+)
 
 FAILED = ("refused", "released")  # outcomes a silo's owner has to look into
 
@@ -77,6 +88,16 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class RevivalStatus:
+    teachers: tuple[str, ...]  # silos whose models may teach
+    tallies: tuple[Tally, ...]  # outcome: claimed (at work) | done (waits) | used | dropped | skipped
+    version: int  # the newest result began from; 0: there is none
+    agreement_before: float
+    agreement_after: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class JobStatus:
     job: str
     name: str
@@ -94,6 +115,7 @@ class JobStatus:
     silos: tuple[SiloStatus, ...]
     evaluations: tuple[Evaluated, ...]
     server_time: float
+    revival: RevivalStatus | None  # of a job with [revival]
 
 
 @dataclass(frozen=True)
@@ -177,6 +199,24 @@ def _status(
         ),
         evaluations=tuple(_evaluations(connection, job.id, terms)),
         server_time=now,
+        revival=None if terms.file.revival is None else _revival(connection, job.id),
+    )
+
+
+def _revival(connection: Connection, job: str) -> RevivalStatus:
+    c, mine = revivals.c, revivals.c.job == job
+    # At most one for a version, and counted in an index that has nothing else.
+    counted = select(c.status, c.reason, func.count()).where(mine).group_by(c.status, c.reason)
+    newest = select(revivals).where(mine, c.report.is_not(None)).order_by(c.version.desc()).limit(1)
+    row = connection.execute(newest).first()
+    report = Report.model_validate_json(row.report) if row else None
+    return RevivalStatus(
+        teachers=tuple(records.teaching(connection, job)),
+        tallies=tuple(Tally(*counts) for counts in connection.execute(counted)),
+        version=row.version if row else 0,
+        agreement_before=report.agreement_before if report else 0.0,
+        agreement_after=report.agreement_after if report else 0.0,
+        seconds=report.seconds if report else 0.0,
     )
 
 

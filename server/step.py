@@ -52,6 +52,7 @@ def load(row: Any) -> Step:
             inputs=tuple(Input(**one) for one in buffer["inputs"]),
             participants=tuple(buffer["participants"]),
             cached=buffer["cached"],
+            revival=buffer.get("revival"),  # a step that an earlier release froze has none
         ),
         scalars=rules.Scalars(floats("strategy"), floats("optimizer")),
         closed_by=plan["closed_by"],

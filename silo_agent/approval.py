@@ -38,6 +38,7 @@ STATUS: dict[Decision, str] = {"approve": "approved", "deny": "denied", "withdra
 _VERSION = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
 _VERSION_SECONDS = 60.0
 SHOWN = 2000  # characters of one line a person approves
+REVIVAL = "silos' newest models teach the shared one, at the server; this site's only if [run] allow_revival says so"
 
 
 class Server(Protocol):
@@ -205,10 +206,29 @@ def _installed(interpreter: Path, name: str) -> Version | None:
         ) from error
 
 
+def revival_of(proposal: Proposal, decision: Decision, policy: Policy) -> bool | None:
+    """Whether this silo's models may teach; None: the decision has nothing to say of it."""
+    asked = proposal.terms.file.revival is not None and decision == "approve"
+    return policy.run.allow_revival if asked else None
+
+
+def announced(proposal: Proposal, decision: Decision, policy: Policy) -> bool:
+    """Whether the server knows."""
+    told = proposal.job.decision, proposal.job.revival
+    return told == (STATUS[decision], bool(revival_of(proposal, decision, policy)))
+
+
 def announce(
-    server: Server, who: SiloIdentity, log: LogView, proposal: Proposal, decision: Decision, journal: Path
+    server: Server,
+    who: SiloIdentity,
+    log: LogView,
+    proposal: Proposal,
+    decision: Decision,
+    policy: Policy,
+    journal: Path,
 ) -> None:
     """Sign the decision and have it logged. Raises Refused, Unavailable; repeating it is harmless."""
+    revival = revival_of(proposal, decision, policy)
     statement = statements.DecisionStatement(
         federation=who.federation.federation,
         job=proposal.job.id,
@@ -216,11 +236,12 @@ def announce(
         decision=decision,
         silo=who.silo,
         time=canonical.utc(time.time()),
+        revival=revival,
     )
     envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), who.approver_key)
     receipt = server.decide(proposal.job.id, envelope.encode())
     entry = log.accept(receipt)
-    receipts.require(entry, LOGGED[decision], silo=who.silo, terms_sha256=proposal.digest)
+    receipts.require(entry, LOGGED[decision], silo=who.silo, terms_sha256=proposal.digest, revival=revival)
     durable.make_dir(journal.parent)
     receipts.journal(journal, receipt)
 
@@ -246,6 +267,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ("you send", f"one update of {size} per cycle; buffers: {t.buffers}; scores of every evaluation"),
         ("record counts", counts),
         ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
+        *([("revival", REVIVAL)] if file.revival is not None else []),
         ("ends", f"after {file.stop.versions} versions"),
         ("updates kept", f"{file.retention.updates} after the end or the last release, at the server"),
     ]

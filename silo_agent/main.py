@@ -305,13 +305,16 @@ def _record_and_announce(connection: Connection, proposal: Proposal, decision: D
     """What the person should know besides that it is done, or ""."""
     decisions = Decisions(connection.home.decisions)
     journal = connection.home.job(proposal.job.id) / "receipts.jsonl"
+    rules = policy.load_policy(connection.home.policy) if decision == "approve" else policy.Policy()
     with decisions.deciding():
         # What runs here changes with this file, whether or not the server can be told now.
         decisions.record(proposal.digest, proposal.job.id, decision)
-        if proposal.job.decision == STATUS[decision]:
+        if approval.announced(proposal, decision, rules):
             return "the federation knows already"
         try:
-            approval.announce(connection.client, connection.who, connection.log, proposal, decision, journal)
+            approval.announce(
+                connection.client, connection.who, connection.log, proposal, decision, rules, journal
+            )
         except Unavailable as error:
             return f"the server could not be told ({error}); the running agent will tell it"
     return ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from anabranch.errors import Reason, Refused, plain
 from anabranch.terms import SPLIT
-from anabranch.tlog.details import ID
+from anabranch.tlog.fields import ID
 from anabranch.tlog.receipt import Receipt
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.v1 import update_pb2
@@ -25,6 +25,7 @@ class OfferedJob:
     head: int
     manifest: bytes  # canonical JSON, not yet believed; empty from a server that does not tell
     submitted: Receipt
+    revival: bool = False  # this silo's word, as the server knows it: its models may teach
 
     @property
     def ended(self) -> bool:
@@ -156,6 +157,7 @@ def offered_job(job: pb.Job) -> OfferedJob:
         head=job.head,
         manifest=job.manifest,
         submitted=codec.receipt_from_proto(job.submitted),
+        revival=job.revival,
     )
 
 

@@ -51,7 +51,7 @@ max_update_bytes = "1GiB"               # largest model and update
 # turn = "1m"                           # then a job makes room, between two tasks, for one that has worked less
 # hours = ["20:00-06:00"]               # local time in which work may start; default: always
 # gpus = [0]                            # indices a job may see; [] for none; default: all
-allow_revival = false                   # this site's late updates may teach others' models
+allow_revival = false                   # jobs with [revival]: this site's models may teach the shared one
 """
 
 

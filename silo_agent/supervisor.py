@@ -129,7 +129,7 @@ class Supervisor:
                 f"waits for approval: anabranch-silo approve {job.id} --dir {self.site.home.path}",
                 name=name,
             )
-        elif STATUS[decision] != job.decision:
+        elif not approval.announced(proposal, decision, self._policy):
             self._announce(proposal, decision)
 
     def _rules(self) -> Policy:
@@ -146,12 +146,14 @@ class Supervisor:
 
     def _start(self, proposal: Proposal) -> None:
         """Raises Refused when an approved job cannot run here; the approval takes effect once it can."""
-        job = proposal.job
+        job, announced = proposal.job, approval.announced(proposal, "approve", self._policy)
         if job.id in self._running:
+            if not announced:  # the policy has another word on revival
+                self._announce(proposal, "approve")
             return
         policy.admit_isolation(self._policy, self.isolated.holds, self.isolated.detail)
         approval.check_runnable(proposal, self._policy, self.interpreter)
-        if job.decision != STATUS["approve"]:
+        if not announced:
             self._announce(proposal, "approve")
         worker = Worker(
             self.site, proposal, self._rules, self.launcher, self.isolated, self._turns, self.stopping
@@ -163,7 +165,7 @@ class Supervisor:
     def _announce(self, proposal: Proposal, decision: approval.Decision) -> None:
         site = self.site
         journal = site.home.job(proposal.job.id) / "receipts.jsonl"
-        approval.announce(site.client, site.who, site.log, proposal, decision, journal)
+        approval.announce(site.client, site.who, site.log, proposal, decision, self._policy, journal)
         logger.info(f"{STATUS[decision]} in the log", job=proposal.job.id, terms=proposal.digest)
 
     def _end(self, job: str, why: str) -> None:

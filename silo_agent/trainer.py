@@ -14,7 +14,7 @@ import structlog
 
 from anabranch.errors import Conflict, Reason, Refused, Unavailable
 from anabranch.terms import JobTerms, seconds
-from anabranch.tlog.details import CODE_LINE
+from anabranch.tlog.fields import CODE_LINE
 from silo_agent.training.channel import Evaluate, Evaluated, Message, Train, Trained
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Binding, Launcher, TrainingProcess

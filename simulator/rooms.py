@@ -307,6 +307,7 @@ class Rooms:
                 decision="approve",
                 silo=agent.name,
                 time=canonical.utc(START),
+                revival=True if planned.terms.file.revival is not None else None,
             )
             envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), agent.approver_key)
             room.decide(agent.name, agent.actor, job, envelope.encode())

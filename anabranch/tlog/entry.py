@@ -14,23 +14,15 @@ from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_va
 
 from anabranch.errors import Misuse, Reason, Refused
 from anabranch.terms import Digest, explain
-from anabranch.tlog.details import (
-    DETAILS,
-    FEDERATION,
-    ID,
-    IDENTITY,
-    ORIGIN,
-    Id,
-    IdentityUri,
-    ReasonText,
-    Time,
-    Word,
-)
+from anabranch.tlog.details import DETAILS
+from anabranch.tlog.fields import FEDERATION, ID, IDENTITY, ORIGIN, Id, IdentityUri, ReasonText, Time, Word
 from anabranch.wire import canonical
 
 ENTRY_TYPES: Mapping[str, type[BaseModel]] = DETAILS
 MAX_ENTRY = 65_535  # bytes: where the tile format ends; an aggregation names up to 150 updates or silos
-TARGET_KINDS = frozenset({"log", "silo", "certificate", "job", "model", "lease", "update", "server"})
+TARGET_KINDS = frozenset(
+    {"log", "silo", "certificate", "job", "model", "lease", "update", "revival", "server"}
+)
 AUTH = frozenset({"mtls", "token", "local"})
 
 _UUID7 = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -44,7 +36,7 @@ OF_A_JOB = frozenset(
     {
         type
         for type in ENTRY_TYPES
-        if type.startswith(("job.", "model.", "lease.", "aggregation.", "retention."))
+        if type.startswith(("job.", "model.", "lease.", "aggregation.", "revival.", "retention."))
     }
     | {"update.received", "update.retired"}
 )  # the envelope says of which; a refused update may belong to none

@@ -164,8 +164,24 @@ class Evaluation(_message.Message):
     metrics: _containers.ScalarMap[str, float]
     def __init__(self, version: _Optional[int] = ..., silo: _Optional[str] = ..., split: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
+class RevivalStatus(_message.Message):
+    __slots__ = ("teachers", "tallies", "version", "agreement_before", "agreement_after", "seconds")
+    TEACHERS_FIELD_NUMBER: _ClassVar[int]
+    TALLIES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    teachers: _containers.RepeatedScalarFieldContainer[str]
+    tallies: _containers.RepeatedCompositeFieldContainer[Tally]
+    version: int
+    agreement_before: float
+    agreement_after: float
+    seconds: float
+    def __init__(self, teachers: _Optional[_Iterable[str]] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ..., version: _Optional[int] = ..., agreement_before: _Optional[float] = ..., agreement_after: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class JobStatus(_message.Message):
-    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time", "versions_per_hour", "updates_per_minute", "eta_seconds")
+    __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time", "versions_per_hour", "updates_per_minute", "eta_seconds", "revival")
     JOB_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -182,6 +198,7 @@ class JobStatus(_message.Message):
     VERSIONS_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
     UPDATES_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     ETA_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REVIVAL_FIELD_NUMBER: _ClassVar[int]
     job: str
     name: str
     status: str
@@ -198,7 +215,8 @@ class JobStatus(_message.Message):
     versions_per_hour: float
     updates_per_minute: float
     eta_seconds: float
-    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ..., versions_per_hour: _Optional[float] = ..., updates_per_minute: _Optional[float] = ..., eta_seconds: _Optional[float] = ...) -> None: ...
+    revival: RevivalStatus
+    def __init__(self, job: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., reason: _Optional[str] = ..., head: _Optional[int] = ..., versions: _Optional[int] = ..., best: _Optional[int] = ..., buffered: _Optional[int] = ..., buffer: _Optional[int] = ..., buffer_age_seconds: _Optional[float] = ..., silos: _Optional[_Iterable[_Union[SiloStatus, _Mapping]]] = ..., evaluations: _Optional[_Iterable[_Union[Evaluation, _Mapping]]] = ..., server_time: _Optional[int] = ..., versions_per_hour: _Optional[float] = ..., updates_per_minute: _Optional[float] = ..., eta_seconds: _Optional[float] = ..., revival: _Optional[_Union[RevivalStatus, _Mapping]] = ...) -> None: ...
 
 class ChangeJobRequest(_message.Message):
     __slots__ = ("job", "action", "reason")

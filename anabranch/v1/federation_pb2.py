@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from anabranch.v1 import audit_pb2 as anabranch_dot_v1_dot_audit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61nabranch/v1/federation.proto\x12\x0c\x61nabranch.v1\x1a\x18\x61nabranch/v1/audit.proto\"D\n\x05Hello\x12\x14\n\x0cprotocol_min\x18\x01 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x02 \x01(\r\x12\x0f\n\x07release\x18\x03 \x01(\t\";\n\rLeaseProgress\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\"L\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12-\n\x08progress\x18\x02 \x03(\x0b\x32\x1b.anabranch.v1.LeaseProgress\"j\n\x0c\x41gentMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.anabranch.v1.HelloH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.anabranch.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\\\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x03 \x01(\r\x12\x13\n\x0bserver_time\x18\x04 \x01(\x03\")\n\nJobChanged\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"+\n\nAbortLease\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x19\n\x07Revoked\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x07\n\x05\x44rain\"\xed\x01\n\rServerMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.WelcomeH\x00\x12/\n\x0bjob_changed\x18\x02 \x01(\x0b\x32\x18.anabranch.v1.JobChangedH\x00\x12)\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x18.anabranch.v1.AbortLeaseH\x00\x12(\n\x07revoked\x18\x04 \x01(\x0b\x32\x15.anabranch.v1.RevokedH\x00\x12$\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x13.anabranch.v1.DrainH\x00\x42\x06\n\x04\x62ody\"\x8c\x01\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05terms\x18\x02 \x01(\x0c\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x04 \x01(\t\x12\x0c\n\x04head\x18\x05 \x01(\x04\x12(\n\tsubmitted\x18\x06 \x01(\x0b\x32\x15.anabranch.v1.Receipt\x12\x10\n\x08manifest\x18\x07 \x01(\x0c\"\x11\n\x0fListJobsRequest\"0\n\rListJobsReply\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.anabranch.v1.Job\"\"\n\x13\x46\x65tchArchiveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\".\n\rDecideRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\"5\n\x0b\x44\x65\x63ideReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\"n\n\x04View\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65nsity\x18\x02 \x01(\x01\x12\x10\n\x08\x65ncoding\x18\x03 \x01(\t\x12\x13\n\x0bmask_digest\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"\xd4\x01\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.anabranch.v1.TaskKind\x12 \n\x04view\x18\x04 \x01(\x0b\x32\x12.anabranch.v1.View\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x03\x12\r\n\x05split\x18\x07 \x01(\t\x12\x13\n\x0blocal_steps\x18\x08 \x01(\r\x12%\n\x06issued\x18\t \x01(\x0b\x32\x15.anabranch.v1.Receipt\"\'\n\x04Wait\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1f\n\x0fNextTaskRequest\x12\x0c\n\x04jobs\x18\x01 \x03(\t\"a\n\rNextTaskReply\x12$\n\x05lease\x18\x01 \x01(\x0b\x32\x13.anabranch.v1.LeaseH\x00\x12\"\n\x04wait\x18\x02 \x01(\x0b\x32\x12.anabranch.v1.WaitH\x00\x42\x06\n\x04task\"@\n\x11\x46\x65tchModelRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"X\n\x0bModelHeader\x12 \n\x04view\x18\x01 \x01(\x0b\x32\x12.anabranch.v1.View\x12\'\n\x08receipts\x18\x02 \x03(\x0b\x32\x15.anabranch.v1.Receipt\"W\n\x0f\x46\x65tchModelReply\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ModelHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"Z\n\x13ReleaseLeaseRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\texception\x18\x03 \x01(\t\x12\x11\n\tcode_line\x18\x04 \x01(\t\";\n\x11ReleaseLeaseReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"O\n\nRenewReply\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12&\n\x07receipt\x18\x02 \x01(\x0b\x32\x15.anabranch.v1.Receipt*>\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\x32\xd3\x04\n\nFederation\x12\x46\n\x07Session\x12\x1a.anabranch.v1.AgentMessage\x1a\x1b.anabranch.v1.ServerMessage(\x01\x30\x01\x12\x46\n\x08ListJobs\x12\x1d.anabranch.v1.ListJobsRequest\x1a\x1b.anabranch.v1.ListJobsReply\x12H\n\x0c\x46\x65tchArchive\x12!.anabranch.v1.FetchArchiveRequest\x1a\x13.anabranch.v1.Chunk0\x01\x12@\n\x06\x44\x65\x63ide\x12\x1b.anabranch.v1.DecideRequest\x1a\x19.anabranch.v1.DecideReply\x12\x46\n\x08NextTask\x12\x1d.anabranch.v1.NextTaskRequest\x1a\x1b.anabranch.v1.NextTaskReply\x12N\n\nFetchModel\x12\x1f.anabranch.v1.FetchModelRequest\x1a\x1d.anabranch.v1.FetchModelReply0\x01\x12R\n\x0cReleaseLease\x12!.anabranch.v1.ReleaseLeaseRequest\x1a\x1f.anabranch.v1.ReleaseLeaseReply\x12=\n\x05Renew\x12\x1a.anabranch.v1.RenewRequest\x1a\x18.anabranch.v1.RenewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61nabranch/v1/federation.proto\x12\x0c\x61nabranch.v1\x1a\x18\x61nabranch/v1/audit.proto\"D\n\x05Hello\x12\x14\n\x0cprotocol_min\x18\x01 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x02 \x01(\r\x12\x0f\n\x07release\x18\x03 \x01(\t\";\n\rLeaseProgress\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\"L\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12-\n\x08progress\x18\x02 \x03(\x0b\x32\x1b.anabranch.v1.LeaseProgress\"j\n\x0c\x41gentMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.anabranch.v1.HelloH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.anabranch.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\\\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x03 \x01(\r\x12\x13\n\x0bserver_time\x18\x04 \x01(\x03\")\n\nJobChanged\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"+\n\nAbortLease\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x19\n\x07Revoked\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x07\n\x05\x44rain\"\xed\x01\n\rServerMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.WelcomeH\x00\x12/\n\x0bjob_changed\x18\x02 \x01(\x0b\x32\x18.anabranch.v1.JobChangedH\x00\x12)\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x18.anabranch.v1.AbortLeaseH\x00\x12(\n\x07revoked\x18\x04 \x01(\x0b\x32\x15.anabranch.v1.RevokedH\x00\x12$\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x13.anabranch.v1.DrainH\x00\x42\x06\n\x04\x62ody\"\x9d\x01\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05terms\x18\x02 \x01(\x0c\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x04 \x01(\t\x12\x0c\n\x04head\x18\x05 \x01(\x04\x12(\n\tsubmitted\x18\x06 \x01(\x0b\x32\x15.anabranch.v1.Receipt\x12\x10\n\x08manifest\x18\x07 \x01(\x0c\x12\x0f\n\x07revival\x18\x08 \x01(\x08\"\x11\n\x0fListJobsRequest\"0\n\rListJobsReply\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.anabranch.v1.Job\"\"\n\x13\x46\x65tchArchiveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\".\n\rDecideRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\"5\n\x0b\x44\x65\x63ideReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\"n\n\x04View\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65nsity\x18\x02 \x01(\x01\x12\x10\n\x08\x65ncoding\x18\x03 \x01(\t\x12\x13\n\x0bmask_digest\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"\xd4\x01\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.anabranch.v1.TaskKind\x12 \n\x04view\x18\x04 \x01(\x0b\x32\x12.anabranch.v1.View\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x03\x12\r\n\x05split\x18\x07 \x01(\t\x12\x13\n\x0blocal_steps\x18\x08 \x01(\r\x12%\n\x06issued\x18\t \x01(\x0b\x32\x15.anabranch.v1.Receipt\"\'\n\x04Wait\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x1f\n\x0fNextTaskRequest\x12\x0c\n\x04jobs\x18\x01 \x03(\t\"a\n\rNextTaskReply\x12$\n\x05lease\x18\x01 \x01(\x0b\x32\x13.anabranch.v1.LeaseH\x00\x12\"\n\x04wait\x18\x02 \x01(\x0b\x32\x12.anabranch.v1.WaitH\x00\x42\x06\n\x04task\"@\n\x11\x46\x65tchModelRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"X\n\x0bModelHeader\x12 \n\x04view\x18\x01 \x01(\x0b\x32\x12.anabranch.v1.View\x12\'\n\x08receipts\x18\x02 \x03(\x0b\x32\x15.anabranch.v1.Receipt\"W\n\x0f\x46\x65tchModelReply\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ModelHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"Z\n\x13ReleaseLeaseRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\texception\x18\x03 \x01(\t\x12\x11\n\tcode_line\x18\x04 \x01(\t\";\n\x11ReleaseLeaseReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\"\x1b\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\"O\n\nRenewReply\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12&\n\x07receipt\x18\x02 \x01(\x0b\x32\x15.anabranch.v1.Receipt*>\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\x32\xd3\x04\n\nFederation\x12\x46\n\x07Session\x12\x1a.anabranch.v1.AgentMessage\x1a\x1b.anabranch.v1.ServerMessage(\x01\x30\x01\x12\x46\n\x08ListJobs\x12\x1d.anabranch.v1.ListJobsRequest\x1a\x1b.anabranch.v1.ListJobsReply\x12H\n\x0c\x46\x65tchArchive\x12!.anabranch.v1.FetchArchiveRequest\x1a\x13.anabranch.v1.Chunk0\x01\x12@\n\x06\x44\x65\x63ide\x12\x1b.anabranch.v1.DecideRequest\x1a\x19.anabranch.v1.DecideReply\x12\x46\n\x08NextTask\x12\x1d.anabranch.v1.NextTaskRequest\x1a\x1b.anabranch.v1.NextTaskReply\x12N\n\nFetchModel\x12\x1f.anabranch.v1.FetchModelRequest\x1a\x1d.anabranch.v1.FetchModelReply0\x01\x12R\n\x0cReleaseLease\x12!.anabranch.v1.ReleaseLeaseRequest\x1a\x1f.anabranch.v1.ReleaseLeaseReply\x12=\n\x05Renew\x12\x1a.anabranch.v1.RenewRequest\x1a\x18.anabranch.v1.RenewReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'anabranch.v1.federation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASKKIND']._serialized_start=2230
-  _globals['_TASKKIND']._serialized_end=2292
+  _globals['_TASKKIND']._serialized_start=2247
+  _globals['_TASKKIND']._serialized_end=2309
   _globals['_HELLO']._serialized_start=73
   _globals['_HELLO']._serialized_end=141
   _globals['_LEASEPROGRESS']._serialized_start=143
@@ -55,43 +55,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERMESSAGE']._serialized_start=609
   _globals['_SERVERMESSAGE']._serialized_end=846
   _globals['_JOB']._serialized_start=849
-  _globals['_JOB']._serialized_end=989
-  _globals['_LISTJOBSREQUEST']._serialized_start=991
-  _globals['_LISTJOBSREQUEST']._serialized_end=1008
-  _globals['_LISTJOBSREPLY']._serialized_start=1010
-  _globals['_LISTJOBSREPLY']._serialized_end=1058
-  _globals['_FETCHARCHIVEREQUEST']._serialized_start=1060
-  _globals['_FETCHARCHIVEREQUEST']._serialized_end=1094
-  _globals['_CHUNK']._serialized_start=1096
-  _globals['_CHUNK']._serialized_end=1117
-  _globals['_DECIDEREQUEST']._serialized_start=1119
-  _globals['_DECIDEREQUEST']._serialized_end=1165
-  _globals['_DECIDEREPLY']._serialized_start=1167
-  _globals['_DECIDEREPLY']._serialized_end=1220
-  _globals['_VIEW']._serialized_start=1222
-  _globals['_VIEW']._serialized_end=1332
-  _globals['_LEASE']._serialized_start=1335
-  _globals['_LEASE']._serialized_end=1547
-  _globals['_WAIT']._serialized_start=1549
-  _globals['_WAIT']._serialized_end=1588
-  _globals['_NEXTTASKREQUEST']._serialized_start=1590
-  _globals['_NEXTTASKREQUEST']._serialized_end=1621
-  _globals['_NEXTTASKREPLY']._serialized_start=1623
-  _globals['_NEXTTASKREPLY']._serialized_end=1720
-  _globals['_FETCHMODELREQUEST']._serialized_start=1722
-  _globals['_FETCHMODELREQUEST']._serialized_end=1786
-  _globals['_MODELHEADER']._serialized_start=1788
-  _globals['_MODELHEADER']._serialized_end=1876
-  _globals['_FETCHMODELREPLY']._serialized_start=1878
-  _globals['_FETCHMODELREPLY']._serialized_end=1965
-  _globals['_RELEASELEASEREQUEST']._serialized_start=1967
-  _globals['_RELEASELEASEREQUEST']._serialized_end=2057
-  _globals['_RELEASELEASEREPLY']._serialized_start=2059
-  _globals['_RELEASELEASEREPLY']._serialized_end=2118
-  _globals['_RENEWREQUEST']._serialized_start=2120
-  _globals['_RENEWREQUEST']._serialized_end=2147
-  _globals['_RENEWREPLY']._serialized_start=2149
-  _globals['_RENEWREPLY']._serialized_end=2228
-  _globals['_FEDERATION']._serialized_start=2295
-  _globals['_FEDERATION']._serialized_end=2890
+  _globals['_JOB']._serialized_end=1006
+  _globals['_LISTJOBSREQUEST']._serialized_start=1008
+  _globals['_LISTJOBSREQUEST']._serialized_end=1025
+  _globals['_LISTJOBSREPLY']._serialized_start=1027
+  _globals['_LISTJOBSREPLY']._serialized_end=1075
+  _globals['_FETCHARCHIVEREQUEST']._serialized_start=1077
+  _globals['_FETCHARCHIVEREQUEST']._serialized_end=1111
+  _globals['_CHUNK']._serialized_start=1113
+  _globals['_CHUNK']._serialized_end=1134
+  _globals['_DECIDEREQUEST']._serialized_start=1136
+  _globals['_DECIDEREQUEST']._serialized_end=1182
+  _globals['_DECIDEREPLY']._serialized_start=1184
+  _globals['_DECIDEREPLY']._serialized_end=1237
+  _globals['_VIEW']._serialized_start=1239
+  _globals['_VIEW']._serialized_end=1349
+  _globals['_LEASE']._serialized_start=1352
+  _globals['_LEASE']._serialized_end=1564
+  _globals['_WAIT']._serialized_start=1566
+  _globals['_WAIT']._serialized_end=1605
+  _globals['_NEXTTASKREQUEST']._serialized_start=1607
+  _globals['_NEXTTASKREQUEST']._serialized_end=1638
+  _globals['_NEXTTASKREPLY']._serialized_start=1640
+  _globals['_NEXTTASKREPLY']._serialized_end=1737
+  _globals['_FETCHMODELREQUEST']._serialized_start=1739
+  _globals['_FETCHMODELREQUEST']._serialized_end=1803
+  _globals['_MODELHEADER']._serialized_start=1805
+  _globals['_MODELHEADER']._serialized_end=1893
+  _globals['_FETCHMODELREPLY']._serialized_start=1895
+  _globals['_FETCHMODELREPLY']._serialized_end=1982
+  _globals['_RELEASELEASEREQUEST']._serialized_start=1984
+  _globals['_RELEASELEASEREQUEST']._serialized_end=2074
+  _globals['_RELEASELEASEREPLY']._serialized_start=2076
+  _globals['_RELEASELEASEREPLY']._serialized_end=2135
+  _globals['_RENEWREQUEST']._serialized_start=2137
+  _globals['_RENEWREQUEST']._serialized_end=2164
+  _globals['_RENEWREPLY']._serialized_start=2166
+  _globals['_RENEWREPLY']._serialized_end=2245
+  _globals['_FEDERATION']._serialized_start=2312
+  _globals['_FEDERATION']._serialized_end=2907
 # @@protoc_insertion_point(module_scope)

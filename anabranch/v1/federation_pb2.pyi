@@ -106,7 +106,7 @@ class ServerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job_changed: _Optional[_Union[JobChanged, _Mapping]] = ..., abort: _Optional[_Union[AbortLease, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "terms", "status", "decision", "head", "submitted", "manifest")
+    __slots__ = ("id", "terms", "status", "decision", "head", "submitted", "manifest", "revival")
     ID_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -114,6 +114,7 @@ class Job(_message.Message):
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SUBMITTED_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    REVIVAL_FIELD_NUMBER: _ClassVar[int]
     id: str
     terms: bytes
     status: str
@@ -121,7 +122,8 @@ class Job(_message.Message):
     head: int
     submitted: _audit_pb2.Receipt
     manifest: bytes
-    def __init__(self, id: _Optional[str] = ..., terms: _Optional[bytes] = ..., status: _Optional[str] = ..., decision: _Optional[str] = ..., head: _Optional[int] = ..., submitted: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., manifest: _Optional[bytes] = ...) -> None: ...
+    revival: bool
+    def __init__(self, id: _Optional[str] = ..., terms: _Optional[bytes] = ..., status: _Optional[str] = ..., decision: _Optional[str] = ..., head: _Optional[int] = ..., submitted: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., manifest: _Optional[bytes] = ..., revival: _Optional[bool] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
     __slots__ = ()

@@ -28,7 +28,7 @@ from cryptography.x509.verification import (
 from anabranch.errors import Reason, Refused
 from anabranch.wire import canonical, limits
 
-Role = Literal["aggregator", "silo", "admin"]
+Role = Literal["aggregator", "silo", "admin", "reviver"]
 PrivateKey = ec.EllipticCurvePrivateKey | Ed25519PrivateKey
 
 LEAF_LIFETIME: Final = timedelta(days=31)  # longest accepted; 72 h is issued unless configured otherwise
@@ -38,12 +38,14 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NUMBER = r"0|[1-9][0-9]{0,5}"
 _URI = re.compile(
     rf"spiffe://(?P<federation>{_TRUST})/"
-    rf"(?:aggregator/(?P<aggregator>{_NUMBER})|silo/(?P<silo>{_LABEL})/agent/(?P<agent>{_NUMBER})|admin/(?P<admin>{_LABEL}))"
+    rf"(?:aggregator/(?P<aggregator>{_NUMBER})|silo/(?P<silo>{_LABEL})/agent/(?P<agent>{_NUMBER})|admin/(?P<admin>{_LABEL})"
+    rf"|reviver/(?P<reviver>{_LABEL}))"
 )
 _USAGE = {
     "aggregator": ExtendedKeyUsageOID.SERVER_AUTH,
     "silo": ExtendedKeyUsageOID.CLIENT_AUTH,
     "admin": ExtendedKeyUsageOID.CLIENT_AUTH,
+    "reviver": ExtendedKeyUsageOID.CLIENT_AUTH,
 }
 _KEY_USAGE = x509.KeyUsage(
     digital_signature=True,
@@ -79,7 +81,7 @@ _LEAF_POLICY = (
 class Identity:
     federation: str  # SPIFFE trust domain
     role: Role
-    name: str  # of the silo or the admin; an aggregator's number
+    name: str  # of the silo, the admin or the reviver; an aggregator's number
     agent: int | None = None  # of a silo's agents
 
     @property
@@ -95,8 +97,9 @@ def parse_identity(uri: str) -> Identity:
         federation = found["federation"]
         if found["silo"]:
             return Identity(federation, "silo", found["silo"], int(found["agent"]))
-        if found["admin"]:
-            return Identity(federation, "admin", found["admin"])
+        for role in ("admin", "reviver"):
+            if found[role]:
+                return Identity(federation, role, found[role])
         return Identity(federation, "aggregator", found["aggregator"])
     raise Refused(Reason.MALFORMED, f"{uri[:120]!r} is no identity of a federation")
 

@@ -91,10 +91,13 @@ class DecisionStatement(BaseModel):
     decision: Literal["approve", "deny", "withdraw"]
     silo: Name
     time: Time
+    revival: bool | None = (
+        None  # whether its models may teach: said of jobs with [revival], when they are approved
+    )
 
     def encode(self) -> bytes:
-        """The payload to sign: canonical JSON."""
-        predicate = self.model_dump(mode="json", exclude={"job", "terms_sha256"})
+        """The payload to sign: canonical JSON, without `revival` when it is None."""
+        predicate = self.model_dump(mode="json", exclude={"job", "terms_sha256"}, exclude_none=True)
         return _statement(self.job, self.terms_sha256, DECISION_TYPE, predicate)
 
 

@@ -10,7 +10,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.wire import dsse, statements
 from anabranch.wire.tensors import Manifest, parse_manifest
 from server.core.admission import JobFacts, LeaseFacts
-from server.state.tables import decisions, jobs, keys, leases, named, silos, versions
+from server.state.tables import decisions, jobs, keys, leases, named, silos, updates, versions
 
 # Every decision asks these: building a statement takes longer than running it, so each is built once.
 _KEYS = select(keys.c.keyid, keys.c.public).where(
@@ -32,6 +32,15 @@ _PARTICIPANTS = (
     )
     .order_by(decisions.c.silo)
 )
+_NEWEST_MERGED = (
+    select(updates)
+    .where(
+        updates.c.job == bindparam("job"), updates.c.silo == bindparam("silo"), updates.c.status == "merged"
+    )
+    .order_by(updates.c.entry.desc())
+    .limit(1)
+)
+_TEACHING = _PARTICIPANTS.where(decisions.c.revival)
 _KEPT = select(named.c.digest).where(named.c.digest == bindparam("digest"), named.c.pruned.is_(None)).limit(1)
 
 
@@ -113,6 +122,20 @@ def decision_of(connection: Connection, job: str, silo: str) -> str:
 def participants(connection: Connection, job: str) -> list[str]:
     """Silos that approved the job and are not revoked, sorted."""
     return list(connection.execute(_PARTICIPANTS, {"job": job}).scalars())
+
+
+def teaching(connection: Connection, job: str) -> list[str]:
+    """Participants whose models may teach, sorted."""
+    return list(connection.execute(_TEACHING, {"job": job}).scalars())
+
+
+def teachers(connection: Connection, job: str) -> list[Any]:
+    """Of silos whose models may teach, the newest update that was merged: rows, by silo."""
+    newest = (
+        connection.execute(_NEWEST_MERGED, {"job": job, "silo": silo}).first()
+        for silo in teaching(connection, job)
+    )
+    return [row for row in newest if row is not None]
 
 
 def count(connection: Connection, table: Any, *conditions: Any) -> int:

@@ -4,6 +4,7 @@ Digests are lowercase hex SHA-256, times are unix seconds (UTC), blobs are named
 """
 
 from sqlalchemy import (
+    Boolean,
     CheckConstraint,
     Column,
     Float,
@@ -142,6 +143,7 @@ decisions = Table(
     Column("job", String, ForeignKey("jobs.id"), primary_key=True),
     Column("silo", String, ForeignKey("silos.name"), primary_key=True),
     Column("decision", String, nullable=False),  # approved | denied | withdrawn
+    Column("revival", Boolean, nullable=False, default=False),  # whether its models may teach
     Column("entry", Integer, nullable=False),
 )
 versions = Table(
@@ -238,6 +240,24 @@ steps = Table(  # an aggregation between its two transactions
         "plan", String, nullable=False
     ),  # JSON: the buffer that closed, scalars, who was absent, what closed it
     Index("steps_status", "job", "status"),
+)
+revivals = Table(
+    "revivals",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("job", String, ForeignKey("jobs.id"), nullable=False),
+    Column("version", Integer, nullable=False),  # the head it began from
+    Column("reviver", String, nullable=False),
+    Column("teachers", String, nullable=False),  # JSON: silo → its newest merged update
+    Column("claimed_at", Float, nullable=False),
+    Column("deadline", Float, nullable=False),
+    Column("status", String, nullable=False),  # claimed | done | used, dropped | skipped
+    Column("reason", String, nullable=False, default=""),  # why it was dropped or skipped
+    Column("delta", String),  # digest
+    Column("report", String),  # JSON
+    Column("entry", Integer),  # revival.performed, or revival.skipped where there was no result
+    Index("revivals_status", "job", "status", "reason"),
+    Index("revivals_newest", "job", "version"),
 )
 evaluations = Table(
     "evaluations",

@@ -6,12 +6,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
 from anabranch.errors import Reason, Refused
-from anabranch.tlog.details import OPERATOR_REASON
+from anabranch.tlog.fields import OPERATOR_REASON
 from anabranch.v1 import admin_pb2 as pb
 from anabranch.wire import codec, limits
 from server.lifecycle import ENDED
 from server.membership import SiloRow
-from server.status import Evaluated, JobStatus, SiloStatus
+from server.status import Evaluated, JobStatus, RevivalStatus, SiloStatus
 from server.transport.files import (
     Bulk,
     chunks_of,
@@ -166,7 +166,13 @@ def _status(status: JobStatus) -> pb.JobStatus:
         silos=[_silo_status(silo) for silo in status.silos],
         evaluations=[_evaluation(evaluated) for evaluated in status.evaluations],
         server_time=int(status.server_time),
+        revival=None if status.revival is None else _revival(status.revival),
     )
+
+
+def _revival(revival: RevivalStatus) -> pb.RevivalStatus:
+    tallies = [pb.Tally(**vars(tally)) for tally in revival.tallies]
+    return pb.RevivalStatus(**vars(revival) | {"tallies": tallies})
 
 
 def _silo_status(silo: SiloStatus) -> pb.SiloStatus:

@@ -9,7 +9,7 @@ import structlog
 
 import anabranch
 from anabranch.errors import Reason, Refused
-from anabranch.tlog.details import CODE_LINE, EXCEPTION, ID
+from anabranch.tlog.fields import CODE_LINE, EXCEPTION, ID
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.wire import codec, limits
 from server import metrics
@@ -194,6 +194,7 @@ def _job(job: OfferedJob) -> pb.Job:
         head=job.head,
         submitted=codec.receipt_to_proto(job.receipt),
         manifest=job.manifest,
+        revival=job.revival,
     )
 
 

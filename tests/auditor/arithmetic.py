@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from anabranch.rules import step
-from anabranch.rules.buffer import Buffer, Delta, Input, Plan
+from anabranch.rules.buffer import Buffer, Delta, Input, Plan, Snapshot
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import Aggregation, JobTerms
 from anabranch.wire.tensors import Manifest, TensorFile, TensorWriter
@@ -26,6 +26,7 @@ def buffer_of(
     updates: Sequence[Signed],
     merged: Sequence[tuple[int, Signed]],
     approved: Mapping[str, int],
+    revival: str | None = None,
 ) -> Buffer:
     """`merged`: version and update, in log order; `approved`: silo -> the head when it last approved."""
 
@@ -43,7 +44,7 @@ def buffer_of(
     ]
     cached = {one.silo: one.id for _, one in merged if one.silo in approved}
     participants = tuple(sorted(approved)) if rule.strategy in COUNTING else ()
-    return Buffer(head, inputs, participants, cached if rule.strategy == "ca2fl" else {})
+    return Buffer(head, inputs, participants, cached if rule.strategy == "ca2fl" else {}, revival)
 
 
 def compute(
@@ -55,7 +56,7 @@ def compute(
     deltas: Mapping[str, str],
     heads: Sequence[Mapping[str, Path]],
 ) -> dict[str, str]:
-    """Part -> digest of the next version. `deltas`: update -> digest; `heads`: the files of every version."""
+    """Part -> digest of the next version. `deltas`: update or revival -> digest; `heads`: the files of every version."""
     rule = terms.file.aggregation
     keeps = step.optimizer_manifest(manifest, rule.server_optimizer)
     kept = {"parameters": manifest, "optimizer": keeps, "ema": manifest if rule.ema else None}
@@ -68,9 +69,9 @@ def compute(
         head = heads[plan.head]
         sources = {
             source: opened(
-                book.path(deltas[source.update])
-                if isinstance(source, Delta)
-                else heads[source.version]["parameters"],
+                heads[source.version]["parameters"]
+                if isinstance(source, Snapshot)
+                else book.path(deltas[source.update if isinstance(source, Delta) else source.revival]),
                 manifest,
             )
             for source in plan.sources

@@ -125,8 +125,16 @@ class Story:
         self.heads.append({"parameters": self.book.path(initial)})
         self.publish(parameters_sha256=initial)
 
-    def decide(self, silo: str, decision: str = "approve", private: Ed25519PrivateKey | None = None) -> None:
-        digest = self.terms.digest()
+    def decide(
+        self,
+        silo: str,
+        decision: str = "approve",
+        private: Ed25519PrivateKey | None = None,
+        teaches: bool | None = True,
+        **changed: Any,
+    ) -> None:
+        """`teaches`: its word on revival, where the job asks. `changed`: fields of the entry that differ."""
+        digest, asked = self.terms.digest(), self.terms.file.revival is not None and decision == "approve"
         statement = statements.DecisionStatement(
             federation=FED,
             job="digits-1",
@@ -134,6 +142,7 @@ class Story:
             decision=decision,
             silo=silo,
             time=canonical.utc(START),
+            revival=teaches if asked else None,
         )
         self.approved.pop(silo, None)
         if decision == "approve":
@@ -142,7 +151,7 @@ class Story:
         self.book.log(
             names[decision],
             Target(kind="job", id="digits-1", sha256=digest),
-            {"silo": silo, "terms_sha256": digest},
+            {"silo": silo, "terms_sha256": digest, "revival": statement.revival, **changed},
             actor=self.agent(silo),
             job="digits-1",
             sigs=[self.book.signed(statement.encode(), private or self.approver_key(silo))],
@@ -236,12 +245,16 @@ class Story:
         return Signed(name, silo, lease, issued["version"], delta, examples, len(self.book.entries))
 
     def aggregate(
-        self, updates: Sequence[Signed], scalars: step.Scalars | None = None, **changed: Any
+        self,
+        updates: Sequence[Signed],
+        scalars: step.Scalars | None = None,
+        revival: str | None = None,
+        **changed: Any,
     ) -> None:
         """The real arithmetic, on other `scalars` if given. `changed`: fields of the entry that differ."""
         self.deltas |= {one.id: one.delta for one in updates}
         rule = self.terms.file.aggregation
-        buffer = arithmetic.buffer_of(rule, self.head, updates, self.merged, self.approved)
+        buffer = arithmetic.buffer_of(rule, self.head, updates, self.merged, self.approved, revival)
         scalars = scalars or step.measure(self.terms, buffer, self.optimizer)
         plan = step.plan(self.terms, buffer, scalars)
         made = self.compute(plan, scalars)
@@ -271,6 +284,7 @@ class Story:
             ]
             or None,
             "participants": list(buffer.participants) or None,
+            "revival": revival,
             "scalars": {name: canonical.hexfloat(value) for name, value in scalars.strategy.items()},
             "optimizer": {
                 "name": self.terms.file.aggregation.server_optimizer.name,

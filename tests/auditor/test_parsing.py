@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, model_validator
 
 from anabranch.errors import Refused
-from anabranch.tlog.details import DETAILS, Id
+from anabranch.tlog.details import DETAILS
 from anabranch.tlog.entry import TARGET_ID, Actor, Entry, ModelRef, Outcome, Sealed, Sig, Target, parse_entry
+from anabranch.tlog.fields import Id
 from anabranch.wire import canonical, statements
 from auditor.export import Export
 from auditor.parsing import parse, parse_update, revive

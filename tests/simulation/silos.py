@@ -127,7 +127,7 @@ class Wire:
     def jobs(self) -> list[messages.OfferedJob]:
         offered = self._call(lambda: self._machine.core.jobs.offered(self.silo))
         return [
-            messages.OfferedJob(o.id, o.terms, o.status, o.decision, o.head, o.manifest, o.receipt)
+            messages.OfferedJob(o.id, o.terms, o.status, o.decision, o.head, o.manifest, o.receipt, o.revival)
             for o in offered
         ]
 
@@ -333,7 +333,7 @@ class Silo:
         proposal = self._proposal(job)
         if proposal is not None:
             journal = self.home.job(job) / "receipts.jsonl"
-            announce(self.wire, self.site.who, self.log, proposal, decision, journal)
+            announce(self.wire, self.site.who, self.log, proposal, decision, Policy(), journal)
 
     def turn(self, job: str, made: str = "good") -> None:
         """One turn of the worker. Raises what the worker would pause after, or stop for."""

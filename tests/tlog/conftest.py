@@ -27,7 +27,7 @@ _CERT = {
     "not_before": TIME,
     "not_after": "2026-11-21T00:00:00.000000Z",
 }
-_DECISION = {"silo": "hosp-a", "terms_sha256": A}
+_DECISION = {"silo": "hosp-a", "terms_sha256": A, "revival": True}
 _CHANGE = {"reason": "operator asked", "head": 12}
 
 DETAILS: dict[str, dict[str, Any]] = {
@@ -108,6 +108,19 @@ DETAILS: dict[str, dict[str, Any]] = {
     },
     "update.refused": {**_LEASE, "update": UPDATE, "code": "nonfinite", "delta_sha256": A},
     "update.retired": {"update": UPDATE, "silo": "hosp-a", "reason": "job_ended"},
+    "revival.performed": {
+        "revival": "r-1",
+        "version": 12,
+        "delta_sha256": A,
+        "norm": ONE,
+        "teachers": [{"silo": "hosp-a", "update": UPDATE}],
+        "seed": 7,
+        "device": "cuda",
+        "libraries": {"torch": "2.13.0+cpu"},
+        "seconds": ONE,
+        "effect": {"agreement_before": ONE, "agreement_after": ONE},
+    },
+    "revival.skipped": {"revival": "r-1", "version": 12, "reason": "failed", "exception": "OutOfMemoryError"},
     "retention.pruned": {
         "kind": "snapshots",
         "rule": "snapshots",
@@ -134,6 +147,7 @@ DETAILS: dict[str, dict[str, Any]] = {
         ],
         "further": [{"version": 3, "coefficient": ONE}, {"update": UPDATE, "coefficient": ONE}],
         "participants": ["hosp-a", "hosp-b"],
+        "revival": "r-1",
         "scalars": {"beta1_power": ONE},
         "optimizer": {"name": "adam", "lr": ONE, "beta1": ONE},
         "absent": ["hosp-b"],

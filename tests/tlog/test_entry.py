@@ -264,8 +264,8 @@ def test_an_unknown_type_still_parses(make_entry):
     """A later release may bring its own targets and ways to authenticate along with a new type."""
     later = {
         **document(make_entry("update.received")),
-        "type": "revival.performed",
-        "action": "performed",
+        "type": "witness.cosigned",
+        "action": "cosigned",
         "actor": {"id": "spiffe://fed.example/aggregator/0", "auth": "oidc"},
         "target": {"kind": "teacher", "id": "t-1"},
         "detail": {"anything": [1, None, {"seed": "12345678901234567890"}], "text": "Ünïcode"},

@@ -1,0 +1,64 @@
+"""When a reviver has something to do, and whether its result is in time: pure decisions.
+
+One thing at a time for a job: a task is in somebody's hands, or a result waits for the next aggregation.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from anabranch.terms import Revival
+from anabranch.tlog.fields import Count, FieldName, Release, Word
+from server.core.turn import Rest
+
+PATIENCE = 600.0  # seconds until a task that nothing came of is given up
+SOON, LATER = 0.5, 2.0  # seconds
+
+Ending = Literal["warmup", "not_worth", "unsupported", "failed"]  # what a reviver may say instead of a result
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Report(BaseModel, extra="forbid", frozen=True):
+    """What a reviver says of its result; it is logged."""
+
+    seed: Count
+    device: Word  # cpu, cuda
+    libraries: Annotated[dict[FieldName, Release], Field(max_length=8)]  # torch → 2.13.0
+    seconds: Annotated[float, Field(ge=0, le=1e9)]
+    agreement_before: Share  # of the head with its teachers, on what was synthesised
+    agreement_after: Share
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of one running job."""
+
+    head: int
+    last: int  # the version it stops at
+    teachers: int  # silos that allow it and gave an update that was merged
+    newest: int | None  # version of the newest task there was
+    open: Literal["claimed", "done"] | None  # whether a task is in flight, or its result waits
+
+
+def rest(rule: Revival, at: Standing) -> Rest | None:
+    """None: there is a task to give out, on the head. Else how long to wait, and why."""
+    if at.open is not None:
+        waits = (
+            "another reviver is at it" if at.open == "claimed" else "its result waits for the next version"
+        )
+        return Rest(SOON, waits)
+    if at.head >= at.last:
+        return Rest(LATER, "the job has reached its last version")
+    if at.head < rule.freeze:
+        return Rest(LATER, f"revival begins at version {rule.freeze}")
+    if at.newest is not None and at.newest >= at.head:
+        return Rest(SOON, "waiting for the next version")
+    if at.teachers == 0:
+        return Rest(LATER, "no silo with a merged update allows it")
+    return None
+
+
+def in_time(rule: Revival, head: int, version: int) -> bool:
+    """Whether a result that was made from `version` may still become part of the one after `head`."""
+    return head - version < rule.late

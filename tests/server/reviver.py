@@ -1,0 +1,80 @@
+"""A reviver without torch."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anabranch.terms import JobTerms
+from anabranch.tlog.entry import Actor
+from anabranch.wire import canonical, dsse, statements
+from anabranch.wire.tensors import Manifest, TensorFile, write_tensors
+from server.core.revival import Report
+from server.reviving import Ended, RevivalTask
+from tests.server.harness import FEDERATION, MANIFEST, FakeSilo, Server
+
+NAME = "r"
+REVIVER = Actor(id=f"spiffe://{FEDERATION}/reviver/{NAME}", auth="mtls", cert_sha256="1" * 64)
+REPORT = Report(
+    seed=7,
+    device="cpu",
+    libraries={"torch": "2.13.0"},
+    seconds=1.5,
+    agreement_before=0.5,
+    agreement_after=0.75,
+)
+
+
+def allow(
+    server: Server, silo: FakeSilo, job: str, terms: JobTerms, word: bool | None, decision: Any = "approve"
+) -> None:
+    """The silo's decision on a job with [revival]."""
+    statement = statements.DecisionStatement(
+        federation=FEDERATION,
+        job=job,
+        terms_sha256=terms.digest(),
+        decision=decision,
+        silo=silo.name,
+        time=canonical.utc(server.clock()),
+        revival=word,
+    )
+    envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), silo.approver)
+    server.core.jobs.decide(silo.name, silo.actor, job, envelope.encode())
+
+
+def task_of(server: Server, job: str) -> RevivalTask:
+    task = server.core.reviving.claim(NAME, [job])
+    assert isinstance(task, RevivalTask), task
+    return task
+
+
+def revive(server: Server, task: RevivalTask, value: float) -> Ended:
+    """Its result is `value`, everywhere."""
+    path = server.core.reviving.spool()
+    write_tensors(path, MANIFEST, {s.name: np.full(s.shape, value, np.float32) for s in MANIFEST.specs})
+    return submit(server, task, path)
+
+
+def distil(server: Server, task: RevivalTask, manifest: Manifest) -> Path:
+    """The mean of the teachers − the head."""
+
+    def read(digest: str, name: str) -> NDArray[np.float32]:
+        with TensorFile(server.core.reviving.file(NAME, task.id, digest), manifest) as file:
+            spec = next(one for one in manifest.specs if one.name == name)
+            out = np.empty(spec.elements, np.float32)
+            file.read(name, 0, spec.elements, out)
+            return out.reshape(spec.shape)
+
+    path, result = server.core.reviving.spool(), {}
+    for spec in manifest.specs:
+        models = [
+            read(one.base_sha256, spec.name) + read(one.delta_sha256, spec.name) for one in task.teachers
+        ]
+        result[spec.name] = np.mean(models, axis=0, dtype=np.float32) - read(task.head_sha256, spec.name)
+    write_tensors(path, manifest, result)
+    return path
+
+
+def submit(server: Server, task: RevivalTask, path: Path) -> Ended:
+    return server.core.reviving.submit(NAME, REVIVER, task.id, path, REPORT)
