@@ -42,9 +42,7 @@ _RUNNING = (
     .where(jobs.c.id.not_in(bindparam("resting", expanding=True)), jobs.c.status == "running")
     .order_by(func.coalesce(_LAST, 0))
 )
-_HELD = select(jobs).where(
-    jobs.c.id.in_(bindparam("holding", expanding=True)), jobs.c.status == "running"
-)
+_HELD = select(jobs).where(jobs.c.id.in_(bindparam("holding", expanding=True)), jobs.c.status == "running")
 _REVIVAL = select(revivals).where(revivals.c.id == bindparam("task"))
 _OPEN = select(revivals).where(revivals.c.job == bindparam("job"), revivals.c.status.in_(("claimed", "done")))
 _NEWEST = select(func.max(revivals.c.version)).where(revivals.c.job == bindparam("job"))

@@ -60,7 +60,9 @@ def renew(directory: Path, client: Client, log: LogView, now: float) -> TlsIdent
             f"the renewed certificate is {found.uri}'s, not {mine.who.uri}'s with the new key",
         )
     fingerprint = canonical.sha256(leaf.public_bytes(Encoding.DER))
-    receipts.require(log.accept(certified.receipt), "cert.renewed", identity=found.uri, cert_sha256=fingerprint)
+    receipts.require(
+        log.accept(certified.receipt), "cert.renewed", identity=found.uri, cert_sha256=fingerprint
+    )
     # Killed before this write: the new certificate is lost; the old one is still valid and renewed again at the start.
     durable.write(directory / identity.NEXT_CHAIN, certified.chain)
     identity.install_next(directory)

@@ -28,7 +28,9 @@ class Report(BaseModel, extra="forbid", frozen=True):
     device: Word  # cpu, cuda
     libraries: Annotated[dict[FieldName, Release], Field(max_length=8)]  # torch → 2.13.0
     seconds: Annotated[float, Field(ge=0, le=1e9)]
-    agreement_before: Share | None = None  # of the head with its teachers, on what was synthesised; None: not measured
+    agreement_before: Share | None = (
+        None  # of the head with its teachers, on what was synthesised; None: not measured
+    )
     agreement_after: Share | None = None
 
     @property

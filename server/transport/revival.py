@@ -75,7 +75,9 @@ class Revival:
 
     async def Skip(self, request: pb.SkipRequest, peer: Peer) -> pb.TaskEnded:
         if request.reason not in get_args(Ending):
-            raise Refused(Reason.MALFORMED, f"{request.reason[:40]!r} is none of {', '.join(get_args(Ending))}")
+            raise Refused(
+                Reason.MALFORMED, f"{request.reason[:40]!r} is none of {', '.join(get_args(Ending))}"
+            )
         if not re.fullmatch(f"(?:{EXCEPTION})?", request.why):
             raise Refused(Reason.MALFORMED, f"why {request.why[:80]!r} does not fit the log: {EXCEPTION}")
         skip, why = self._reviving.skip, request.why or None

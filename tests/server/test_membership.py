@@ -222,7 +222,9 @@ def test_only_the_holder_renews_and_not_without_end(membership: Membership) -> N
     north, _ = enrol(membership, invite(membership, "north"), candidate())
     enrol(membership, invite(membership, "south"), candidate())
     assert refusal(lambda: membership.renew(agent("south"), candidate().csr, north)) is Reason.BAD_CERTIFICATE
-    assert refusal(lambda: membership.renew(agent("north"), candidate().csr, "0" * 64)) is Reason.BAD_CERTIFICATE
+    assert (
+        refusal(lambda: membership.renew(agent("north"), candidate().csr, "0" * 64)) is Reason.BAD_CERTIFICATE
+    )
     for _ in range(RENEWALS):
         membership.renew(agent("north"), candidate().csr, north)
     assert refusal(lambda: membership.renew(agent("north"), candidate().csr, north)) is Reason.QUOTA
@@ -237,7 +239,10 @@ def test_revocation_shuts_everything_that_a_silo_holds(server: Server, membershi
     assert (
         refusal(lambda: membership.allow_list.check(fingerprint, server.clock())) is Reason.REVOKED_IDENTITY
     )
-    assert refusal(lambda: membership.renew(agent("north"), candidate().csr, fingerprint)) is Reason.REVOKED_IDENTITY
+    assert (
+        refusal(lambda: membership.renew(agent("north"), candidate().csr, fingerprint))
+        is Reason.REVOKED_IDENTITY
+    )
     assert refusal(lambda: enrol(membership, unused, candidate())) is Reason.BAD_TOKEN
     restarted = AllowList()
     restarted.load(server.core.reader, server.clock())
