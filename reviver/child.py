@@ -43,7 +43,10 @@ class Child:
         if self._process is not None and self._process.alive:
             return
         self.stop()
-        self._process = self._launcher.start(self._job_dir, self.terms, None, self._isolated)
+        try:
+            self._process = self._launcher.start(self._job_dir, self.terms, None, self._isolated)
+        except Unavailable as error:
+            raise TaskFailed(Reason.TASK_FAILED, "NotStarted") from error
         logger.info("a job's process started", pid=self._process.pid, isolation=self._isolated.kind)
         if self._answer(until)["is"] != "ready":
             raise TaskFailed(Reason.TASK_GARBAGE, "NotReady")

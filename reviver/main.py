@@ -25,12 +25,12 @@ from silo_agent.receipts import LogView
 from silo_agent.training.isolation import Isolation, available, protect_agent
 from silo_agent.training.launcher import Launcher
 
-# What `anabranch-server reviver` wrote, and what it is called in a home.
+# What `anabranch-server reviver` wrote, and what it is called in a home until it is installed.
 BUNDLE = {
     "federation.json": identity.FEDERATION,
     "ca.pem": identity.CA,
-    "key.pem": identity.TLS_KEY,
-    "cert.pem": identity.TLS_CHAIN,  # last: with it the identity is complete
+    "key.pem": identity.NEXT_KEY,
+    "cert.pem": identity.NEXT_CHAIN,
 }
 
 app = typer.Typer(
@@ -126,9 +126,10 @@ def move_in(bundle: Path, home: Home) -> None:
             return
     durable.make_dir(home.path, 0o755)
     durable.make_dir(home.identity, 0o700)
-    # Killed between two of these: the certificate still differs from the bundle's, and all are written again.
+    # Killed between two of these: the old pair still stands, if there was one, and the next start writes all again.
     for name, here in BUNDLE.items():
         durable.write(home.identity / here, files[name], 0o600)
+    identity.install_next(home.identity)
 
 
 def _identified(home: Home) -> TlsIdentity:
@@ -155,7 +156,7 @@ def _isolation(home: Home, unconfined: bool) -> Isolation:
     if not isolated.holds and not unconfined:
         raise Refused(
             Reason.POLICY,
-            f"jobs' code cannot be fenced off here: {isolated.detail}. Run the reviver as root, or on a kernel with Landlock, "
+            f"jobs' code cannot be fenced off here: {isolated.detail}. Run it as root, or on a kernel with Landlock, "
             "or say --unconfined if nothing on this machine has to be kept from it",
         )
     say = logger.info if isolated.holds else logger.warning

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import structlog
 from rfc8785 import dumps
@@ -43,6 +44,7 @@ RENEW_AGAIN = 60.0  # seconds after a renewal that failed
 SHARE = 0.9  # of the time left that the job's process may take; the rest is for what it made
 REST = 60.0  # seconds without a task of a job that does not pay
 FAULT, LONGEST_FAULT = 5.0, 600.0  # seconds after a job's first failure, doubled for each one more
+TASK_OVER = frozenset({Reason.BAD_LEASE, Reason.NOT_FOUND})  # it was withdrawn, or its time is up
 RECENT = 8  # revivals whose duration counts
 
 logger = structlog.get_logger("reviver")
@@ -126,16 +128,18 @@ class Worker:
         try:
             self._revive(task, until)
             self._faults.pop(task.job, None)
-        except TaskFailed as failure:
+        except Refused as error:
+            if isinstance(error, Untrusted) or error.code in ABOUT_US | TASK_OVER:
+                raise
             if task.job in self._jobs:
                 self._jobs[task.job].child.stop()  # its successor begins anew
             faults = self._faults[task.job] = self._faults.get(task.job, 0) + 1
             self._rest(task.job, min(LONGEST_FAULT, FAULT * 2.0 ** (faults - 1)))
-            logger.warning("the job's process failed", job=task.job, error=str(failure))
-            self._skip(task, "failed", failure.exception)
+            logger.warning("no result", job=task.job, version=task.version, error=str(error))
+            self._skip(task, "failed", error.exception if isinstance(error, TaskFailed) else "Refused")
 
     def _revive(self, task: Task, until: float) -> None:
-        """Raises TaskFailed, Stopped, Unavailable; Refused when the server will not give what the task needs."""
+        """Raises TaskFailed, Stopped, Unavailable; Refused for a file that is not what the task says, or not given."""
         files = JobFiles(self._client, self._home.job(task.job))
         terms, manifest = files.job(task)
         if task.job not in self._jobs:
@@ -264,7 +268,7 @@ class Worker:
 
 
 def _report(answer: Revived, seed: int, seconds: float) -> bytes:
-    report = {
+    report: dict[str, Any] = {
         "seed": seed,
         "device": "cpu",
         "libraries": {"torch": version("torch")},

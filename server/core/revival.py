@@ -4,11 +4,11 @@ One thing at a time for a job: a task is in somebody's hands, or a result waits 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from anabranch.errors import Reason, Refused
+from anabranch.errors import Reason, Refused, plain
 from anabranch.terms import Revival, explain
 from anabranch.tlog.fields import Count, FieldName, Release, Word
 from anabranch.wire import limits
@@ -38,6 +38,14 @@ class Report(BaseModel, extra="forbid", frozen=True):
         """The agreement before and after."""
         before, after = self.agreement_before, self.agreement_after
         return None if before is None or after is None else (before, after)
+
+
+def parse_ending(text: str) -> Ending:
+    """Raises Refused(MALFORMED)."""
+    for known in get_args(Ending):
+        if text == known:
+            return cast(Ending, known)
+    raise Refused(Reason.MALFORMED, f"{plain(text, 40)!r} is none of {', '.join(get_args(Ending))}")
 
 
 def parse_report(data: bytes) -> Report:

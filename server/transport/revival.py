@@ -4,7 +4,6 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import get_args
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import DIGEST
@@ -12,7 +11,7 @@ from anabranch.tlog.fields import EXCEPTION
 from anabranch.v1 import federation_pb2
 from anabranch.v1 import revival_pb2 as pb
 from anabranch.wire import codec, limits
-from server.core.revival import Ending, parse_report
+from server.core.revival import parse_ending, parse_report
 from server.reviving import Ended, RevivalTask
 from server.scheduling import Wait
 from server.transport.files import (
@@ -74,14 +73,11 @@ class Revival:
         return _ended(await settled(ending))
 
     async def Skip(self, request: pb.SkipRequest, peer: Peer) -> pb.TaskEnded:
-        if request.reason not in get_args(Ending):
-            raise Refused(
-                Reason.MALFORMED, f"{request.reason[:40]!r} is none of {', '.join(get_args(Ending))}"
-            )
+        reason = parse_ending(request.reason)
         if not re.fullmatch(f"(?:{EXCEPTION})?", request.why):
             raise Refused(Reason.MALFORMED, f"why {request.why[:80]!r} does not fit the log: {EXCEPTION}")
         skip, why = self._reviving.skip, request.why or None
-        ended = await asyncio.to_thread(skip, peer.reviver, peer.actor(), request.task, request.reason, why)
+        ended = await asyncio.to_thread(skip, peer.reviver, peer.actor(), request.task, reason, why)
         return _ended(ended)
 
     async def Renew(self, request: federation_pb2.RenewRequest, peer: Peer) -> federation_pb2.RenewReply:
