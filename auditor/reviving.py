@@ -26,8 +26,9 @@ class Reviving:
         version_of(job, detail.version)
         rule = _in_time(job, detail.revival, detail.version, job.head)
         if rule is not None:
+            first = max(rule.freeze, rule.warmup)
             require(
-                detail.version >= rule.freeze, f"revives version {detail.version}, before the terms allow it"
+                detail.version >= first, f"revives version {detail.version}, the terms begin with {first}"
             )
         silos = [one.silo for one in detail.teachers]
         require(len(set(silos)) == len(silos), "has a silo teach twice")

@@ -188,13 +188,20 @@ class Reviving:
         """Take the result of a task: trained head − head.
 
         One that is too late is logged as skipped, and a task that has ended is answered with its end. Raises Refused
-        for a file that is cut short or is not what its digest says: the task goes on.
+        for a file that is cut short or is not what its digest says, and while the terms let nothing be distilled: the
+        task goes on.
         """
         try:
             with self.reader.connect() as connection:
                 row = _of(connection, name, task)
+                rule = _rule(records.job_row(connection, row.job))
             if row.status != "claimed":
                 return self._ended(row)
+            if row.version < rule.warmup:
+                raise Refused(
+                    Reason.MALFORMED,
+                    f"the terms let nothing be distilled before version {rule.warmup}; skip it as warmup",
+                )
             norm = result.check()
             self.blobs.adopt(result.path, result.digest)
         finally:

@@ -12,7 +12,7 @@ from anabranch.wire.tensors import write_tensors
 from tests.auditor.book import FED
 from tests.auditor.story import MANIFEST, TERMS, Signed, Story
 
-REVIVED: JobFile = TERMS.model_copy(update={"revival": Revival(freeze=1, late=2)})
+REVIVED: JobFile = TERMS.model_copy(update={"revival": Revival(freeze=0, warmup=1, late=2)})
 REVIVER = Actor(id=f"spiffe://{FED}/reviver/r", auth="mtls")
 
 

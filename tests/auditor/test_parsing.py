@@ -20,6 +20,7 @@ from auditor.plain import ESCAPED, JUDGED, Unread, entry_of, plain, plain_update
 from auditor.reading import work
 from auditor.signatures import revived
 from auditor.verify import verify
+from tests.auditor import revived as revivals
 from tests.auditor import trouble
 from tests.auditor.book import Book
 from tests.auditor.story import Story
@@ -30,7 +31,9 @@ PIECES = [b"", b" ", b"0", b"null", b'"', b"\\u0041", "é".encode(), b"-", b"1.0
 @pytest.fixture(scope="module")
 def leaves(tmp_path_factory):
     """Entries of a whole story, and one of a type nobody knows."""
-    story = trouble.busy(Story(Book(tmp_path_factory.mktemp("leaves") / "export")).begin())
+    story = trouble.busy(Story(Book(tmp_path_factory.mktemp("leaves") / "export")).begin(revivals.REVIVED))
+    revivals.perform(story, "r-1", [one for _, one in story.merged])
+    revivals.skip(story, "r-1", "late")
     left = story.update("b", story.lease("b"))
     story.change("job.completed")
     story.retire(left)
@@ -171,7 +174,7 @@ def test_values_at_the_edge_of_a_statement_are_judged_alike(leaves):
 def test_nearly_all_entries_are_plain(leaves):
     """Those of the other types have a rule of their own, or free keys."""
     others = {type for type in DETAILS if entry_of(type) is None}
-    assert others == {"model.published", "aggregation.performed", "retention.pruned"}
+    assert others == {"model.published", "aggregation.performed", "revival.performed", "retention.pruned"}
     for data in leaves.book.entries:
         assert plain(data) == (json.loads(data)["type"] in DETAILS.keys() - others), data
 

@@ -58,7 +58,7 @@ def test_a_step_that_adds_more_than_the_terms_say_is_not_reproduced(story, found
     updates = revived.begin(story)
     revived.perform(story, "r-1", updates)
     update, honest = story.update("a", story.lease("a")), story.terms
-    more = revived.REVIVED.model_copy(update={"revival": Revival(freeze=1, late=2, gain=0.9)})
+    more = revived.REVIVED.model_copy(update={"revival": Revival(freeze=0, warmup=1, late=2, gain=0.9)})
     story.terms = honest.model_copy(update={"file": more})
     story.aggregate([update], revival="r-1")
     story.terms = honest
@@ -82,7 +82,7 @@ def test_a_step_that_hides_its_revival_is_not_reproduced(story, found, replayed)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s, u: revived.perform(s, "r-1", u, version=0), "before the terms allow it"),
+        (lambda s, u: revived.perform(s, "r-1", u, version=0), "revives version 0, the terms begin with 1"),
         (lambda s, u: revived.perform(s, "r-1", u, version=2), "version 2 was not published"),
         (lambda s, u: revived.perform(s, "r-1", [u[0], u[0]]), "has a silo teach twice"),
         (lambda s, u: taught_by(s, "b", u[0]), "which is no merged update of silo b"),

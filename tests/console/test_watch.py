@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from anabranch.v1 import admin_pb2
-from console import board, documents, silos, watch, words
+from console import board, client, documents, silos, watch, words
 
 
 def tally(outcome: str, reason: str, count: int) -> admin_pb2.Tally:
@@ -55,6 +55,24 @@ def shown(renderable, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width, record=True)
     console.print(renderable)
     return console.export_text()
+
+
+def test_what_revival_comes_to_is_told_of_jobs_that_have_it():
+    revival = admin_pb2.RevivalStatus(
+        teachers=["aare", "elbe"], tallies=[tally("used", "", 12), tally("skipped", "warmup", 3)], version=20,
+        agreement_before=0.61, agreement_after=0.66, seconds=3.2,
+    )  # fmt: skip
+    said = shown(board.board(look(status(revival=revival)), every_silo=True), 120)
+    assert (
+        "revival used 12, skipped 3× warmup  taught by 2 silos  agreement 61.0% → 66.0% at version 20" in said
+    )
+    assert "revival" not in shown(board.board(look(status()), every_silo=True))
+    assert documents.job(status())["revival"] is None
+    told = documents.job(status(revival=revival))["revival"]
+    assert told["teachers"] == ["aare", "elbe"]
+    assert told["tallies"][1] == {"outcome": "skipped", "reason": "warmup", "count": 3}
+    hostile = client.presentable(look(status(revival=admin_pb2.RevivalStatus(teachers=["a\x1b[2J"]))))
+    assert "\x1b" not in json.dumps(documents.snapshot(hostile), ensure_ascii=False)
 
 
 @pytest.mark.parametrize("width", [80, 120])

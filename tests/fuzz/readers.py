@@ -242,9 +242,13 @@ def statuses() -> list[bytes]:
         admin_pb2.Evaluation(version=3, silo=name, split="validation", metrics={"accuracy": 0.5})
         for name in ("", "north")
     ]
+    revival = admin_pb2.RevivalStatus(
+        teachers=["north"], tallies=[admin_pb2.Tally(outcome="skipped", reason="late", count=2)], version=2,
+        agreement_before=0.5, agreement_after=0.75, seconds=3.0,
+    )  # fmt: skip
     status = admin_pb2.JobStatus(
         job="digits-1", name="digits", status="running", head=3, versions=80, best=2, buffered=1, buffer=2,
-        buffer_age_seconds=3.0, silos=[silo], evaluations=scores, server_time=1_795_132_802,
+        buffer_age_seconds=3.0, silos=[silo], evaluations=scores, server_time=1_795_132_802, revival=revival,
     )  # fmt: skip
     return [status.SerializeToString()]
 

@@ -25,6 +25,7 @@ ema = 0.9
 server_optimizer = { name = "adam", lr = 0.1 }
 [revival]
 freeze = 1
+warmup = 1
 gain = 0.3
 """
 EVENTS = [

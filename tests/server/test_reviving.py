@@ -25,7 +25,7 @@ from tests.server.harness import ADMIN, MANIFEST, FakeSilo, Server
 from tests.server.reviver import NAME, REPORT, REVIVER, allow, revive, submit, task_of
 
 SOME = "[silos]\nmin = 2\n[aggregation]\nbuffer = 1\n[aggregation.server_optimizer]\nlr = 0.5\n[evaluation]\nevery = 50\n"
-REVIVED = SOME + "[revival]\nfreeze = 0\nlate = 2\ngain = 0.5\n"
+REVIVED = SOME + "[revival]\nfreeze = 0\nwarmup = 0\nlate = 2\ngain = 0.5\n"
 
 
 @pytest.fixture
@@ -215,6 +215,18 @@ def test_a_file_that_is_no_result_is_refused_and_the_task_goes_on(server: Server
     assert not server.core.blobs.spooled()
     assert status_of(server.core.reader, task.id) == ("claimed", "")
     assert revive(server, task, 1.0).reason == ""
+
+
+def test_no_result_is_taken_while_the_terms_only_synthesise(server: Server) -> None:
+    job, terms, [a, _] = begin(server, REVIVED.replace("warmup = 0", "warmup = 2"))
+    publish(server, job, terms, (a, 1.0))
+    early = task_of(server, job)
+    with pytest.raises(Refused, match="before version 2; skip it as warmup"):
+        revive(server, early, 1.0)
+    assert not server.core.blobs.spooled()
+    assert server.core.reviving.skip(NAME, REVIVER, early.id, "warmup").reason == "warmup"
+    publish(server, job, terms, (a, 1.0))
+    assert revive(server, task_of(server, job), 1.0).reason == ""
 
 
 def test_a_result_that_comes_when_the_head_has_moved_on_is_skipped(server: Server) -> None:

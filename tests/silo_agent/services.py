@@ -131,12 +131,17 @@ class Federation(_Answers):
             dsse.verify(envelope, self.world.approver, statements.PAYLOAD_TYPE)
         decision = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}[statement.decision]
         self.world.decided.append(decision)
+        self.world.words.append(statement.revival)
         for job in self.world.jobs:
             if job.id == request.job:
-                job.decision = decision
+                job.decision, job.revival = decision, bool(statement.revival)
         receipt = self.world.log.append(
             f"job.{decision}",
-            {"silo": statement.silo, "terms_sha256": statement.terms_sha256},
+            {
+                "silo": statement.silo,
+                "terms_sha256": statement.terms_sha256,
+                "revival": statement.revival if self.world.honest else True,
+            },
             Target(kind="job", id=request.job),
             job=request.job,
             sigs=[_signature(envelope)],

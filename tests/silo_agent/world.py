@@ -140,6 +140,8 @@ class World:
     refuse: dict[str, Refused] = field(default_factory=dict)  # method -> what it answers
     jobs: list[pb.Job] = field(default_factory=list)
     decided: list[str] = field(default_factory=list)
+    words: list[bool | None] = field(default_factory=list)  # of each decision, on revival
+    honest: bool = True  # the log says what was signed on it
     leases: list[pb.Lease] = field(default_factory=list)
     models: dict[str, bytes] = field(default_factory=dict)
     archive: bytes = b""

@@ -49,6 +49,7 @@ ALL = [
     (UPDATE, statements.parse_update),
     (UPDATE.model_copy(update={"num_examples": 41}), statements.parse_update),
     (DECISION, statements.parse_decision),
+    *((DECISION.model_copy(update={"revival": word}), statements.parse_decision) for word in (True, False)),
     (EVALUATION, statements.parse_evaluation),
 ]
 
@@ -72,6 +73,14 @@ def test_an_update_is_an_in_toto_statement_about_its_delta():
     assert "delta_sha256" not in value["predicate"]
     assert "num_examples" not in value["predicate"]
     assert value["predicate"]["checkpoint"] == {"size": 12, "root": A}
+
+
+def test_a_decision_without_a_word_on_revival_has_the_bytes_it_always_had():
+    assert (
+        canonical.sha256(DECISION.encode())
+        == "aa462da4563492dff3629d88fbc6d82068a5bb5bb6ff3fff94c4dede8744ad45"
+    )
+    assert refused(statements.parse_decision, _changed(DECISION, ["predicate", "revival"], "yes"))
 
 
 def test_one_kind_is_not_another():
