@@ -1,4 +1,4 @@
-"""What a task names, on this disk: fetched once, under its digest, and kept while a task names it."""
+"""What a task names, on this disk: fetched under its digest, and removed when it was used."""
 
 import hashlib
 from collections.abc import Collection, Iterator

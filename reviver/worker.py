@@ -8,6 +8,7 @@ gets the same task while there is time; nothing but its identity and its view of
 
 import hashlib
 import random
+import shutil
 import threading
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from anabranch.errors import Conflict, Corrupt, Reason, Refused, Unavailable
 from anabranch.wire import limits
 from anabranch.wire.tensors import Manifest, TensorFile
 from reviver.child import Child
-from reviver.client import Claimed, Client, Ended, Task
+from reviver.client import Claimed, Client, Ended, Task, Teacher
 from reviver.files import JobFiles
 from silo_agent import identity, receipts, renew
 from silo_agent.config import Home
@@ -78,6 +79,8 @@ class Worker:
 
     def run(self) -> None:
         """Until `stopping`. Raises Refused when the server does not know us any more, Untrusted, Corrupt."""
+        for left in (self._home.path / "jobs").glob("*"):
+            _clear(left)  # a process of ours that was killed may have been at work
         try:
             while not self._stopping.is_set():
                 self._stopping.wait(self._turn())
@@ -118,9 +121,11 @@ class Worker:
         for name, job in list(self._jobs.items()):
             if name not in claimed.permitted:
                 self._drop(name)
+                _clear(self._home.job(name))
             elif gone := job.child.known.keys() - claimed.permitted[name]:
                 logger.info("forgotten", job=name, silos=sorted(gone))
                 job.child.stop()
+                _clear(self._home.job(name))
 
     def _work(self, task: Task) -> None:
         until = time.monotonic() + task.seconds_left
@@ -150,8 +155,15 @@ class Worker:
         patience = time.monotonic() + SHARE * (until - time.monotonic())
         job.child.start(patience)
         begun = time.monotonic()
-        request = self._request(task, job, files, manifest)
-        answer = job.child.revive(request, patience)
+        own = {task.terms, terms.manifest_sha256, terms.archive_sha256, task.head}
+        new = [one for one in task.teachers if job.child.known.get(one.silo) != one.update]
+        files.keep(own | {digest for one in new for digest in (one.base, one.delta)})
+        # Cut short here: the same task resumes what has come.
+        request = _request(task, new, job, files, manifest)
+        try:
+            answer = job.child.revive(request, patience)
+        finally:
+            files.keep(own)
         job.child.known.update({one.silo: one.update for one in task.teachers})
         if answer["is"] == "rested":
             self._rested(task, job, answer)
@@ -160,27 +172,6 @@ class Worker:
         job.seconds.append(seconds)
         report = _report(answer, terms.file.job.seed, seconds)
         self._deliver(task, Path(request["out"]), manifest, report, until)
-
-    def _request(self, task: Task, job: _Job, files: JobFiles, manifest: Manifest) -> Revive:
-        new = [one for one in task.teachers if job.child.known.get(one.silo) != one.update]
-        named = {task.terms, job.child.terms.manifest_sha256, job.child.terms.archive_sha256, task.head}
-        files.keep(named | {digest for one in new for digest in (one.base, one.delta)})
-
-        def fetch(digest: str) -> str:
-            return str(files.fetch(task.id, digest, manifest.file_bytes))
-
-        return {
-            "do": "revive",
-            "cycle": task.id,
-            "version": task.version,
-            "head": fetch(task.head),
-            "teachers": [
-                {"silo": one.silo, "base": fetch(one.base), "delta": fetch(one.delta)} for one in new
-            ],
-            "seconds": median(job.seconds) if job.seconds else 0.0,
-            "task_seconds": task.task_seconds,
-            "out": str(files.directory / "work" / "distilled.safetensors"),
-        }
 
     def _rested(self, task: Task, job: _Job, answer: Rested) -> None:
         reason, why = answer["reason"], answer.get("why", "")
@@ -265,6 +256,30 @@ class Worker:
             return
         self._renew_at = self._due()
         logger.info("certificate renewed")
+
+
+def _request(task: Task, new: list[Teacher], job: _Job, files: JobFiles, manifest: Manifest) -> Revive:
+    """With all files fetched."""
+
+    def fetch(digest: str) -> str:
+        return str(files.fetch(task.id, digest, manifest.file_bytes))
+
+    return {
+        "do": "revive",
+        "cycle": task.id,
+        "version": task.version,
+        "head": fetch(task.head),
+        "teachers": [{"silo": one.silo, "base": fetch(one.base), "delta": fetch(one.delta)} for one in new],
+        "seconds": median(job.seconds) if job.seconds else 0.0,
+        "task_seconds": task.task_seconds,
+        "out": str(files.directory / "work" / "distilled.safetensors"),
+    }
+
+
+def _clear(folder: Path) -> None:
+    """What a job's process was given and wrote; its log stays."""
+    for part in ("archive", "models", "work"):
+        shutil.rmtree(folder / part, ignore_errors=True)
 
 
 def _report(answer: Revived, seed: int, seconds: float) -> bytes:
