@@ -137,7 +137,8 @@ class Worker:
             if isinstance(error, Untrusted) or error.code in ABOUT_US | TASK_OVER:
                 raise
             if task.job in self._jobs:
-                self._jobs[task.job].child.stop()  # its successor begins anew
+                self._jobs[task.job].child.stop()  # its successor begins anew, in a folder of its own
+                _clear(self._home.job(task.job))
             faults = self._faults[task.job] = self._faults.get(task.job, 0) + 1
             self._rest(task.job, min(LONGEST_FAULT, FAULT * 2.0 ** (faults - 1)))
             logger.warning("no result", job=task.job, version=task.version, error=str(error))

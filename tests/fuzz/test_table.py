@@ -15,7 +15,7 @@ import pytest
 from tests.fuzz.table import TARGETS
 from tests.fuzz.target import check
 
-PACKAGES = ("anabranch", "server", "silo_agent", "auditor", "console")
+PACKAGES = ("anabranch", "server", "silo_agent", "reviver", "auditor", "console")
 DECODERS = {
     "loads", "_decode", "FromString", "model_validate", "model_validate_json", "validate_json", "safe_open",
     "load_pem_x509_certificates", "load_pem_x509_certificate", "load_der_x509_certificate", "load_der_x509_csr",
@@ -36,6 +36,7 @@ OURS = {
     "console/demo/measure.py:audit": OWN_CHILD,
     "console/drawing.py:page": "a style sheet of the package",
     "console/demo/processes.py:tail": SHOWN,
+    "reviver/runner.py:_set_up": BELIEVED,
     "server/vitals.py:resident": "what the kernel says of this process",
     "server/step.py:load": OWN_ROWS,
     "server/aggregation.py:_step": OWN_ROWS,
