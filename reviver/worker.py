@@ -178,6 +178,7 @@ class Worker:
         reason, why = answer["reason"], answer.get("why", "")
         if reason == "unsupported":
             self._rest(task.job, float("inf"))
+            self._drop(task.job)
         elif reason in ("not_worth", "failed"):
             job.seconds.clear()  # measured again after the rest
             self._rest(task.job, REST)

@@ -1,4 +1,4 @@
-"""A job's process without torch: every result is one everywhere. The first one of a job fails as `[job.params]` says."""
+"""A job's process without torch: every result is one everywhere. For version 2 it fails as `[job.params]` says."""
 
 import json
 import os
@@ -47,15 +47,13 @@ def main() -> None:
     begin = channel.receive()
     assert begin is not None
     assert begin["do"] == "begin"
-    work = Path(begin["work"])
-    how = begin["terms"]["file"]["job"]["params"].get("how", "")
-    if how != "unsupported" and (work / "before").exists():
-        how = ""
-    (work / "before").touch()
+    told = Path(begin["work"]).with_name("told.jsonl")
+    says = begin["terms"]["file"]["job"]["params"].get("how", "")
     channel.send({"is": "ready", "kind": "managed"})
     while (request := channel.receive()) is not None and request["do"] == "revive":
-        with open(work / "told.jsonl", "a") as told:
-            told.write(json.dumps(request | {"pid": os.getpid()}) + "\n")
+        with open(told, "a") as file:
+            file.write(json.dumps(request | {"pid": os.getpid()}) + "\n")
+        how = says if request["version"] == 2 or says == "unsupported" else ""
         fail(channel, how)
         revive(channel, request, how)
 

@@ -121,7 +121,7 @@ class Running:
         return [(one.reason, one.why) for one in logged(self.edge.server, kind)]
 
     def told(self) -> list[dict[str, Any]]:
-        lines = (self.home.job(self.job) / "work" / "told.jsonl").read_text().splitlines()
+        lines = (self.home.job(self.job) / "told.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
 
