@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.federation import JOB, TASK, Federation
 
-pytestmark = pytest.mark.timeout(2400)  # TMP
+pytestmark = pytest.mark.timeout(560)  # three processes import torch
 INPUTS = """
     def inputs(self):
         return Images((1, 4, 4), low=-1.0)
