@@ -255,7 +255,9 @@ class Revival(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _fits(self) -> "Revival":
         if (self.mode == "paper") != (self.s_max is not None):
-            raise ValueError("s_max, about 0.75 times the number of silos, belongs to mode paper, which needs it")
+            raise ValueError(
+                "s_max, about 0.75 times the number of silos, belongs to mode paper, which needs it"
+            )
         return self
 
 
@@ -312,7 +314,9 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
         if strategy in EQUAL and self.silos.weighting != "equal":
             raise ValueError(f"silos.weighting: {strategy} weighs silos equally, and needs no record counts")
         if self.revival is not None and not self.job.managed:
-            raise ValueError(f"revival: {self.job.task} has a loop of its own; only a task says what its inputs are")
+            raise ValueError(
+                f"revival: {self.job.task} has a loop of its own; only a task says what its inputs are"
+            )
         if self.revival is not None and strategy not in ("fedbuff", "fedasync", "ca2fl"):
             raise ValueError(f"revival: {strategy} has no place for a step that is not an update's")
         if self.revival is not None and self.revival.mode == "paper":
