@@ -23,16 +23,17 @@ from tests.server.edge import Edge, Member, candidate
 from tests.server.harness import FEDERATION, ORIGIN, FakeSilo
 from tests.server.reviver import REPORT, allow
 from tests.server.test_reviving import REVIVED, logged
-from tests.server.test_tls import ADMIN_CALLS, ADMIN_STREAMS, SILO_CALLS, SILO_STREAMS, _call
+from tests.server.test_tls import (
+    ADMIN_CALLS,
+    ADMIN_STREAMS,
+    REVIVER_CALLS,
+    REVIVER_STREAMS,
+    SILO_CALLS,
+    SILO_STREAMS,
+    _call,
+)
 
 LARGE = Manifest((TensorSpec("layer.weight", (700, 1000), "trainable"),))  # 2.8 MB: three chunks
-REVIVER_CALLS = (
-    ("revival", "Claim", pb.ClaimRequest()),
-    ("revival", "FetchFile", pb.FetchFileRequest()),
-    ("revival", "Skip", pb.SkipRequest()),
-    ("revival", "Renew", federation_pb2.RenewRequest()),
-)
-REVIVER_STREAMS = (("revival", "Submit", pb.SubmitResultRequest()),)
 
 
 @dataclass(frozen=True)
