@@ -141,7 +141,8 @@ def _revived(revival: admin_pb2.RevivalStatus) -> str:
         for tally in revival.tallies
     ]
     gained = f"{score('accuracy', revival.agreement_before)} → {score('accuracy', revival.agreement_after)}"
-    newest = f"  agreement {gained} at version {revival.version}, in {span(revival.seconds)}"
+    measured = f"agreement {gained}" if revival.agreement_before or revival.agreement_after else "newest"
+    newest = f"  {measured} at version {revival.version}, in {span(revival.seconds)}"
     told = ", ".join(ended) or "has not begun"
     return f"revival {told}  taught by {len(revival.teachers)} silos{newest if revival.seconds else ''}"
 

@@ -13,6 +13,7 @@ import typer
 
 from auditor.main import app as audit
 from console.main import app as console
+from reviver.main import app as reviver
 from server.main import app as server
 from silo_agent.main import app as silo
 
@@ -21,6 +22,7 @@ PROGRAMS = {
     "anabranch": console,
     "anabranch-server": server,
     "anabranch-silo": silo,
+    "anabranch-reviver": reviver,
     "anabranch-audit": audit,
 }
 INTRO = """# Commands

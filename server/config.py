@@ -70,10 +70,11 @@ class Certificates(BaseModel):
     silo: Lifetime = "72h"
     server: Lifetime = "72h"
     admin: Lifetime = "12h"
+    reviver: Lifetime = "72h"
 
 
 class Limits(BaseModel):
-    """Of one identity: a silo with all its agents, or an administrator."""
+    """Of one identity: a silo with all its agents, an administrator, or a reviver."""
 
     model_config = _CLOSED
 
@@ -127,7 +128,7 @@ def _instead(directory: Path) -> str:
     if (directory / "policy.toml").exists():
         return "this is the directory of a silo agent: name the server's"
     if (directory / "key.pem").exists() and (directory / "federation.json").exists():
-        return "this is the directory of an administrator: name the server's, which it lies in"
+        return "this is the directory of an administrator or a reviver: name the server's, which it lies in"
     return "name the directory that anabranch-server init made, or make a federation with it"
 
 

@@ -150,14 +150,14 @@ def end_revivals(
             end_revival(tx, actor, row, reason)
 
 
-def end_revival(tx: Transaction, actor: Actor, row: Any, reason: str, exception: str | None = None) -> None:
+def end_revival(tx: Transaction, actor: Actor, row: Any, reason: str, why: str | None = None) -> None:
     """A task ends without a result, or a result will not be used. Its terminal state, logged."""
     entry = tx.log(
         "revival.skipped",
         actor=actor,
         target=Target(kind="revival", id=row.id, sha256=row.delta),
         job=row.job,
-        detail={"revival": row.id, "version": row.version, "reason": reason, "exception": exception},
+        detail={"revival": row.id, "version": row.version, "reason": reason, "why": why},
     )
     done = row.status == "done"  # then `entry` stays that of the result, which names its file
     values = {"status": "dropped" if done else "skipped", "entry": row.entry if done else entry}

@@ -56,10 +56,10 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make a federation: certificate authority, empty audit log, first administrator."""
-    setup.check_admin_name(admin)
+    setup.check_name("admin", admin)
     config = new_config(federation, host, port, enrolment_port, health_port)
     info = setup.create_federation(directory, config, setup.real_world())
-    place = setup.issue_admin(directory, admin)
+    place = setup.issue(directory, "admin", admin)
     _show(
         {
             "federation": federation,
@@ -98,8 +98,22 @@ def admin(
     as_json: Json = False,
 ) -> None:
     """A new certificate for an administrator, by the running server or, when none runs, at once."""
-    place = setup.issue_admin(directory, name)
+    place = setup.issue(directory, "admin", name)
     _show({"admin": str(place)}, f"export ANABRANCH_ADMIN={place}", as_json)
+
+
+@app.command()
+def reviver(
+    directory: Directory,
+    name: Annotated[str, typer.Argument(help="Its name, in the certificate and in the audit log.")],
+    as_json: Json = False,
+) -> None:
+    """Key and certificate for a reviver, by the running server or, when none runs, at once; the one before ends.
+
+    Move the folder to where the reviver runs: it is all it needs to know.
+    """
+    place = setup.issue(directory, "reviver", name)
+    _show({"reviver": str(place)}, f"anabranch-reviver run {place} --home HOME", as_json)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import Connection, func, insert, select, update
 
@@ -21,7 +21,7 @@ from anabranch.tlog.fields import REASON
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
 from anabranch.wire.bundle import FederationInfo, JoinBundle
-from anabranch.wire.identity import parse_identity
+from anabranch.wire.identity import Identity
 from server import lifecycle
 from server.allow_list import OVERLAP, AllowList
 from server.ca.authority import Authority, Issued, Key, read_request
@@ -31,6 +31,7 @@ from server.state.database import Reader
 from server.state.tables import certificates, keys, silos, tokens
 from server.state.writer import Transaction, Writer
 
+IssuedHere = Literal["admin", "reviver"]  # by whoever can write to the server's directory
 TTL, LONGEST_TTL = 3600, 86400  # seconds a token is good: unless said otherwise, and at most
 FAILURES = 5  # wrong tokens under one id; then the id is void
 RENEWALS = 5  # of one identity within OVERLAP
@@ -53,6 +54,7 @@ class Lifetimes:
     silo: float = 72 * 3600.0
     server: float = 72 * 3600.0
     admin: float = 12 * 3600.0
+    reviver: float = 72 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Membership:
     entropy: Callable[[int], bytes]
     wake: Callable[[], None]  # aggregation: a buffer may have shrunk, a round may wait for one silo less
 
-    # --- administrators ---------------------------------------------------------------------------------
+    # --- administrators and revivers ---------------------------------------------------------------------------------
 
     def invite(self, admin: Actor, silo: str, ttl_seconds: int = 0) -> tuple[bytes, Receipt]:
         """A join bundle with a fresh token for one agent of `silo`; 0 means an hour, a day is the most.
@@ -181,20 +183,28 @@ class Membership:
         tx.log("silo.revoked", actor=admin, target=Target(kind="silo", id=silo), detail=detail)
         return len(retired)
 
-    def issue_admin(self, name: str, csr: bytes) -> tuple[bytes, Receipt]:
-        """A certificate for an administrator under a pseudonym, asked for on this machine; PEM chain."""
+    def issue_here(self, role: IssuedHere, name: str, csr: bytes) -> tuple[bytes, Receipt]:
+        """A certificate for an administrator under a pseudonym, or for a reviver, asked for on this machine; PEM chain."""
         key = read_request(csr)
         if not re.fullmatch(NAME, name):
-            raise Refused(Reason.MALFORMED, f"admin {name[:80]!r}: lowercase letters, digits and dashes")
+            raise Refused(Reason.MALFORMED, f"{role} {name[:80]!r}: lowercase letters, digits and dashes")
 
         def decide(tx: Transaction) -> Issued:
-            issued = self.authority.issue_admin(key, name, tx.now, self.lifetimes.admin)
+            issued = self._issue(Identity(self.directions.federation, role, name), key, tx.now)
             _admit(tx, issued, self.observer)
             return issued
 
-        committed = self.writer.run(decide, "issue_admin")
+        committed = self.writer.run(decide, "issue_here")
         self._allow(committed.value, committed.receipts[0])
         return committed.value.chain, committed.receipts[0]
+
+    def _issue(self, who: Identity, key: Key, now: float) -> Issued:
+        if who.role == "silo":
+            assert who.agent is not None  # a silo's identity has one
+            return self.authority.issue_silo(key, who.name, who.agent, now, self.lifetimes.silo)
+        if who.role == "reviver":
+            return self.authority.issue_reviver(key, who.name, now, self.lifetimes.reviver)
+        return self.authority.issue_admin(key, who.name, now, self.lifetimes.admin)
 
     def issue_server(self, key: Key, hosts: Sequence[str]) -> Issued:
         """This server's own leaf. It opens nothing, so it is logged and not on the allow-list."""
@@ -235,7 +245,7 @@ class Membership:
         if redeemed is None:
             return None
         silo, agent = redeemed
-        issued = self.authority.issue_silo(claim.tls_key, silo, agent, tx.now, self.lifetimes.silo)
+        issued = self._issue(Identity(self.directions.federation, "silo", silo, agent), claim.tls_key, tx.now)
         actor = Actor(id=issued.identity.uri, auth="token")
         for key in claim.keys:
             _register(tx, silo, key)
@@ -250,30 +260,28 @@ class Membership:
         _admit(tx, issued, actor)
         return issued
 
-    def renew(self, silo: str, csr: bytes, fingerprint: str) -> tuple[bytes, Receipt]:
-        """A new certificate for the identity of the one named; PEM chain.
+    def renew(self, who: Identity, csr: bytes, fingerprint: str) -> tuple[bytes, Receipt]:
+        """A new certificate for a silo or a reviver that has the one named; PEM chain.
 
         The old one stays good for ten minutes or until the new one is used. Raises Refused: BAD_CERTIFICATE when
-        the old one is not this silo's, REVOKED_IDENTITY, QUOTA, or as `read_request`.
+        the old one is somebody else's, REVOKED_IDENTITY, QUOTA, or as `read_request`.
         """
         key = read_request(csr)
-        committed = self.writer.run(lambda tx: self._renew(tx, silo, key, fingerprint), "renew")
+        committed = self.writer.run(lambda tx: self._renew(tx, who, key, fingerprint), "renew")
         self._allow(committed.value, committed.receipts[0])
         return committed.value.chain, committed.receipts[0]
 
-    def _renew(self, tx: Transaction, silo: str, key: Key, fingerprint: str) -> Issued:
+    def _renew(self, tx: Transaction, who: Identity, key: Key, fingerprint: str) -> Issued:
         c = certificates.c
         old = tx.connection.execute(select(certificates).where(c.fingerprint == fingerprint)).first()
-        if old is None or old.silo != silo:
-            raise Refused(Reason.BAD_CERTIFICATE, f"this certificate is not one of silo {silo}")
+        if old is None or old.identity != who.uri:
+            raise Refused(Reason.BAD_CERTIFICATE, f"this certificate is not one of {who.uri}")
         if old.status == "revoked":
             raise Refused(Reason.REVOKED_IDENTITY, f"{old.identity} was revoked by an administrator")
         recent = select(func.count()).where(c.identity == old.identity, c.replaced_at > tx.now - OVERLAP)
         if tx.connection.execute(recent).scalar_one() >= RENEWALS:
             raise Refused(Reason.QUOTA, f"{old.identity} was renewed {RENEWALS} times in ten minutes; wait")
-        agent = parse_identity(old.identity).agent
-        assert agent is not None  # a silo's identity has one
-        issued = self.authority.issue_silo(key, silo, agent, tx.now, self.lifetimes.silo)
+        issued = self._issue(who, key, tx.now)
         _insert(tx.connection, issued, tx.now)
         actor = Actor(id=old.identity, auth="mtls", cert_sha256=fingerprint)
         target = Target(kind="certificate", id=issued.serial, sha256=issued.fingerprint)

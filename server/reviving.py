@@ -9,7 +9,6 @@ word back takes the tasks and results it taught with it (`server.lifecycle`).
 If the reviver dies, it claims again and gets the same task, until its deadline. If this process dies, a task goes on.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -24,13 +23,13 @@ from anabranch.terms import Revival, parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
-from anabranch.wire.tensors import check_values
 from server import lifecycle
 from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.core.revival import LATER, PATIENCE, Ending, Report, Standing, in_time, rest
 from server.gaps import Gap, Reached, nothing
 from server.scheduling import Wait
+from server.spool import SpoolFile
 from server.state import records
 from server.state.database import Reader
 from server.state.tables import jobs, revivals, updates, versions
@@ -40,9 +39,10 @@ logger = structlog.get_logger("reviving")
 _LAST = select(func.max(revivals.c.claimed_at)).where(revivals.c.job == jobs.c.id).scalar_subquery()
 _RUNNING = (
     select(jobs)
-    .where(jobs.c.id.in_(bindparam("ready", expanding=True)), jobs.c.status == "running")
+    .where(jobs.c.id.not_in(bindparam("resting", expanding=True)), jobs.c.status == "running")
     .order_by(func.coalesce(_LAST, 0))
 )
+_HELD = select(jobs).where(jobs.c.id.in_(bindparam("holding", expanding=True)), jobs.c.status == "running")
 _REVIVAL = select(revivals).where(revivals.c.id == bindparam("task"))
 _OPEN = select(revivals).where(revivals.c.job == bindparam("job"), revivals.c.status.in_(("claimed", "done")))
 _NEWEST = select(func.max(revivals.c.version)).where(revivals.c.job == bindparam("job"))
@@ -78,6 +78,7 @@ class RevivalTask:
     version: int  # the head to begin from
     head_sha256: str
     deadline: float  # unix seconds
+    task_seconds: float  # of the fastest silo's newest tasks, in the median; 0: none is known
     teachers: tuple[Teacher, ...]  # by silo
 
 
@@ -100,15 +101,15 @@ class Reviving:
     clock: Callable[[], float]  # unix seconds
     reached: Reached = nothing
 
-    def claim(self, name: str, ready: Collection[str]) -> RevivalTask | Wait:
-        """The task this reviver has, or a new one, over the jobs it is ready for; else how long to wait and why.
+    def claim(self, name: str, resting: Collection[str] = ()) -> RevivalTask | Wait:
+        """The task this reviver has, or a new one, of a job it does not rest from; else how long to wait and why.
 
         Raises Unavailable when the disk could not hold a result.
         """
         self.give_up()
         wait = Wait(LATER, "no running job is to be revived")
         with self.reader.connect() as connection:
-            for job in connection.execute(_RUNNING, {"ready": list(ready)}).all():
+            for job in connection.execute(_RUNNING, {"resting": list(resting)}).all():
                 rule = parse_terms(job.terms).file.revival
                 if rule is None:
                     continue
@@ -147,13 +148,13 @@ class Reviving:
         }
         tx.connection.execute(insert(revivals).values(row))
 
-    def allowed(self, ready: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    def allowed(self, holding: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """Job → silos whose models a reviver may hold; whatever else it holds it has to forget."""
         with self.reader.connect() as connection:
-            running = connection.execute(_RUNNING, {"ready": list(ready)}).all()
+            held = connection.execute(_HELD, {"holding": list(holding)}).all()
             return {
                 job.id: tuple(records.teaching(connection, job.id))
-                for job in running
+                for job in held
                 if parse_terms(job.terms).file.revival is not None
             }
 
@@ -173,37 +174,40 @@ class Reviving:
             raise Refused(Reason.NOT_FOUND, f"revival {task} names no file {digest[:80]}")
         return self.blobs.require(digest)
 
-    def spool(self) -> Path:
-        """A file to stream a result into."""
-        return self.blobs.spool()
+    def receive(self, name: str, task: str, digest: str) -> SpoolFile:
+        """Where a result is streamed into: a file of the job's manifest. Hand it to `submit`, or discard it.
 
-    def submit(self, name: str, actor: Actor, task: str, result: Path, report: Report) -> Ended:
-        """Take the result of a task, a file of the job's manifest in the spool: trained head − head.
+        Raises Refused for a task that is not this reviver's, Unavailable when the disk is full.
+        """
+        with self.reader.connect() as connection:
+            manifest = records.job_manifest(connection, _of(connection, name, task).job)
+        self.blobs.reserve(manifest.file_bytes)
+        return SpoolFile(self.blobs.spool(), manifest.file_bytes, digest, manifest, 0, nothing)
+
+    def submit(self, name: str, actor: Actor, task: str, result: SpoolFile, report: Report) -> Ended:
+        """Take the result of a task: trained head − head.
 
         One that is too late is logged as skipped, and a task that has ended is answered with its end. Raises Refused
-        for a file that is none of the manifest's, or not finite, and while the terms let nothing be distilled: the
+        for a file that is cut short or is not what its digest says, and while the terms let nothing be distilled: the
         task goes on.
         """
         try:
             with self.reader.connect() as connection:
                 row = _of(connection, name, task)
-                job = records.job_row(connection, row.job)
+                rule = _rule(records.job_row(connection, row.job))
             if row.status != "claimed":
                 return self._ended(row)
-            if row.version < _rule(job).warmup:
+            if row.version < rule.warmup:
                 raise Refused(
                     Reason.MALFORMED,
-                    f"the terms let nothing be distilled before version {_rule(job).warmup}; skip it as warmup",
+                    f"the terms let nothing be distilled before version {rule.warmup}; skip it as warmup",
                 )
-            manifest = records.manifest_of(job.manifest)
-            norm = check_values(result, manifest)
-            with open(result, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            self.blobs.adopt(result, digest)
+            norm = result.check()
+            self.blobs.adopt(result.path, result.digest)
         finally:
-            result.unlink(missing_ok=True)
+            result.discard()
         self.reached(Gap.REVIVAL_STORED)
-        self.writer.run(lambda tx: self._take(tx, name, actor, task, digest, norm, report), "revive")
+        self.writer.run(lambda tx: self._take(tx, name, actor, task, result.digest, norm, report), "revive")
         return self._how(name, task)
 
     def _take(
@@ -233,22 +237,19 @@ class Reviving:
                 "device": report.device,
                 "libraries": report.libraries,
                 "seconds": canonical.hexfloat(report.seconds),
-                "effect": {
-                    "agreement_before": canonical.hexfloat(report.agreement_before),
-                    "agreement_after": canonical.hexfloat(report.agreement_after),
-                },
+                "effect": _effect(report),
             },
         )
         done = {"status": "done", "delta": digest, "report": report.model_dump_json(), "entry": entry}
         tx.connection.execute(update(revivals).where(revivals.c.id == task).values(done))
 
-    def skip(self, name: str, actor: Actor, task: str, reason: Ending, exception: str | None = None) -> Ended:
-        """The reviver has no result for this version, and says why. `exception`: the type of what went wrong."""
+    def skip(self, name: str, actor: Actor, task: str, reason: Ending, why: str | None = None) -> Ended:
+        """The reviver has no result for this version, and says why: `why` names an exception, or what does not pay."""
 
         def decide(tx: Transaction) -> None:
             row = _of(tx.connection, name, task)
             if row.status == "claimed":
-                lifecycle.end_revival(tx, actor, row, reason, exception)
+                lifecycle.end_revival(tx, actor, row, reason, why)
 
         self.writer.run(decide, "skip")
         return self._how(name, task)
@@ -283,6 +284,13 @@ def _of(connection: Connection, name: str, task: str) -> Any:
     return row
 
 
+def _effect(report: Report) -> dict[str, str] | None:
+    if report.effect is None:
+        return None
+    before, after = map(canonical.hexfloat, report.effect)
+    return {"agreement_before": before, "agreement_after": after}
+
+
 def _open(connection: Connection, job: str) -> Any:
     return connection.execute(_OPEN, {"job": job}).first()
 
@@ -313,6 +321,7 @@ def _describe(connection: Connection, row: Any) -> RevivalTask:
         version=row.version,
         head_sha256=records.version_row(connection, row.job, row.version).parameters,
         deadline=row.deadline,
+        task_seconds=records.task_seconds(connection, row.job),
         teachers=tuple(
             Teacher(one.silo, one.id, one.base, one.parameters, one.delta)
             for one in connection.execute(_TEACHERS, taught)

@@ -81,7 +81,17 @@ def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     allow_list.load(core.reader, world.clock())
     membership = setup.open_membership(directory, config, core, authority, allow_list, sessions, calls, world)
     vitals = Vitals(directory, sessions)
-    rooms = Rooms(core.intake, core.scheduling, core.jobs, membership, core.log, sessions, allow_list, vitals)
+    rooms = Rooms(
+        core.intake,
+        core.scheduling,
+        core.jobs,
+        core.reviving,
+        membership,
+        core.log,
+        sessions,
+        allow_list,
+        vitals,
+    )
     judge_clock(core.reader, world.clock())
     core.start()
     restore_metrics(core)

@@ -1,14 +1,15 @@
-"""Making a federation, and certificates for its administrators.
+"""Making a federation, and certificates for its administrators and revivers.
 
-Whoever can write to the server's directory holds its keys, so that directory is also how an administrator's certificate
-is asked for: a request is left in `admin/NAME/`, and whoever owns the state (the running server, or this command when none
-runs) answers it beside the request. The private key is born where the command runs and stays there.
+Whoever can write to the server's directory holds its keys, so that directory is also how such a certificate is asked for:
+a request is left in `admin/NAME/` or `reviver/NAME/`, and whoever owns the state (the running server, or this command when
+none runs) answers it beside the request. The private key is born where the command runs.
 """
 
 import os
 import re
 import time
 from pathlib import Path
+from typing import get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -25,7 +26,7 @@ from server.ca.authority import Authority, create_authority, open_authority
 from server.config import FILE, ServerConfig, read_config, write_config
 from server.core.allocation import Allocation
 from server.enrolment import Nonces
-from server.membership import Lifetimes, Membership, Streams
+from server.membership import IssuedHere, Lifetimes, Membership, Streams
 from server.sessions import Sessions
 from server.startup import Core, World, open_core
 from server.state.writer import Transaction, Watcher
@@ -145,7 +146,9 @@ def open_membership(
         directions=directions(config, authority, load_signer(directory, config)),
         observer=core.observer,
         nonces=Nonces(world.entropy(32)),
-        lifetimes=Lifetimes(seconds(given.silo), seconds(given.server), seconds(given.admin)),
+        lifetimes=Lifetimes(
+            seconds(given.silo), seconds(given.server), seconds(given.admin), seconds(given.reviver)
+        ),
         clock=world.clock,
         entropy=world.entropy,
         wake=core.aggregation.wake,
@@ -158,13 +161,12 @@ def federation_info(directory: Path, config: ServerConfig) -> FederationInfo:
     return directions(config, authority, load_signer(directory, config))
 
 
-def issue_admin(directory: Path, name: str) -> Path:
-    """A certificate for administrator `name` in `admin/NAME/`; returns that directory. Raises Refused, Unavailable."""
-    if not re.fullmatch(NAME, name):
-        raise Refused(Reason.MALFORMED, f"admin {name[:80]!r}: lowercase letters, digits and dashes")
+def issue(directory: Path, role: IssuedHere, name: str) -> Path:
+    """A certificate in `ROLE/NAME/`; returns that directory. Raises Refused, Unavailable."""
+    check_name(role, name)
     config, world = read_config(directory), real_world()
     require_state(directory)
-    place = _request_admin(directory, name, federation_info(directory, config))
+    place = _request(directory / role / name, federation_info(directory, config))
     sessions = Sessions(world.clock)
     try:
         core, authority = open_federation(directory, config, sessions, world)
@@ -181,16 +183,15 @@ def issue_admin(directory: Path, name: str) -> Path:
     return place
 
 
-def check_admin_name(name: str) -> None:
+def check_name(role: IssuedHere, name: str) -> None:
     if not re.fullmatch(NAME, name):
         raise Refused(
-            Reason.MALFORMED, f"admin {name[:80]!r}: give a name of lowercase letters, digits and dashes"
+            Reason.MALFORMED, f"{role} {name[:80]!r}: give a name of lowercase letters, digits and dashes"
         )
 
 
-def _request_admin(directory: Path, name: str, info: FederationInfo) -> Path:
-    """Leave a request in `admin/NAME/` with a fresh key beside it; returns that directory."""
-    place = directory / "admin" / name
+def _request(place: Path, info: FederationInfo) -> Path:
+    """Leave a request in `place` with a fresh key beside it; returns that directory."""
     durable.make_dir(place, 0o700)
     key = new_tls_key()
     durable.remove(place / CERTIFICATE)
@@ -203,10 +204,11 @@ def _request_admin(directory: Path, name: str, info: FederationInfo) -> Path:
 
 def answer_requests(directory: Path, membership: Membership) -> None:
     """Issue what was asked for. Dies here: the request is still there, and is answered again."""
-    for request in sorted((directory / "admin").glob(f"*/{REQUEST}")):
-        chain, _ = membership.issue_admin(request.parent.name, request.read_bytes())
-        durable.write(request.parent / CERTIFICATE, chain)
-        durable.remove(request)
+    for role in get_args(IssuedHere):
+        for request in sorted((directory / role).glob(f"*/{REQUEST}")):
+            chain, _ = membership.issue_here(role, request.parent.name, request.read_bytes())
+            durable.write(request.parent / CERTIFICATE, chain)
+            durable.remove(request)
 
 
 def _await_answer(place: Path) -> None:

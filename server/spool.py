@@ -100,14 +100,14 @@ class SpoolFile:
         if self.offset != self.size:
             raise Refused(Reason.SIZE_LIMIT, f"{self.size} bytes were announced, {self.offset} arrived")
         if self._hash.hexdigest() != self.digest:
-            raise Refused(Reason.DIGEST_MISMATCH, "the bytes differ from their signed digest")
+            raise Refused(Reason.DIGEST_MISMATCH, "the bytes differ from the digest they were announced by")
         return self._values.norm
 
     def _start_over(self) -> Refused:
         self.discard()
         return Refused(
             Reason.DIGEST_MISMATCH,
-            f"what was kept of {self.digest[:12]}… does not fit its signed digest; send it from 0",
+            f"what was kept of {self.digest[:12]}… does not fit its digest; send it from 0",
         )
 
     def suspend(self) -> None:

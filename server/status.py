@@ -219,12 +219,13 @@ def _revival(connection: Connection, job: str) -> RevivalStatus:
     newest = select(revivals).where(mine, c.report.is_not(None)).order_by(c.version.desc()).limit(1)
     row = connection.execute(newest).first()
     report = Report.model_validate_json(row.report) if row else None
+    effect = (report and report.effect) or (0.0, 0.0)
     return RevivalStatus(
         teachers=tuple(records.teaching(connection, job)),
         tallies=tuple(Tally(*counts) for counts in connection.execute(counted)),
         version=row.version if row else 0,
-        agreement_before=report.agreement_before if report else 0.0,
-        agreement_after=report.agreement_after if report else 0.0,
+        agreement_before=effect[0],
+        agreement_after=effect[1],
         seconds=report.seconds if report else 0.0,
     )
 

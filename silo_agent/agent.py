@@ -97,8 +97,8 @@ class Agent:
     def run(self) -> None:
         """Raises what made the agent stop: Refused (revoked), Untrusted, Corrupt, Misuse. Returns after `stop`."""
         c = self._c
-        with _alone(c.home):
-            _no_evidence(c.home)
+        with alone(c.home):
+            no_evidence(c.home)
             rules = policy.load_policy(c.home.policy)
             isolated = isolation(c.home, rules)
             (logger.info if isolated.holds else logger.warning)(
@@ -231,7 +231,7 @@ class Agent:
         self.stop()
 
 
-def _no_evidence(home: Home) -> None:
+def no_evidence(home: Home) -> None:
     """A restart does not make a forked log whole: a person decides. Raises Refused(DIGEST_MISMATCH)."""
     found = sorted(home.evidence.glob("*.json"))
     if found:
@@ -243,7 +243,7 @@ def _no_evidence(home: Home) -> None:
 
 
 @contextmanager
-def _alone(home: Home) -> Iterator[None]:
+def alone(home: Home) -> Iterator[None]:
     """Two agents in one directory would train the same leases. The kernel drops the lock with the process."""
     fd = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

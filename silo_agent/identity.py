@@ -6,6 +6,7 @@ two renames, so a reader may find it between them: `load` completes what a kille
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,21 @@ TLS_KEY, TLS_CHAIN = "tls.key", "tls.pem"
 NEXT_KEY, NEXT_CHAIN = "next.key", "next.pem"  # a renewal under way
 UPDATE_KEY, APPROVER_KEY = "update.key", "approver.key"
 CA, FEDERATION = "ca.pem", "federation.json"
+
+
+@dataclass(frozen=True)
+class TlsIdentity:
+    """Who somebody is on the wire."""
+
+    federation: FederationInfo
+    who: identity.Identity
+    key: bytes  # PEM
+    chain: bytes  # PEM: leaf, then issuing CA
+    ca: bytes  # PEM: pinned roots
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        return identity.parse_chain(self.chain)[0]
 
 
 @dataclass(frozen=True)
@@ -53,22 +69,39 @@ def load(directory: Path) -> SiloIdentity:
             else f"{directory} holds no certificate: name the agent's directory with --dir, or enrol it with the bundle "
             "your federation gave you",
         )
-    try:
-        federation = parse_federation((directory / FEDERATION).read_bytes())
-        key, chain = _pair(directory)
-        leaf = identity.parse_chain(chain)[0]
-        uri = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        who = identity.parse_identity(uri.get_values_for_type(x509.UniformResourceIdentifier)[0])
+    with _readable(directory, "enrol anew with --again"):
+        found = _tls(directory)
         return SiloIdentity(
-            federation=federation,
-            silo=who.name,
-            uri=who.uri,
-            key=key,
-            chain=chain,
-            ca=(directory / CA).read_bytes(),
+            federation=found.federation,
+            silo=found.who.name,
+            uri=found.who.uri,
+            key=found.key,
+            chain=found.chain,
+            ca=found.ca,
             update_key=signing_key(directory / UPDATE_KEY),
             approver_key=signing_key(directory / APPROVER_KEY),
         )
+
+
+def load_tls(directory: Path) -> TlsIdentity:
+    """Without the keys that only silos have. Raises Corrupt when a part is damaged or missing."""
+    with _readable(directory, "make it anew"):
+        return _tls(directory)
+
+
+def _tls(directory: Path) -> TlsIdentity:
+    federation = parse_federation((directory / FEDERATION).read_bytes())
+    key, chain = _pair(directory)
+    leaf = identity.parse_chain(chain)[0]
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    who = identity.parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier)[0])
+    return TlsIdentity(federation, who, key, chain, (directory / CA).read_bytes())
+
+
+@contextlib.contextmanager
+def _readable(directory: Path, otherwise: str) -> Iterator[None]:
+    try:
+        yield
     except (
         OSError,
         Refused,
@@ -78,7 +111,7 @@ def load(directory: Path) -> SiloIdentity:
         IndexError,
     ) as error:
         raise Corrupt(
-            f"the identity in {directory} cannot be read: {wording(error)}; restore it, or enrol anew with --again"
+            f"the identity in {directory} cannot be read: {wording(error)}; restore it, or {otherwise}"
         ) from error
 
 

@@ -50,9 +50,7 @@ from simulator.rows import Rows
 
 FEDERATION = "simulation.test"
 CHANCE = 4  # what the generator of (seed, this) draws
-UNMEASURED = Report(
-    seed=0, device="cpu", libraries={}, seconds=0, agreement_before=0, agreement_after=0
-)  # of a revival: its time is virtual
+UNMEASURED = Report(seed=0, device="cpu", libraries={}, seconds=0)  # of a revival: its time is virtual
 KEPT = 64  # versions whose parameters are kept beside the blobs
 REVIVER = "simulated"
 REVIVING = Actor(id=f"spiffe://{FEDERATION}/reviver/{REVIVER}", auth="mtls", cert_sha256="0" * 64)
@@ -255,7 +253,8 @@ class Rooms:
 
     def claim(self, job: str) -> RevivalTask | None:
         room, held = self.core.reviving, self._jobs[job]
-        found = room.claim(REVIVER, [held.id])
+        others = [one.id for one in self._jobs.values() if one.id != held.id]
+        found = room.claim(REVIVER, resting=others)
         if isinstance(found, Wait):
             return None
         task, manifest = found, held.planned.manifest
@@ -274,9 +273,10 @@ class Rooms:
         if isinstance(result, str):
             room.skip(REVIVER, REVIVING, task.revival, result)
             return
-        path = room.spool()
-        path.write_bytes(result.encode())
-        room.submit(REVIVER, REVIVING, task.revival, path, UNMEASURED)
+        data = result.encode()
+        file = room.receive(REVIVER, task.revival, canonical.sha256(data))
+        file.append(data)
+        room.submit(REVIVER, REVIVING, task.revival, file, UNMEASURED)
 
     def freeze(self, job: str) -> Callable[[], None] | float | None:
         held = self._jobs[job]

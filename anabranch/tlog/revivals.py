@@ -48,7 +48,7 @@ class RevivalPerformed(BaseModel, extra="forbid", frozen=True):
     device: Word
     libraries: Annotated[dict[FieldName, Release], Field(max_length=8)]
     seconds: HexFloat
-    effect: Effect
+    effect: Effect | None = None  # not measured every time
 
 
 class RevivalSkipped(BaseModel, extra="forbid", frozen=True):
@@ -57,4 +57,4 @@ class RevivalSkipped(BaseModel, extra="forbid", frozen=True):
     revival: Id
     version: Count
     reason: SkipReason
-    exception: Annotated[str, Field(pattern=EXCEPTION)] | None = None
+    why: Annotated[str, Field(pattern=EXCEPTION)] | None = None  # type of an exception, or what does not pay

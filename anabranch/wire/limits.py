@@ -32,6 +32,7 @@ ARCHIVE: Final = 16 * MIB  # a job's code, packed
 BUNDLE: Final = 64 * KIB  # join bundle, federation file
 CSR: Final = 4 * KIB  # DER
 CERTIFICATE_CHAIN: Final = 32 * KIB  # PEM: leaf, then issuing CA
+REPORT: Final = 4 * KIB  # of a reviver, JSON
 METRICS: Final = 64  # names in one evaluation (count)
 
 # Receipts; an entry and a checkpoint are bounded by tlog.entry and tlog.note.
@@ -41,6 +42,7 @@ PROOF: Final = 64  # hashes of 32 bytes on a path (count): a tree of 2^64 entrie
 PROGRESS: Final = 1024  # leases in one heartbeat (count)
 JOBS: Final = 1024  # in one request or reply (count)
 KEYS: Final = 8  # of one silo at enrolment (count)
+SILOS: Final = 4096  # one reviver hears of at once (count)
 RECEIPTS: Final = 16  # in one reply (count)
 
 STATUS_MESSAGE: Final = 1024  # characters; travels in an HTTP/2 header, whose block is limited

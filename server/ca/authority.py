@@ -95,6 +95,10 @@ class Authority:
         """A client leaf for an administrator, under a pseudonym."""
         return self._issue(Identity(self.federation, "admin", name), key, Usage.CLIENT_AUTH, now, lifetime)
 
+    def issue_reviver(self, key: Key, name: str, now: float, lifetime: float) -> Issued:
+        """A client leaf for a reviver."""
+        return self._issue(Identity(self.federation, "reviver", name), key, Usage.CLIENT_AUTH, now, lifetime)
+
     def issue_server(self, key: Key, hosts: Sequence[str], now: float, lifetime: float) -> Issued:
         """The server's own leaf; `hosts` are the DNS names and IP addresses that clients dial."""
         identity = Identity(self.federation, "aggregator", "0")

@@ -4,12 +4,14 @@ One thing at a time for a job: a task is in somebody's hands, or a result waits 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
-from anabranch.terms import Revival
+from anabranch.errors import Reason, Refused, plain
+from anabranch.terms import Revival, explain
 from anabranch.tlog.fields import Count, FieldName, Release, Word
+from anabranch.wire import limits
 from server.core.turn import Rest
 
 PATIENCE = 600.0  # seconds until a task that nothing came of is given up
@@ -26,8 +28,34 @@ class Report(BaseModel, extra="forbid", frozen=True):
     device: Word  # cpu, cuda
     libraries: Annotated[dict[FieldName, Release], Field(max_length=8)]  # torch → 2.13.0
     seconds: Annotated[float, Field(ge=0, le=1e9)]
-    agreement_before: Share  # of the head with its teachers, on what was synthesised
-    agreement_after: Share
+    agreement_before: Share | None = (
+        None  # of the head with its teachers, on what was synthesised; None: not measured
+    )
+    agreement_after: Share | None = None
+
+    @property
+    def effect(self) -> tuple[float, float] | None:
+        """The agreement before and after."""
+        before, after = self.agreement_before, self.agreement_after
+        return None if before is None or after is None else (before, after)
+
+
+def parse_ending(text: str) -> Ending:
+    """Raises Refused(MALFORMED)."""
+    for known in get_args(Ending):
+        if text == known:
+            return cast(Ending, known)
+    raise Refused(Reason.MALFORMED, f"{plain(text, 40)!r} is none of {', '.join(get_args(Ending))}")
+
+
+def parse_report(data: bytes) -> Report:
+    """Raises Refused(SIZE_LIMIT, MALFORMED)."""
+    if len(data) > limits.REPORT:
+        raise Refused(Reason.SIZE_LIMIT, f"report of {len(data)} bytes; at most {limits.REPORT}")
+    try:
+        return Report.model_validate_json(data)
+    except ValidationError as error:
+        raise Refused(Reason.MALFORMED, f"report: {explain(error)}") from error
 
 
 @dataclass(frozen=True)

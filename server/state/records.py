@@ -1,6 +1,8 @@
 """What several rooms read from the state store, as the facts their decisions take."""
 
+from collections import defaultdict
 from functools import lru_cache
+from statistics import median
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
@@ -11,6 +13,8 @@ from anabranch.wire import dsse, statements
 from anabranch.wire.tensors import Manifest, parse_manifest
 from server.core.admission import JobFacts, LeaseFacts
 from server.state.tables import decisions, jobs, keys, leases, named, silos, updates, versions
+
+RECENT = 64  # tasks that say how long one takes
 
 # Every decision asks these: building a statement takes longer than running it, so each is built once.
 _KEYS = select(keys.c.keyid, keys.c.public).where(
@@ -39,6 +43,13 @@ _NEWEST_MERGED = (
     )
     .order_by(updates.c.entry.desc())
     .limit(1)
+)
+_WORKED = (
+    select(updates.c.silo, updates.c.received_at - leases.c.issued_at)
+    .join(leases, leases.c.id == updates.c.lease)
+    .where(updates.c.job == bindparam("job"), updates.c.status == "merged")
+    .order_by(updates.c.entry.desc())
+    .limit(RECENT)
 )
 _TEACHING = _PARTICIPANTS.where(decisions.c.revival)
 _KEPT = select(named.c.digest).where(named.c.digest == bindparam("digest"), named.c.pruned.is_(None)).limit(1)
@@ -136,6 +147,14 @@ def teachers(connection: Connection, job: str) -> list[Any]:
         for silo in teaching(connection, job)
     )
     return [row for row in newest if row is not None]
+
+
+def task_seconds(connection: Connection, job: str) -> float:
+    """From lease to update, of the fastest silo's newest tasks, in the median; 0: nothing was merged yet."""
+    worked = defaultdict(list)
+    for silo, seconds in connection.execute(_WORKED, {"job": job}):
+        worked[silo].append(seconds)
+    return min(map(median, worked.values()), default=0.0)
 
 
 def count(connection: Connection, table: Any, *conditions: Any) -> int:

@@ -16,15 +16,16 @@ from server.transport.peer import Leaf, Leaves
 ROLES: Mapping[str, frozenset[Role]] = {
     "Federation": frozenset({"silo"}),
     "Updates": frozenset({"silo"}),
-    "Audit": frozenset({"silo", "admin"}),
+    "Audit": frozenset({"silo", "admin", "reviver"}),
     "Admin": frozenset({"admin"}),
+    "Revival": frozenset({"reviver"}),
 }
 FAREWELL = frozenset({"Federation/Session"})  # says why before it ends
 
 
 @dataclass(frozen=True)
 class PeerEntrance:
-    """The mTLS port: silos and administrators."""
+    """The mTLS port: silos, administrators and revivers."""
 
     federation: str
     leaves: Leaves

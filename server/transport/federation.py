@@ -159,7 +159,7 @@ class Federation:
 
     async def Renew(self, request: pb.RenewRequest, peer: Peer) -> pb.RenewReply:
         renew = self._rooms.membership.renew
-        chain, receipt = await asyncio.to_thread(renew, peer.silo, request.csr, peer.fingerprint)
+        chain, receipt = await asyncio.to_thread(renew, peer.identity, request.csr, peer.fingerprint)
         logged = await continuing(self._rooms.log, receipt, request.seen)
         return pb.RenewReply(certificate_chain=chain, receipt=logged)
 

@@ -31,7 +31,7 @@ SILENCE = 60.0  # seconds a stream may be without a message, in either direction
 ANSWER = 60.0  # seconds a unary call may take; what it started goes on, and asking again finds it
 SMALL = 64 * limits.KIB  # messages below count as calls: nobody sends bulk data in crumbs
 CONTROL = 128 * limits.KIB  # the largest message of a method that carries no bulk data
-BULK = frozenset({"Updates/Submit", "Admin/SubmitJob"})
+BULK = frozenset({"Updates/Submit", "Admin/SubmitJob", "Revival/Submit"})
 
 
 class Entrance(Protocol):

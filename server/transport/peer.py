@@ -9,7 +9,7 @@ from typing import Any
 
 from anabranch.errors import Misuse
 from anabranch.tlog.entry import Actor
-from anabranch.wire.identity import Identity, fingerprint, parse_chain, verify_leaf
+from anabranch.wire.identity import Identity, Role, fingerprint, parse_chain, verify_leaf
 from server.ca.authority import Authority
 
 REMEMBERED = 1024  # verified certificates
@@ -22,9 +22,17 @@ class Peer:
 
     @property
     def silo(self) -> str:
-        """The silo that calls. Raises Misuse for an administrator: the role table lets none get here."""
-        if self.identity.role != "silo":
-            raise Misuse(f"{self.identity.uri} is not a silo")
+        """The silo that calls. Raises Misuse for anybody else: the role table lets none get here."""
+        return self._named("silo")
+
+    @property
+    def reviver(self) -> str:
+        """The reviver that calls. Raises Misuse as `silo` does."""
+        return self._named("reviver")
+
+    def _named(self, role: Role) -> str:
+        if self.identity.role != role:
+            raise Misuse(f"{self.identity.uri} is not a {role}")
         return self.identity.name
 
     def actor(self) -> Actor:

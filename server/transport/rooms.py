@@ -7,6 +7,7 @@ from server.audit.log import Log
 from server.intake import Intake
 from server.jobs import Jobs
 from server.membership import Membership
+from server.reviving import Reviving
 from server.scheduling import Scheduling
 from server.sessions import Sessions
 from server.vitals import Vitals
@@ -17,6 +18,7 @@ class Rooms:
     intake: Intake
     scheduling: Scheduling
     jobs: Jobs
+    reviving: Reviving
     membership: Membership
     log: Log
     sessions: Sessions

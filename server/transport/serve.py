@@ -15,6 +15,7 @@ from anabranch.v1 import (
     audit_pb2_grpc,
     enrolment_pb2_grpc,
     federation_pb2_grpc,
+    revival_pb2_grpc,
     update_pb2_grpc,
 )
 from anabranch.wire import tls
@@ -31,6 +32,7 @@ from server.transport.failures import EVERY, Failures
 from server.transport.federation import Federation
 from server.transport.interceptor import CONTROL, Door
 from server.transport.peer import Leaves
+from server.transport.revival import Revival
 from server.transport.rooms import Rooms
 from server.transport.updates import Updates
 
@@ -133,6 +135,7 @@ class Ports:
                 (update_pb2_grpc.add_UpdatesServicer_to_server, Updates(self._rooms)),
                 (audit_pb2_grpc.add_AuditServicer_to_server, Audit(self._rooms)),
                 (admin_pb2_grpc.add_AdminServicer_to_server, Admin(self._rooms)),
+                (revival_pb2_grpc.add_RevivalServicer_to_server, Revival(self._rooms)),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""The one way in and out of a training process: a JSON object per line over two pipes it inherits.
+"""The one way in and out of a process that runs a job's code: a JSON object per line over two pipes it inherits.
 
 Neither end trusts the other the same way. What the daemon sends is believed. What the process sends may come from the
 job's code: every line is bounded and held against a closed schema before the daemon acts on it. Standard output is
@@ -26,6 +26,7 @@ PROGRESS_SECONDS: Final = 0.2  # between two reports of progress, at least
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Metrics = Annotated[
     dict[Annotated[str, Field(pattern=r"^[ -~]{1,64}$")], Number], Field(max_length=limits.METRICS)
 ]
@@ -44,7 +45,7 @@ class Begin(TypedDict):
     terms: dict[str, Any]  # JobTerms
     archive: str  # folder of the unpacked code
     work: str  # folder the process may write to
-    data: dict[str, Any]  # path, params, transform
+    data: dict[str, Any]  # path, params, transform; empty for a reviver, which has none
     threads: int
 
 
@@ -65,13 +66,32 @@ class Evaluate(TypedDict):
     split: str
 
 
+class Teaching(TypedDict):
+    silo: str
+    base: str  # canonical tensor file of the version it was trained from
+    delta: str
+
+
+class Revive(TypedDict):
+    """To a reviver's process, which keeps what it was told of teachers."""
+
+    do: Literal["revive"]
+    cycle: str  # the task
+    version: int
+    head: str  # canonical tensor file
+    teachers: list[Teaching]  # those it does not know yet
+    seconds: float  # that a revival takes, in the median; 0: there was none
+    task_seconds: float  # of the fastest silo's tasks; 0: not known
+    out: str  # where to write what distilling added to the head
+
+
 class Stop(TypedDict):
     """Save what a killed cycle needs to resume, then end."""
 
     do: Literal["stop"]
 
 
-Request = Begin | Train | Evaluate | Stop
+Request = Begin | Train | Evaluate | Revive | Stop
 
 # Process to daemon. `is` is a keyword, hence the other spelling of a TypedDict.
 
@@ -87,6 +107,19 @@ Trained = TypedDict(
 Evaluated = TypedDict(
     "Evaluated", {"is": Literal["evaluated"], "cycle": Id, "metrics": Metrics, "num_examples": Count}
 )
+Revived = TypedDict(
+    "Revived",
+    {"is": Literal["revived"], "cycle": Id, "before": NotRequired[Share], "after": NotRequired[Share]},
+)
+Rested = TypedDict(
+    "Rested",
+    {
+        "is": Literal["rested"],
+        "cycle": Id,
+        "reason": Literal["warmup", "not_worth", "unsupported", "failed"],
+        "why": NotRequired[Word],
+    },
+)
 Failed = TypedDict(
     "Failed",
     {
@@ -98,7 +131,7 @@ Failed = TypedDict(
     },
 )
 
-Message = Ready | Progress | Trained | Evaluated | Failed
+Message = Ready | Progress | Trained | Evaluated | Revived | Rested | Failed
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(
     Annotated[Message, Field(discriminator="is")], config=ConfigDict(extra="forbid", strict=True)

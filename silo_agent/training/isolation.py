@@ -233,7 +233,7 @@ def _rules(fence: Fence) -> Iterator[tuple[Path, int]]:
         yield from ((inner, landlock.READ) for inner in _around(Path(path).resolve(), home))
     packages = Path(__file__).resolve().parents[2]
     yield packages, landlock.LIST
-    yield from ((packages / name, landlock.READ) for name in ("anabranch", "silo_agent"))
+    yield from ((packages / name, landlock.READ) for name in ("anabranch", "silo_agent", "reviver"))
     yield from ((path, landlock.DEVICE) for name in _DEVICES for path in Path("/dev").glob(name))
     yield Path("/dev/shm"), landlock.WRITE  # noqa: S108 - shared memory of data loaders
     for given in map(Path, fence.readable):

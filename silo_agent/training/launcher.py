@@ -56,15 +56,20 @@ class Launcher:
         interpreter: Path = Path(sys.executable),
         threads: int = 1,
         gpus: tuple[int, ...] | None = None,
+        module: str = "silo_agent.training.runner",
     ) -> None:
         """`home`: the agent's folder, of which a process sees what it is given. `interpreter`: its environment has
         anabranch[silo] and what jobs require. `threads`: of torch. `gpus`: indices; None for all, empty for none.
+        `module`: the program.
         """
         self._home = home.resolve()
         self._interpreter, self._threads, self._gpus = interpreter, threads, gpus
+        self._module = module
         self._starter = ThreadPoolExecutor(1, "launcher")
 
-    def start(self, job_dir: Path, terms: JobTerms, data: Binding, isolated: Isolation) -> "TrainingProcess":
+    def start(
+        self, job_dir: Path, terms: JobTerms, data: Binding | None, isolated: Isolation
+    ) -> "TrainingProcess":
         """Start the process of one job. The first message is "ready" or "failed"; importing torch takes seconds.
 
         `job_dir`: holds `archive/` (the unpacked code) and the models; `work/` and `training.log` are made in it.
@@ -78,7 +83,7 @@ class Launcher:
         owner = os.geteuid() if isolated.uid is None else isolated.uid
         if isolated.uid is not None or work.stat().st_uid != owner:
             _hand_over(job_dir, work, owner)
-        command = isolation.command(self._interpreter, "silo_agent.training.runner")
+        command = isolation.command(self._interpreter, self._module)
         process = self._starter.submit(TrainingProcess, command, self._environment(work), job_dir).result()
         try:
             process.request(self._begin(job_dir, terms, data, isolated))
@@ -108,9 +113,12 @@ class Launcher:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def _begin(self, job_dir: Path, terms: JobTerms, data: Binding, isolated: Isolation) -> Begin:
-        transform = str(self._home / data.transform) if data.transform else None
-        readable = [str(job_dir), str(data.path), *([transform.rpartition(":")[0]] if transform else [])]
+    def _begin(self, job_dir: Path, terms: JobTerms, data: Binding | None, isolated: Isolation) -> Begin:
+        readable, bound = [str(job_dir)], {}
+        if data is not None:
+            transform = str(self._home / data.transform) if data.transform else None
+            readable += [str(data.path), *([transform.rpartition(":")[0]] if transform else [])]
+            bound = {"path": str(data.path), "params": dict(data.params), "transform": transform}
         fence = Fence(
             kind=isolated.kind,
             uid=isolated.uid,
@@ -126,7 +134,7 @@ class Launcher:
             "terms": terms.model_dump(mode="json"),
             "archive": str(job_dir / "archive"),
             "work": str(job_dir / "work"),
-            "data": {"path": str(data.path), "params": dict(data.params), "transform": transform},
+            "data": bound,
             "threads": self._threads,
         }
 

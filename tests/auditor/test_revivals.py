@@ -36,7 +36,7 @@ def whole(story):
     revived.perform(story, "r-1", updates)
     revived.go_on(story, "r-1")
     revived.skip(story, "r-2", "warmup")
-    revived.skip(story, "r-3", "failed", exception="RuntimeError")
+    revived.skip(story, "r-3", "failed", why="RuntimeError")
     revived.perform(story, "r-4", updates)
     story.decide("b", teaches=False)
     revived.skip(story, "r-4", "withdrawn")

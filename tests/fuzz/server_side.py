@@ -69,6 +69,7 @@ class Scene:
             core.intake,
             core.scheduling,
             core.jobs,
+            core.reviving,
             membership,
             core.log,
             self.sessions,

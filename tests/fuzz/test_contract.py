@@ -16,7 +16,7 @@ EXAMPLES = 20
 SLOW = {"log of a lying server": 4, "export: keys/ca.pem": 4, "health port": 8}  # examples
 # Well formed, and still refused for what the scene holds: the signed documents of the table get further.
 REFUSED = {
-    "Decide", "ReleaseLease", "Renew", "SubmitEvaluation", "ChangeJob", "Enrol", "Submit", "error of a peer",
+    "Decide", "ReleaseLease", "Renew", "SubmitEvaluation", "ChangeJob", "Enrol", "Submit", "Skip", "error of a peer",
 }  # fmt: skip
 
 

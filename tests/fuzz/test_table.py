@@ -16,7 +16,7 @@ from anabranch.terms import parse_terms
 from tests.fuzz.table import TARGETS
 from tests.fuzz.target import check
 
-PACKAGES = ("anabranch", "server", "silo_agent", "auditor", "console")
+PACKAGES = ("anabranch", "server", "silo_agent", "reviver", "auditor", "console")
 DECODERS = {
     "loads", "_decode", "FromString", "model_validate", "model_validate_json", "validate_json", "safe_open",
     "load_pem_x509_certificates", "load_pem_x509_certificate", "load_der_x509_certificate", "load_der_x509_csr",
@@ -37,11 +37,17 @@ OURS = {
     "console/demo/measure.py:audit": OWN_CHILD,
     "console/drawing.py:page": "a style sheet of the package",
     "console/demo/processes.py:tail": SHOWN,
+    "reviver/runner.py:_set_up": BELIEVED,
     "server/vitals.py:resident": "what the kernel says of this process",
     "server/step.py:load": OWN_ROWS,
     "server/aggregation.py:_step": OWN_ROWS,
     "server/audit/export.py:_write_sealed": OWN_ROWS,
     "server/lifecycle.py:_note_best": OWN_ROWS,
+    "server/lifecycle.py:end_revivals": OWN_ROWS,
+    "server/retention.py:_in_hand": OWN_ROWS,
+    "server/reviving.py:_describe": OWN_ROWS,
+    "server/reviving.py:_take": OWN_ROWS,
+    "server/status.py:_revival": OWN_ROWS,
     "server/status.py:_evaluations": OWN_ROWS,
     "silo_agent/enrol.py:_ask": "a token that the join bundle's schema has held to 64 hex digits",
     "silo_agent/probe.py:handshake": "a certificate that TLS has verified against the pinned CA",

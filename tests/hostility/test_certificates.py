@@ -12,21 +12,28 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from anabranch.errors import Reason
-from anabranch.v1 import admin_pb2, audit_pb2, federation_pb2, update_pb2
+from anabranch.v1 import admin_pb2, audit_pb2, federation_pb2, revival_pb2, update_pb2
 from anabranch.wire import identity
 from server.ca.authority import create_authority, open_authority
 from tests.hostility.target import met
 from tests.server.at_work import entries_of
 from tests.server.edge import Edge, Member
 from tests.server.harness import FEDERATION, Server
-from tests.server.test_tls import ADMIN_CALLS, ADMIN_STREAMS, SILO_CALLS, SILO_STREAMS
+from tests.server.test_tls import (
+    ADMIN_CALLS,
+    ADMIN_STREAMS,
+    REVIVER_CALLS,
+    REVIVER_STREAMS,
+    SILO_CALLS,
+    SILO_STREAMS,
+)
 from tests.wire import pki
 
 SILO = f"spiffe://{FEDERATION}/silo/north/agent/0"
 NO_CONNECTION = "unavailable"  # the handshake fails: no method is ever reached
 CALLS = [
-    *((service, method, request, False) for service, method, request in (*SILO_CALLS, *ADMIN_CALLS)),
-    *((service, method, request, True) for service, method, request in (*SILO_STREAMS, *ADMIN_STREAMS)),
+    *((*call, False) for call in (*SILO_CALLS, *ADMIN_CALLS, *REVIVER_CALLS)),
+    *((*call, True) for call in (*SILO_STREAMS, *ADMIN_STREAMS, *REVIVER_STREAMS)),
     ("audit", "GetCheckpoint", audit_pb2.GetCheckpointRequest(), False),
     ("audit", "GetConsistency", audit_pb2.GetConsistencyRequest(), False),
 ]
@@ -204,7 +211,7 @@ CERTIFICATES: dict[str, tuple[Callable[[Forger], Member], str]] = {
 
 def test_there_are_thirty_at_least_and_every_method_is_tried() -> None:
     assert len(CERTIFICATES) >= 30
-    files = (admin_pb2, audit_pb2, federation_pb2, update_pb2)
+    files = (admin_pb2, audit_pb2, federation_pb2, revival_pb2, update_pb2)
     services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
     methods = {(service.name.lower(), method.name) for service in services for method in service.methods}
     assert {(service, method) for service, method, _, _ in CALLS} == methods

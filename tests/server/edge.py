@@ -20,6 +20,7 @@ from anabranch.v1 import (
     enrolment_pb2_grpc,
     federation_pb2,
     federation_pb2_grpc,
+    revival_pb2_grpc,
     update_pb2_grpc,
 )
 from anabranch.wire import identity, tls
@@ -123,6 +124,10 @@ class Member:
         return admin_pb2_grpc.AdminStub(self.channel)
 
     @property
+    def revival(self) -> Any:
+        return revival_pb2_grpc.RevivalStub(self.channel)
+
+    @property
     def fingerprint(self) -> str:
         return identity.fingerprint(identity.parse_chain(self.chain)[0])
 
@@ -141,6 +146,7 @@ class Edge:
             core.intake,
             core.scheduling,
             core.jobs,
+            core.reviving,
             self.membership,
             core.log,
             self.sessions,
@@ -197,7 +203,12 @@ class Edge:
 
     def admin(self, name: str = "ada") -> Member:
         key = identity.new_tls_key()
-        chain, _ = self.membership.issue_admin(name, identity.csr(key))
+        chain, _ = self.membership.issue_here("admin", name, identity.csr(key))
+        return self.member(key, chain)
+
+    def reviver(self, name: str = "r") -> Member:
+        key = identity.new_tls_key()
+        chain, _ = self.membership.issue_here("reviver", name, identity.csr(key))
         return self.member(key, chain)
 
     def invite(self, silo: str) -> JoinBundle:

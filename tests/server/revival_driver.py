@@ -69,7 +69,7 @@ def play(server: Server, armed_at: int = -1) -> str:
             case "silence":
                 allow(server, fake_silo(name), job, terms, False)
             case "revive":
-                task = server.core.reviving.claim(NAME, [job])
+                task = server.core.reviving.claim(NAME)
                 if isinstance(task, RevivalTask):  # else its result is there
                     submit(server, task, distil(server, task, driver.LAYOUT))
         played.write_text(str(event + 1))

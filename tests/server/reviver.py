@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from anabranch.errors import Refused
 from anabranch.terms import JobTerms
 from anabranch.tlog.entry import Actor
 from anabranch.wire import canonical, dsse, statements
@@ -44,14 +45,14 @@ def allow(
 
 
 def task_of(server: Server, job: str) -> RevivalTask:
-    task = server.core.reviving.claim(NAME, [job])
+    task = server.core.reviving.claim(NAME)
     assert isinstance(task, RevivalTask), task
     return task
 
 
 def revive(server: Server, task: RevivalTask, value: float) -> Ended:
     """Its result is `value`, everywhere."""
-    path = server.core.reviving.spool()
+    path = server.directory / "result.safetensors"
     write_tensors(path, MANIFEST, {s.name: np.full(s.shape, value, np.float32) for s in MANIFEST.specs})
     return submit(server, task, path)
 
@@ -66,7 +67,7 @@ def distil(server: Server, task: RevivalTask, manifest: Manifest) -> Path:
             file.read(name, 0, spec.elements, out)
             return out.reshape(spec.shape)
 
-    path, result = server.core.reviving.spool(), {}
+    path, result = server.directory / "result.safetensors", {}
     for spec in manifest.specs:
         models = [
             read(one.base_sha256, spec.name) + read(one.delta_sha256, spec.name) for one in task.teachers
@@ -77,4 +78,11 @@ def distil(server: Server, task: RevivalTask, manifest: Manifest) -> Path:
 
 
 def submit(server: Server, task: RevivalTask, path: Path) -> Ended:
-    return server.core.reviving.submit(NAME, REVIVER, task.id, path, REPORT)
+    data, room = path.read_bytes(), server.core.reviving
+    file = room.receive(NAME, task.id, canonical.sha256(data))
+    try:
+        file.append(data)
+    except Refused:
+        file.discard()
+        raise
+    return room.submit(NAME, REVIVER, task.id, file, REPORT)

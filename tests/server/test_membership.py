@@ -23,7 +23,7 @@ from server.membership import FAILURES, RENEWALS, Membership
 from server.sessions import Sessions
 from server.state import tables
 from tests.server.edge import Candidate, candidate, make_membership
-from tests.server.harness import ADMIN, MANIFEST, ORIGIN, Server
+from tests.server.harness import ADMIN, FEDERATION, MANIFEST, ORIGIN, Server
 
 
 @pytest.fixture
@@ -41,6 +41,10 @@ def enrol(membership: Membership, bundle: JoinBundle, who: Candidate) -> tuple[s
     keys = who.keys(bundle.token_id, nonce)
     chain, receipts = membership.enrol(bundle.token_id, bytes.fromhex(bundle.token), who.csr, keys)
     return identity.fingerprint(identity.parse_chain(chain)[0]), receipts
+
+
+def agent(silo: str) -> identity.Identity:
+    return identity.Identity(FEDERATION, "silo", silo, 0)
 
 
 def refusal(call: Callable[[], object]) -> Reason:
@@ -177,7 +181,7 @@ def test_renewal_gives_a_new_certificate_and_ends_the_old_one_at_first_use(
     server: Server, membership: Membership
 ) -> None:
     old, _ = enrol(membership, invite(membership), candidate())
-    chain, receipt = membership.renew("north", candidate().csr, old)
+    chain, receipt = membership.renew(agent("north"), candidate().csr, old)
     new = identity.fingerprint(identity.parse_chain(chain)[0])
     detail = detail_of(proven(server, receipt))
     assert (detail["cert_sha256"], detail["previous_cert_sha256"]) == (new, old)
@@ -191,7 +195,7 @@ def test_the_old_certificate_ends_after_ten_minutes_also_after_a_restart(
     server: Server, membership: Membership
 ) -> None:
     old, _ = enrol(membership, invite(membership), candidate())
-    membership.renew("north", candidate().csr, old)
+    membership.renew(agent("north"), candidate().csr, old)
     restarted = AllowList()
     restarted.load(server.core.reader, server.clock())
     for allow_list in (membership.allow_list, restarted):
@@ -217,11 +221,13 @@ def test_a_certificate_that_ended_by_a_clock_that_was_ahead_is_good_again_when_t
 def test_only_the_holder_renews_and_not_without_end(membership: Membership) -> None:
     north, _ = enrol(membership, invite(membership, "north"), candidate())
     enrol(membership, invite(membership, "south"), candidate())
-    assert refusal(lambda: membership.renew("south", candidate().csr, north)) is Reason.BAD_CERTIFICATE
-    assert refusal(lambda: membership.renew("north", candidate().csr, "0" * 64)) is Reason.BAD_CERTIFICATE
+    assert refusal(lambda: membership.renew(agent("south"), candidate().csr, north)) is Reason.BAD_CERTIFICATE
+    assert (
+        refusal(lambda: membership.renew(agent("north"), candidate().csr, "0" * 64)) is Reason.BAD_CERTIFICATE
+    )
     for _ in range(RENEWALS):
-        membership.renew("north", candidate().csr, north)
-    assert refusal(lambda: membership.renew("north", candidate().csr, north)) is Reason.QUOTA
+        membership.renew(agent("north"), candidate().csr, north)
+    assert refusal(lambda: membership.renew(agent("north"), candidate().csr, north)) is Reason.QUOTA
 
 
 def test_revocation_shuts_everything_that_a_silo_holds(server: Server, membership: Membership) -> None:
@@ -233,7 +239,10 @@ def test_revocation_shuts_everything_that_a_silo_holds(server: Server, membershi
     assert (
         refusal(lambda: membership.allow_list.check(fingerprint, server.clock())) is Reason.REVOKED_IDENTITY
     )
-    assert refusal(lambda: membership.renew("north", candidate().csr, fingerprint)) is Reason.REVOKED_IDENTITY
+    assert (
+        refusal(lambda: membership.renew(agent("north"), candidate().csr, fingerprint))
+        is Reason.REVOKED_IDENTITY
+    )
     assert refusal(lambda: enrol(membership, unused, candidate())) is Reason.BAD_TOKEN
     restarted = AllowList()
     restarted.load(server.core.reader, server.clock())
@@ -297,7 +306,7 @@ def test_a_certificate_whose_thread_comes_late_stays_shut() -> None:
 @pytest.mark.parametrize("name", ["", "North", "north/agent", "a" * 64, "north\n", "-north", "../x"])
 def test_names_that_could_mean_something_else_are_refused(membership: Membership, name: str) -> None:
     assert refusal(lambda: membership.invite(ADMIN, name)) is Reason.MALFORMED
-    assert refusal(lambda: membership.issue_admin(name, candidate().csr)) is Reason.MALFORMED
+    assert refusal(lambda: membership.issue_here("admin", name, candidate().csr)) is Reason.MALFORMED
 
 
 def test_what_an_administrator_asks_is_bounded(membership: Membership) -> None:

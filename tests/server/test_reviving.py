@@ -22,7 +22,7 @@ from server.scheduling import Wait
 from server.state import records, tables
 from server.state.database import Reader
 from tests.server.harness import ADMIN, MANIFEST, FakeSilo, Server
-from tests.server.reviver import NAME, REPORT, REVIVER, allow, revive, task_of
+from tests.server.reviver import NAME, REPORT, REVIVER, allow, revive, submit, task_of
 
 SOME = "[silos]\nmin = 2\n[aggregation]\nbuffer = 1\n[aggregation.server_optimizer]\nlr = 0.5\n[evaluation]\nevery = 50\n"
 REVIVED = SOME + "[revival]\nfreeze = 0\nwarmup = 0\nlate = 2\ngain = 0.5\n"
@@ -81,7 +81,7 @@ def weights(server: Server, job: str, version: int) -> float:
 
 def test_a_task_names_the_newest_merged_update_of_every_silo_that_allows_it(server: Server) -> None:
     job, terms, [a, b, c] = begin(server, silent="c")
-    assert isinstance(server.core.reviving.claim(NAME, [job]), Wait)  # nobody has given anything
+    assert isinstance(server.core.reviving.claim(NAME), Wait)  # nobody has given anything
     held = server.lease(b, job)
     publish(server, job, terms, (a, 1.0), (c, 2.0), (a, 3.0))
     task = task_of(server, job)
@@ -128,24 +128,24 @@ def test_one_thing_at_a_time(server: Server) -> None:
     publish(server, job, terms, (a, 1.0))
     task = task_of(server, job)
     assert task_of(server, job) == task
-    assert server.core.reviving.claim("another", [job]) == Wait(0.5, "another reviver is at it")
+    assert server.core.reviving.claim("another") == Wait(0.5, "another reviver is at it")
     revive(server, task, 1.0)
-    assert server.core.reviving.claim(NAME, [job]) == Wait(0.5, "its result waits for the next version")
+    assert server.core.reviving.claim(NAME) == Wait(0.5, "its result waits for the next version")
     publish(server, job, terms, (b, 1.0))
     again = task_of(server, job)
     server.core.reviving.skip(NAME, REVIVER, again.id, "warmup")
-    assert server.core.reviving.claim(NAME, [job]) == Wait(0.5, "waiting for the next version")
-    assert server.core.reviving.claim(NAME, []) == Wait(2.0, "no running job is to be revived")
+    assert server.core.reviving.claim(NAME) == Wait(0.5, "waiting for the next version")
+    assert server.core.reviving.claim(NAME, resting=[job]) == Wait(2.0, "no running job is to be revived")
 
 
 def test_nothing_is_revived_before_the_terms_say_or_after_the_last_version(server: Server) -> None:
     job, terms, [a, _] = begin(server, SOME + "[revival]\nfreeze = 2\n[stop]\nversions = 3\n")
     publish(server, job, terms, (a, 1.0))
-    assert server.core.reviving.claim(NAME, [job]) == Wait(2.0, "revival begins at version 2")
+    assert server.core.reviving.claim(NAME) == Wait(2.0, "revival begins at version 2")
     publish(server, job, terms, (a, 1.0))
     server.core.reviving.skip(NAME, REVIVER, task_of(server, job).id, "warmup")
     publish(server, job, terms, (a, 1.0))
-    assert server.core.reviving.claim(NAME, [job]) == Wait(2.0, "the job has reached its last version")
+    assert server.core.reviving.claim(NAME) == Wait(2.0, "the job has reached its last version")
 
 
 def test_the_job_revived_longest_ago_comes_first(server: Server) -> None:
@@ -157,12 +157,12 @@ def test_the_job_revived_longest_ago_comes_first(server: Server) -> None:
     found = []
     for _ in jobs:
         server.clock.advance(1.0)
-        task = server.core.reviving.claim(NAME, jobs)
+        task = server.core.reviving.claim(NAME)
         assert isinstance(task, RevivalTask)
         found.append(task.job)
         server.core.reviving.skip(NAME, REVIVER, task.id, "failed", "RuntimeError")
     assert sorted(found) == sorted(jobs)
-    assert [one.exception for one in logged(server, RevivalSkipped)] == ["RuntimeError"] * 2
+    assert [one.why for one in logged(server, RevivalSkipped)] == ["RuntimeError"] * 2
 
 
 # --- a result --------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_result_that_is_sent_again_gets_the_first_answer(server: Server) -> No
 def test_a_file_that_is_no_result_is_refused_and_the_task_goes_on(server: Server, what: str) -> None:
     job, terms, [a, _] = begin(server)
     publish(server, job, terms, (a, 1.0))
-    task, path = task_of(server, job), server.core.reviving.spool()
+    task, path = task_of(server, job), server.directory / "result.safetensors"
     value = np.nan if what == "nan" else 1.0
     write_tensors(path, MANIFEST, {s.name: np.full(s.shape, value, np.float32) for s in MANIFEST.specs})
     if what == "shape":
@@ -211,7 +211,7 @@ def test_a_file_that_is_no_result_is_refused_and_the_task_goes_on(server: Server
     if what == "cut":
         path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(Refused):
-        server.core.reviving.submit(NAME, REVIVER, task.id, path, REPORT)
+        submit(server, task, path)
     assert not server.core.blobs.spooled()
     assert status_of(server.core.reader, task.id) == ("claimed", "")
     assert revive(server, task, 1.0).reason == ""
@@ -277,7 +277,7 @@ def test_a_task_past_its_deadline_is_given_up_and_its_result_refused(server: Ser
     third = task_of(server, job)
     server.clock.advance(PATIENCE + 1)
     publish(server, job, terms, (a, 1.0))
-    taken_over = server.core.reviving.claim("another", [job])
+    taken_over = server.core.reviving.claim("another")
     assert isinstance(taken_over, RevivalTask)
     assert [one.revival for one in logged(server, RevivalSkipped)] == [task.id, late.id, third.id]
 
@@ -292,7 +292,7 @@ def test_tasks_and_results_end_with_their_job(server: Server) -> None:
             revive(server, task, 1.0)
         server.core.jobs.change(ADMIN, job, "abort", "")
         ends.append(status_of(server.core.reader, task.id))
-        assert isinstance(server.core.reviving.claim(NAME, [job]), Wait)
+        assert isinstance(server.core.reviving.claim(NAME), Wait)
         assert server.core.reviving.allowed([job]) == {}
     assert ends == [("skipped", "job_ended"), ("dropped", "job_ended")]
     assert revive(server, task, 1.0).reason == ""  # it was taken, once

@@ -14,7 +14,15 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from anabranch.errors import AnabranchError, Misuse, Reason, Refused, Unavailable
-from anabranch.v1 import admin_pb2, audit_pb2, enrolment_pb2, enrolment_pb2_grpc, federation_pb2, update_pb2
+from anabranch.v1 import (
+    admin_pb2,
+    audit_pb2,
+    enrolment_pb2,
+    enrolment_pb2_grpc,
+    federation_pb2,
+    revival_pb2,
+    update_pb2,
+)
 from anabranch.wire import identity, status
 from server.ca.authority import create_authority, open_authority
 from server.transport.credentials import require_tls13_only
@@ -192,6 +200,13 @@ ADMIN_CALLS = (
     ("admin", "RevokeSilo", admin_pb2.RevokeSiloRequest(silo="north")),
 )
 ADMIN_STREAMS = (("admin", "SubmitJob", admin_pb2.SubmitJobRequest()),)
+REVIVER_CALLS = (
+    ("revival", "Claim", revival_pb2.ClaimRequest()),
+    ("revival", "FetchFile", revival_pb2.FetchFileRequest()),
+    ("revival", "Skip", revival_pb2.SkipRequest()),
+    ("revival", "Renew", federation_pb2.RenewRequest()),
+)
+REVIVER_STREAMS = (("revival", "Submit", revival_pb2.SubmitResultRequest()),)
 
 
 def _call(member: Member, service: str, method: str, request: Any, stream: bool) -> None:

@@ -25,7 +25,7 @@ def test_renewal_makes_a_new_key_and_calls_go_on_with_it(world: World, enrolled:
         after = renew(enrolled.identity, connection.client, connection.log, time.time())
         assert connection.client.jobs(0) == []
     assert after.key != before.key
-    assert after.uri == before.uri
+    assert after.who.uri == before.uri
     assert after.leaf.serial_number == serial(enrolled) != before.leaf.serial_number
     assert not list(enrolled.identity.glob("next.*"))
     assert identity.exposed(enrolled.identity) == []

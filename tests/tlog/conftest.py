@@ -120,7 +120,7 @@ DETAILS: dict[str, dict[str, Any]] = {
         "seconds": ONE,
         "effect": {"agreement_before": ONE, "agreement_after": ONE},
     },
-    "revival.skipped": {"revival": "r-1", "version": 12, "reason": "failed", "exception": "OutOfMemoryError"},
+    "revival.skipped": {"revival": "r-1", "version": 12, "reason": "failed", "why": "OutOfMemoryError"},
     "retention.pruned": {
         "kind": "snapshots",
         "rule": "snapshots",

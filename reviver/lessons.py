@@ -1,0 +1,91 @@
+"""A job's reviver with its tasks as canonical files: in the process that runs the job's code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from anabranch.terms import JobTerms
+from anabranch.wire.tensors import Manifest, read_tensors, write_tensors
+from reviver.inputs import inputs_of
+from reviver.reviver import Effect, Reviver
+from reviver.teachers import skew
+from reviver.worth import Facts, why_not
+from silo_agent.training import tensors
+from silo_agent.training.channel import Rested, Revive, Revived, Teaching
+from silo_agent.training.managed import build_model
+from silo_agent.training.runner import check_manifest
+from silo_agent.training.task import load_task
+
+Values = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class Lessons:
+    reviver: Reviver | None  # None: the task does not say what its inputs are
+    manifest: Manifest
+    _effects: list[Effect] = field(default_factory=list)
+
+    def revive(self, task: Revive) -> Revived | Rested:
+        """Writes what distilling added to the head, or says why there is nothing. Raises Refused for a broken file."""
+        cycle, reviver = task["cycle"], self.reviver
+        if reviver is None:
+            return {"is": "rested", "cycle": cycle, "reason": "unsupported", "why": "no_inputs"}
+        for one in task["teachers"]:
+            self._learn(reviver, one)
+        if not len(reviver.teachers):  # what came was not finite, or far from all others
+            return {"is": "rested", "cycle": cycle, "reason": "failed", "why": "no_teacher"}
+        task_seconds = task["task_seconds"] or float("inf")
+        why = why_not(Facts(task["seconds"], task_seconds, skew(reviver.teachers), self._effects))
+        if why:
+            return {"is": "rested", "cycle": cycle, "reason": "not_worth", "why": why}
+        revived = reviver.revive(_values(task["head"], self.manifest), task["version"])
+        if isinstance(revived, str):
+            return {"is": "rested", "cycle": cycle, "reason": revived}
+        self._write(task["out"], revived.delta)
+        if revived.effect is None:
+            return {"is": "revived", "cycle": cycle}
+        self._effects.append(revived.effect)
+        return {
+            "is": "revived",
+            "cycle": cycle,
+            "before": revived.effect.before,
+            "after": revived.effect.after,
+        }
+
+    def _learn(self, reviver: Reviver, one: Teaching) -> None:
+        """What a silo sent: trained − base of parameters, the values of buffers."""
+        base, sent = _values(one["base"], self.manifest), _values(one["delta"], self.manifest)
+        trained = {
+            spec.name: base[spec.name] + sent[spec.name] if spec.role == "trainable" else sent[spec.name]
+            for spec in self.manifest.specs
+        }
+        refused = reviver.teachers.take(one["silo"], trained, base)
+        if refused:
+            print(f"a model of {one['silo']} does not teach: {refused}", flush=True)
+
+    def _write(self, out: str, delta: Values) -> None:
+        """Buffers are not distilled; what stands there is not read."""
+        values = {
+            spec.name: (delta[spec.name] if spec.name in delta else torch.zeros(spec.shape)).numpy()
+            for spec in self.manifest.specs
+        }
+        write_tensors(out, self.manifest, values)
+
+
+def lessons_of(archive: Path, terms: JobTerms) -> Lessons:
+    """Runs the job's code: may raise anything it raises, and Garbage when its model is not the approved one."""
+    file = terms.file
+    assert file.revival is not None  # or there would be no task
+    task = load_task(archive, file.job.task, file.job.params)
+    model = build_model(task, file.job.seed)
+    manifest = tensors.manifest_of(model, file.training.buffers)
+    check_manifest(manifest, terms.manifest_sha256)
+    inputs = inputs_of(task)
+    reviver = None if inputs is None else Reviver(model, inputs, file.revival, file.job.seed)
+    return Lessons(reviver, manifest)
+
+
+def _values(path: str, manifest: Manifest) -> Values:
+    return {name: torch.from_numpy(array) for name, array in read_tensors(path, manifest).items()}
