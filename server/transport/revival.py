@@ -31,7 +31,7 @@ from server.transport.rooms import Rooms
 
 class Revival:
     def __init__(self, rooms: Rooms) -> None:
-        self._reviving, self._membership = rooms.reviving, rooms.membership
+        self._reviving, self._membership, self._log = rooms.reviving, rooms.membership, rooms.log
 
     async def Claim(self, request: pb.ClaimRequest, peer: Peer) -> pb.ClaimReply:
         holding = list(codec.capped(request.holding, limits.JOBS, "jobs"))
