@@ -109,13 +109,15 @@ class Reviving:
         self.give_up()
         wait = Wait(LATER, "no running job is to be revived")
         with self.reader.connect() as connection:
-            for job in connection.execute(_RUNNING, {"resting": list(resting)}).all():
-                rule = parse_terms(job.terms).file.revival
-                if rule is None:
-                    continue
+            running = connection.execute(_RUNNING, {"resting": list(resting)}).all()
+            for job in running:  # what it has comes before any new task of another job
                 held = _open(connection, job.id)
                 if held is not None and (held.status, held.reviver) == ("claimed", name):
                     return _describe(connection, held)
+            for job in running:
+                rule = parse_terms(job.terms).file.revival
+                if rule is None:
+                    continue
                 found = rest(rule, _standing(connection, job))
                 if found is None:
                     self.blobs.reserve(records.manifest_of(job.manifest).file_bytes)

@@ -16,24 +16,25 @@ from tests.fuzz.wire import parsed
 from tests.server import harness
 from tests.server.reviver import REPORT, allow
 
-REVIVER = Peer(Identity(harness.FEDERATION, "reviver", "r"), "0" * 64)
+REVIVER, SUBMITS = (Peer(Identity(harness.FEDERATION, "reviver", name), "0" * 64) for name in ("r", "s"))
 RULE = "[aggregation]\nbuffer = 1\n[revival]\nfreeze = 0\nwarmup = 0\n"
 
 
 @cache
 def revival() -> Revival:
-    """With a job that is to be revived."""
+    """With a job that is to be revived for each of two revivers: a task ends when its result is taken."""
     found = scene()
-    job, terms = found.server.submit(RULE)
-    allow(found.server, found.north, job, terms, True)
-    found.server.send(found.north, job, terms, 0.5)
-    found.server.core.aggregation.advance(job)
+    for _ in range(2):
+        job, terms = found.server.submit(RULE)
+        allow(found.server, found.north, job, terms, True)
+        found.server.send(found.north, job, terms, 0.5)
+        found.server.core.aggregation.advance(job)
     return Revival(found.rooms)
 
 
 @cache
-def task() -> pb.RevivalTask:
-    reply: pb.ClaimReply = wait(revival().Claim(pb.ClaimRequest(), REVIVER))
+def task(of: Peer = REVIVER) -> pb.RevivalTask:
+    reply: pb.ClaimReply = wait(revival().Claim(pb.ClaimRequest(), of))
     return reply.task
 
 
@@ -54,12 +55,12 @@ def submitted(data: bytes) -> None:
     """Any header, then a whole file."""
     header = parsed(pb.SubmitResultHeader, data)
     body = [pb.SubmitResultRequest(header=header), pb.SubmitResultRequest(chunk=result())]
-    wait(revival().Submit(given_one_by_one(body), REVIVER))
+    wait(revival().Submit(given_one_by_one(body), SUBMITS))
 
 
 def headers() -> list[bytes]:
     report = REPORT.model_dump_json().encode()
-    header = pb.SubmitResultHeader(task=task().id, sha256=canonical.sha256(result()), report=report)
+    header = pb.SubmitResultHeader(task=task(SUBMITS).id, sha256=canonical.sha256(result()), report=report)
     return [header.SerializeToString()]
 
 

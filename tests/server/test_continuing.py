@@ -22,6 +22,7 @@ from silo_agent.cycle import Cycle, Site
 from silo_agent.enrol import enrol
 from silo_agent.messages import Lease
 from silo_agent.outbox import Outbox
+from silo_agent.policy import Policy
 from silo_agent.session import Progress
 from tests.server.at_work import at_work
 from tests.server.edge import Edge
@@ -90,7 +91,7 @@ def work(edge: Edge, silo: Connection, cycles: int) -> Counter[str]:
     proposal = approval.examine(offered, silo.log)
     grow(edge.server, 3)
     approval.announce(
-        silo.client, silo.who, silo.log, proposal, "approve", silo.home.job(job) / "receipts.jsonl"
+        silo.client, silo.who, silo.log, proposal, "approve", Policy(), silo.home.job(job) / "receipts.jsonl"
     )
     site = Site(
         silo.home, silo.who, silo.client, silo.log, Outbox(silo.home.outbox), Progress(), 1, lambda _: True

@@ -434,3 +434,18 @@ def test_what_an_operator_is_told(server: Server) -> None:
     said = told.version, told.agreement_before, told.agreement_after, told.seconds
     assert said == (1, REPORT.agreement_before, REPORT.agreement_after, REPORT.seconds)
     assert [one.revival for one in server.core.jobs.status() if one.job == plain] == [None]
+
+
+def test_a_reviver_gets_the_task_it_has_before_one_of_another_job(server: Server) -> None:
+    """It was killed at the one, and a job that was never revived comes first in the list."""
+    job, terms, silos = begin(server)
+    publish(server, job, terms, (silos[0], 0.5))
+    task = task_of(server, job)
+    other, other_terms = server.submit(REVIVED)
+    for silo in silos:
+        allow(server, silo, other, other_terms, True)
+    publish(server, other, other_terms, (silos[0], 0.5))
+    assert server.core.reviving.claim(NAME) == task
+    second = server.core.reviving.claim("another")
+    assert isinstance(second, RevivalTask)
+    assert second.job == other

@@ -22,7 +22,7 @@ Until = Callable[..., None]
 
 def proposal(world: World, home: Home) -> Proposal:
     with connect(home) as connection:
-        return examine(connection.client.jobs()[0], connection.log)
+        return examine(connection.client.jobs(connection.log.seen())[0], connection.log)
 
 
 def announce(home: Home, found: Proposal, rules: Policy) -> None:
