@@ -1,7 +1,7 @@
 """A job's reviver with its tasks as canonical files: in the process that runs the job's code."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,9 +9,7 @@ import torch
 from anabranch.terms import JobTerms
 from anabranch.wire.tensors import Manifest, read_tensors, write_tensors
 from reviver.inputs import inputs_of
-from reviver.reviver import Effect, Reviver
-from reviver.teachers import skew
-from reviver.worth import Facts, why_not
+from reviver.reviver import Reviver
 from silo_agent.training import tensors
 from silo_agent.training.channel import Rested, Revive, Revived, Teaching
 from silo_agent.training.managed import build_model
@@ -25,7 +23,6 @@ Values = Mapping[str, torch.Tensor]
 class Lessons:
     reviver: Reviver | None  # None: the task does not say what its inputs are
     manifest: Manifest
-    _effects: list[Effect] = field(default_factory=list)
 
     def revive(self, task: Revive) -> Revived | Rested:
         """Writes what distilling added to the head, or says why there is nothing. Raises Refused for a broken file."""
@@ -36,8 +33,7 @@ class Lessons:
             self._learn(reviver, one)
         if not len(reviver.teachers):  # what came was not finite, or far from all others
             return {"is": "rested", "cycle": cycle, "reason": "failed", "why": "no_teacher"}
-        task_seconds = task["task_seconds"] or float("inf")
-        why = why_not(Facts(task["seconds"], task_seconds, skew(reviver.teachers), self._effects))
+        why = reviver.why_not(task["seconds"], task["task_seconds"] or float("inf"))
         if why:
             return {"is": "rested", "cycle": cycle, "reason": "not_worth", "why": why}
         revived = reviver.revive(_values(task["head"], self.manifest), task["version"])
@@ -46,7 +42,6 @@ class Lessons:
         self._write(task["out"], revived.delta)
         if revived.effect is None:
             return {"is": "revived", "cycle": cycle}
-        self._effects.append(revived.effect)
         return {
             "is": "revived",
             "cycle": cycle,
@@ -55,13 +50,8 @@ class Lessons:
         }
 
     def _learn(self, reviver: Reviver, one: Teaching) -> None:
-        """What a silo sent: trained − base of parameters, the values of buffers."""
         base, sent = _values(one["base"], self.manifest), _values(one["delta"], self.manifest)
-        trained = {
-            spec.name: base[spec.name] + sent[spec.name] if spec.role == "trainable" else sent[spec.name]
-            for spec in self.manifest.specs
-        }
-        refused = reviver.teachers.take(one["silo"], trained, base)
+        refused = reviver.learn(one["silo"], base, sent)
         if refused:
             print(f"a model of {one['silo']} does not teach: {refused}", flush=True)
 

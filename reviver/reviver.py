@@ -12,7 +12,8 @@ from anabranch.terms import Revival
 from reviver.inputs import Inputs
 from reviver.pool import Pool
 from reviver.synthesis import Synthesis
-from reviver.teachers import Network, Teachers, Values
+from reviver.teachers import Network, Teachers, Values, skew
+from reviver.worth import Effect, Facts, why_not
 
 HELD_BACK = 8  # every so many batches one is kept for measuring, and nothing is distilled on it
 MEASURED = 16  # inputs per teacher in a measurement
@@ -20,17 +21,9 @@ WEIGHT_DECAY = 1e-5
 
 
 @dataclass(frozen=True)
-class Effect:
-    """Share of held-back inputs on which the head says what the teacher says, before and after. None: no inputs yet."""
-
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
 class Revived:
     delta: Mapping[str, Tensor]  # of trainable tensors: what distilling added to the head
-    effect: Effect | None
+    effect: Effect | None  # not measured every time
 
 
 class Reviver:
@@ -44,11 +37,18 @@ class Reviver:
         self._pool, self._held = Pool(self._chance), Pool(self._chance)
         self._synthesis = self._untaught()
         self._revivals, self._batches = 0, 0
+        self._effects: list[Effect] = []  # oldest first
 
     def _untaught(self) -> Synthesis:
         with torch.random.fork_rng():
             torch.manual_seed(self._seed)
             return Synthesis(self._network, self._inputs, self._chance)
+
+    def learn(self, silo: str, base: Values, sent: Values) -> str:
+        """`sent`: trained − base of parameters, the values of buffers. Why it does not teach, as `Teachers.take`."""
+        added = self._network.trainable
+        trained = {name: base[name] + tensor if name in added else tensor for name, tensor in sent.items()}
+        return self.teachers.take(silo, trained, base)
 
     def forget(self, silo: str) -> None:
         """Slot, inputs made from it, and a generator that learned from it."""
@@ -56,6 +56,12 @@ class Reviver:
         self._pool.forget(silo)
         self._held.forget(silo)
         self._synthesis = self._untaught()
+
+    def why_not(self, seconds: float, task_seconds: float) -> str:
+        """Why reviving does not pay, or nothing. `seconds`: of a revival; `task_seconds`: of the fastest silo's task."""
+        if not len(self.teachers):
+            return ""
+        return why_not(Facts(seconds, task_seconds, skew(self.teachers), self._effects))
 
     def revive(self, head: Values, version: int) -> Revived | Literal["warmup", "failed"]:
         """What distilling makes of the head, or why there is nothing."""
@@ -70,7 +76,10 @@ class Reviver:
         delta = self._distil(head)
         if not all(bool(tensor.isfinite().all()) for tensor in delta.values()):
             return "failed"
-        return Revived(delta, self._effect(head, delta))
+        effect = self._effect(head, delta)
+        if effect is not None:
+            self._effects.append(effect)
+        return Revived(delta, effect)
 
     def _synthesise(self, student: Values | None) -> None:
         slots = list(self.teachers)

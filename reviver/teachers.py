@@ -31,8 +31,8 @@ class Network:
     """The job's model as a function of its tensors, in evaluation mode, and what its normalising layers saw."""
 
     def __init__(self, model: nn.Module) -> None:
+        self.trainable = tuple(name for name, one in model.named_parameters() if one.requires_grad)
         self._model = model.eval().requires_grad_(False)
-        self.trainable = tuple(name for name, _ in model.named_parameters())
         self._seen: dict[str, Tensor] = {}
         self.tracked = tuple(
             name
@@ -58,6 +58,10 @@ class Network:
         """How far mean and variance of each channel in the last call are from what training saw, summed over layers."""
         total = torch.zeros(())
         for name in self.tracked:
+            if (
+                f"{name}.running_mean" not in values
+            ):  # statistics that do not travel say nothing of the teacher
+                continue
             seen = self._seen[name]
             over = tuple(axis for axis in range(seen.dim()) if axis != 1)
             mean, var = seen.mean(over), seen.var(over, unbiased=False)

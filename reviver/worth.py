@@ -1,17 +1,23 @@
 """Whether reviving pays. A reviver that does not, says so and rests; the job goes on as if there were none.
 
-The bounds come from runs in virtual time (docs/revival.md): a reviver as slow as a fast silo's task loses what it gains, and
-where silos hold nearly the same classes there is nothing to revive.
+A reviver as slow as a fast silo's task is late with all it says, and where silos hold nearly the same classes there is
+nothing to revive. Where exactly the bounds lie best is not measured yet.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reviver.reviver import Effect
-
 SLOWEST = 0.5  # of the task of the fastest silo
 EVENEST = 0.4  # skew below which every silo holds a bit of everything
 ENOUGH, RECENT = 4, 8  # measured effects that are judged
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Share of held-back inputs on which the head says what the teacher says, before and after."""
+
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ import torch
 
 from anabranch.terms import Revival
 from reviver.inputs import inputs_of
-from reviver.reviver import Effect, Reviver
-from reviver.teachers import skew
-from reviver.worth import Facts, why_not
+from reviver.reviver import Reviver
 from server.core.revival import Ending
 from silo_agent.training.managed import build_model
 from simulator.engine import RevivalTask
@@ -27,7 +25,6 @@ class JobReviver:
     reviver: Reviver
     seconds: float  # of a revival, in virtual time
     before: bool  # as published: judged by nobody, and charged no time
-    _effects: list[Effect] = field(default_factory=list)
     _known: dict[str, str] = field(default_factory=dict)  # silo → update in its slot
 
     def revive(self, task: RevivalTask, task_seconds: float) -> Flat | Ending:
@@ -37,17 +34,11 @@ class JobReviver:
         for silo, teaching in task.teachers.items():  # in mode paper a silo may have several slots
             if self._known.get(silo) != teaching.update:
                 self._known[silo] = teaching.update
-                base = _values(teaching.base)
-                self.reviver.teachers.take(silo, _trained(base, teaching.delta), base)
-        facts = Facts(self.seconds, task_seconds, skew(self.reviver.teachers), self._effects)
-        if not self.before and why_not(facts):
+                self.reviver.learn(silo, _values(teaching.base), _values(teaching.delta))
+        if not self.before and self.reviver.why_not(self.seconds, task_seconds):
             return "not_worth"
         revived = self.reviver.revive(_values(task.head), task.version)
-        if isinstance(revived, str):
-            return revived
-        if revived.effect is not None:
-            self._effects.append(revived.effect)
-        return _flat(revived.delta, task.head)
+        return revived if isinstance(revived, str) else _flat(revived.delta, task.head)
 
 
 def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int, seconds: float) -> JobReviver | None:
@@ -67,13 +58,6 @@ def _values(flat: Flat) -> Values:
         found[spec.name] = torch.from_numpy(values).view(spec.shape)
         at += spec.elements
     return found
-
-
-def _trained(base: Values, delta: Flat) -> Values:
-    """What a silo sent: trained − base of parameters, the values of buffers."""
-    roles = {spec.name: spec.role for spec in delta.manifest.specs}
-    sent = _values(delta)
-    return {name: base[name] + sent[name] if roles[name] == "trainable" else sent[name] for name in sent}
 
 
 def _flat(changes: Mapping[str, torch.Tensor], like: Flat) -> Flat:

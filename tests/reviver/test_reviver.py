@@ -5,9 +5,9 @@ import torch
 
 from anabranch.terms import Revival
 from reviver.pool import SAMPLES, Batch, Pool
-from reviver.reviver import Effect, Reviver
+from reviver.reviver import Reviver
 from reviver.teachers import Network, Teachers, skew
-from reviver.worth import Facts, why_not
+from reviver.worth import Effect, Facts, why_not
 from tests.reviver.models import CLASSES, PICTURES, SIZE, accuracy, network, trained, values_of
 
 SETTINGS = Revival(freeze=0, warmup=4, synthesis_every=1, synthesis_batch=32, steps=10, lr=0.003, gain=1.0)
@@ -116,6 +116,21 @@ def test_forgetting_a_silo_forgets_what_was_made_from_it() -> None:
     assert all(
         torch.equal(tensor, fresh[name]) for name, tensor in one._synthesis._generator.state_dict().items()
     )
+
+
+def test_what_does_not_travel_is_the_models_own() -> None:
+    """A frozen layer, and statistics of a job that keeps its buffers to itself: neither stands in a silo's file."""
+    model = network()
+    model[0].requires_grad_(False)  # type: ignore[index]
+    travels = {name for name, one in model.named_parameters() if one.requires_grad}
+    one = Reviver(model, PICTURES, SETTINGS, 3)
+    base = {name: tensor for name, tensor in values_of(network()).items() if name in travels}
+    for silo, classes in (("hospital-a", [0, 1]), ("hospital-b", [2])):
+        sent = {name: tensor - base[name] for name, tensor in trained(classes).items() if name in travels}
+        assert one.learn(silo, base, sent) == ""
+    found = [one.revive(base, version) for version in range(1, 7)][-1]
+    assert not isinstance(found, str)
+    assert set(found.delta) == travels
 
 
 def test_what_a_silo_holds_is_guessed_from_its_answers_to_noise() -> None:
