@@ -286,15 +286,19 @@ class Run:
             fastest = min((median(of) for of in self._worked[job].values()), default=0.0)
             result = self.revivers[job].revive(task, fastest)
             if isinstance(result, str) or self.revivers[job].before or not self.scenario.revival_seconds:
-                self.server.revived(task, result)
+                self._told(task, result)
             else:
                 self._reviving.add(job)
                 self.at(self.now + self.scenario.revival_seconds, partial(self._revived, task, result))
 
     def _revived(self, task: RevivalTask, result: Flat | Ending) -> None:
         self._reviving.discard(task.job)
-        self.server.revived(task, result)
+        self._told(task, result)
         self._revive(task.job)  # the head may have moved meanwhile
+
+    def _told(self, task: RevivalTask, result: Flat | Ending) -> None:
+        self.rows.revived(self.now, task.job, task.version, result if isinstance(result, str) else "revived")
+        self.server.revived(task, result)
 
     # --- what only the experimenter sees -----------------------------------------------------------------------------
 

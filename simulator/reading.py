@@ -17,7 +17,7 @@ from simulator.rows import Columns
 from simulator.statistics import Points
 
 OUTCOMES = ("merged", "refused", "retired", "waiting")
-TABLES = ("updates", "versions", "metrics")
+TABLES = ("updates", "versions", "revivals", "metrics")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Played:
     document: Mapping[str, Any]  # run.json
     updates: Columns
     versions: Columns
+    revivals: Columns
     metrics: Columns
 
     @property

@@ -1,4 +1,4 @@
-"""A run as files: updates.parquet, versions.parquet, metrics.parquet, run.json, and speed.json beside them.
+"""A run as files: updates, versions, revivals and metrics as Parquet, run.json, and speed.json beside them.
 
 With `log` an audit export as well. All but that (its keys are new) and speed.json depend on jobs, scenario and seed alone,
 byte for byte.
@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -42,6 +43,7 @@ def files(finished: Finished) -> Files:
     tables = {
         "updates": finished.rows.updates,
         "versions": finished.rows.versions,
+        "revivals": finished.rows.revivals,
         "metrics": finished.rows.metrics,
     }
     speed = {
@@ -122,6 +124,7 @@ def _job(finished: Finished, outcome: Outcome) -> dict[str, Any]:
         "versions": len(versions),
         "updates": {name: ends.count(name) for name in ("merged", "refused", "retired", "waiting")},
         "staleness": {"mean": fmean(merged), "most": max(merged)} if merged else None,
+        "revivals": dict(Counter(row["outcome"] for row in _of(finished.rows.revivals, outcome.job))),
         "bytes_up": len(updates) * outcome.file_bytes,
         "bytes_down": len(updates) * outcome.file_bytes,
         "parameters_sha256": outcome.parameters_sha256,

@@ -1,4 +1,4 @@
-"""What happened in a run, as columns: updates, versions and metrics. The order of rows is the order of events."""
+"""What happened in a run, as columns: updates, versions, revivals and metrics. The order of rows is the order of events."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ UPDATES = (
     "staleness",  # versions, at the aggregation
 )
 VERSIONS = ("job", "version", "published_at", "inputs", "closed_by", "absent")
+REVIVALS = ("at", "job", "version", "outcome")  # of which version; revived, or why not
 METRICS = ("at", "job", "version", "silo", "kind", "metric", "value", "records")  # silo "": records of nobody
 
 
@@ -31,6 +32,7 @@ METRICS = ("at", "job", "version", "silo", "kind", "metric", "value", "records")
 class Rows:
     updates: Columns = field(default_factory=lambda: {name: [] for name in UPDATES})
     versions: Columns = field(default_factory=lambda: {name: [] for name in VERSIONS})
+    revivals: Columns = field(default_factory=lambda: {name: [] for name in REVIVALS})
     metrics: Columns = field(default_factory=lambda: {name: [] for name in METRICS})
     _places: dict[str, int] = field(default_factory=dict)  # of updates that have not come to an end
 
@@ -73,6 +75,10 @@ class Rows:
             self.updates["version"][place] = version
             self.updates["staleness"][place] = late
         _append(self.versions, job, version, now, len(staleness), closed_by, ",".join(absent))
+
+    def revived(self, now: float, job: str, version: int, outcome: str) -> None:
+        """What came of a reviver's task; its result may yet be too late."""
+        _append(self.revivals, now, job, version, outcome)
 
     def evaluated(
         self, now: float, job: str, version: int, silo: str, metrics: Mapping[str, float], records: int

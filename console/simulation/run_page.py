@@ -93,6 +93,9 @@ def _figures(runs: Sequence[Played], job: str, metric: str, share: bool) -> str:
         (size(sum(one["bytes_up"] for one in found) / len(runs)), "uploaded" + _each(runs)),
         (size(sum(one["bytes_down"] for one in found) / len(runs)), "downloaded" + _each(runs)),
     ]
+    if any(one["revivals"] for one in found):
+        made = [one["revivals"].get("revived", 0) for one in found]
+        rows.append((f"{np.mean(made):.0f}", "revivals" + _each(runs)))
     if finals:
         mean = interval(finals)
         half = ""

@@ -68,7 +68,14 @@ def test_a_simulation_repeated_is_the_same_bytes(
     assert set(found) == {"index.html"} | {
         f"seed-{seed}/{name}"
         for seed in range(3)
-        for name in ("index.html", "run.json", "updates.parquet", "versions.parquet", "metrics.parquet")
+        for name in (
+            "index.html",
+            "run.json",
+            "updates.parquet",
+            "versions.parquet",
+            "revivals.parquet",
+            "metrics.parquet",
+        )
     }
     assert [one["seed"] for one in document["runs"]] == [0, 1, 2]
     assert len({one["jobs"][0]["parameters_sha256"] for one in document["runs"]}) == 3

@@ -60,7 +60,15 @@ def test_every_key_of_a_comparison_is_explained() -> None:
 
 
 def test_every_file_of_a_run_is_explained() -> None:
-    files = ["updates.parquet", "versions.parquet", "metrics.parquet", "run.json", "speed.json", "index.html"]
+    files = [
+        "updates.parquet",
+        "versions.parquet",
+        "revivals.parquet",
+        "metrics.parquet",
+        "run.json",
+        "speed.json",
+        "index.html",
+    ]
     assert rows(section("What a run leaves")) == files
 
 

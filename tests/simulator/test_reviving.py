@@ -113,9 +113,12 @@ def test_teachers_are_the_newest_merged_models_one_of_each_silo() -> None:
 def test_a_reviver_at_work_is_left_alone() -> None:
     """It takes two and a half versions: what comes in the meantime is skipped, not queued."""
     reviver = Ones()
-    played("[revival]\nfreeze = 0\n", reviver, revival_seconds=2.5)
+    server = played("[revival]\nfreeze = 0\n", reviver, revival_seconds=2.5)
     versions = [task.version for task in reviver.tasks]
     assert len(versions) < 7
+    told = server.rows.revivals
+    assert told["version"] == versions[: len(told["version"])]
+    assert set(told["outcome"]) == {"revived"}
     assert all(later - earlier >= 2 for earlier, later in pairwise(versions))
 
 
