@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-strategies soak chaos fuzz check protos docs clean
+.PHONY: help demo test bench bench-strategies bench-revival soak chaos fuzz check protos docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -34,6 +34,9 @@ bench-strategies: $(BIN)/.ready  ## strategies compared on real data in virtual 
 	$(BIN)/python -m benchmarks.strategies build/strategies
 	$(BIN)/python -m benchmarks.strategies.natural build/strategies/natural
 	$(BIN)/python -m benchmarks.strategies.together build/strategies/together
+
+bench-revival: $(BIN)/.ready  ## revival against the best strategies without it, on real data in virtual time: ANABRANCH_DATA=DIR
+	$(BIN)/python -m benchmarks.revival build/revival
 
 fuzz: $(BIN)/.ready  ## every parser, coverage-guided: SECONDS=60 of each, TARGETS='"job.toml" "manifest"' or all
 	$(BIN)/pip install -q -e ".[fuzz]"

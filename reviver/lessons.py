@@ -33,7 +33,7 @@ class Lessons:
             self._learn(reviver, one)
         if not len(reviver.teachers):  # what came was not finite, or far from all others
             return {"is": "rested", "cycle": cycle, "reason": "failed", "why": "no_teacher"}
-        why = reviver.why_not(task["seconds"], task["task_seconds"] or float("inf"))
+        why = reviver.why_not(task["version"], task["seconds"], task["task_seconds"] or float("inf"))
         if why:
             return {"is": "rested", "cycle": cycle, "reason": "not_worth", "why": why}
         revived = reviver.revive(_values(task["head"], self.manifest), task["version"])

@@ -13,10 +13,10 @@ from reviver.inputs import Inputs
 from reviver.pool import Pool
 from reviver.synthesis import Synthesis
 from reviver.teachers import Network, Teachers, Values, skew
-from reviver.worth import Effect, Facts, why_not
+from reviver.worth import PAUSE, Effect, Facts, why_not
 
 HELD_BACK = 8  # every so many batches one is kept for measuring, and nothing is distilled on it
-MEASURED = 16  # inputs per teacher in a measurement
+MEASURED = 48  # inputs per teacher in a measurement
 WEIGHT_DECAY = 1e-5
 
 
@@ -37,7 +37,8 @@ class Reviver:
         self._pool, self._held = Pool(self._chance), Pool(self._chance)
         self._synthesis = self._untaught()
         self._revivals, self._batches = 0, 0
-        self._effects: list[Effect] = []  # oldest first
+        self._effects: list[Effect] = []  # since the last pause, oldest first
+        self._pause = 0  # it ends with this version
 
     def _untaught(self) -> Synthesis:
         with torch.random.fork_rng():
@@ -57,11 +58,20 @@ class Reviver:
         self._held.forget(silo)
         self._synthesis = self._untaught()
 
-    def why_not(self, seconds: float, task_seconds: float) -> str:
-        """Why reviving does not pay, or nothing. `seconds`: of a revival; `task_seconds`: of the fastest silo's task."""
+    def why_not(self, version: int, seconds: float, task_seconds: float) -> str:
+        """Why reviving does not pay, or nothing. `seconds`: of a revival; `task_seconds`: of the fastest silo's task.
+
+        Without effect it pauses: what it finds after that is judged anew.
+        """
         if not len(self.teachers):
             return ""
-        return why_not(Facts(seconds, task_seconds, skew(self.teachers), self._effects))
+        if version < self._pause:
+            return "no_effect"
+        why = why_not(Facts(seconds, task_seconds, skew(self.teachers), self._effects))
+        if why == "no_effect":
+            self._effects.clear()
+            self._pause = version + PAUSE
+        return why
 
     def revive(self, head: Values, version: int) -> Revived | Literal["warmup", "failed"]:
         """What distilling makes of the head, or why there is nothing."""

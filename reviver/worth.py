@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 SLOWEST = 0.5  # of the task of the fastest silo
 EVENEST = 0.4  # skew below which every silo holds a bit of everything
-ENOUGH, RECENT = 4, 8  # measured effects that are judged
+RECENT = 16  # measured effects that are judged: of fewer the mean is chance
+PAUSE = 100  # versions until it tries again, where it had no effect
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Facts:
     seconds: float  # of a revival, in the median
     task_seconds: float  # of the fastest silo's task, in the median
     skew: float  # `teachers.skew`
-    effects: Sequence[Effect]  # oldest first
+    effects: Sequence[Effect]  # of late, oldest first
 
 
 def why_not(facts: Facts) -> str:
@@ -35,6 +36,6 @@ def why_not(facts: Facts) -> str:
     if facts.skew < EVENEST:
         return "even"
     recent = facts.effects[-RECENT:]
-    if len(recent) >= ENOUGH and sum(one.after - one.before for one in recent) <= 0:
+    if len(recent) == RECENT and sum(one.after - one.before for one in recent) <= 0:
         return "no_effect"
     return ""

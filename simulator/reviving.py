@@ -35,7 +35,7 @@ class JobReviver:
             if self._known.get(silo) != teaching.update:
                 self._known[silo] = teaching.update
                 self.reviver.learn(silo, _values(teaching.base), _values(teaching.delta))
-        if not self.before and self.reviver.why_not(self.seconds, task_seconds):
+        if not self.before and self.reviver.why_not(task.version, self.seconds, task_seconds):
             return "not_worth"
         revived = self.reviver.revive(_values(task.head), task.version)
         return revived if isinstance(revived, str) else _flat(revived.delta, task.head)

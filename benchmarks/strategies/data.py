@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 TEST = 2500  # pictures of the test set that a run is measured on
 VALIDATION = 2500  # of the training set, which no silo gets: strategies are tuned on these
@@ -35,6 +36,25 @@ def fashion(out: Path) -> None:
     x, y = _idx(source / "t10k-images-idx3-ubyte.gz"), _idx(source / "t10k-labels-idx1-ubyte.gz")
     some = np.random.Generator(np.random.PCG64(1)).permutation(len(y))[:TEST]
     np.savez(out / "test.npz", x=x[some], y=y[some])
+
+
+def cifar(out: Path) -> None:
+    """train.npz, validation.npz and test.npz: x uint8 (n, 32, 32, 3), y uint8 (n,). 30,000 pictures to train with."""
+    out.mkdir(parents=True, exist_ok=True)
+    with np.load(folder() / "cifar10_jpeg" / "train.npz") as file:
+        x, y = _decoded(file, 30_000 + VALIDATION)
+    np.savez(out / "validation.npz", x=x[:VALIDATION], y=y[:VALIDATION])
+    np.savez(out / "train.npz", x=x[VALIDATION:], y=y[VALIDATION:])
+    with np.load(folder() / "cifar10_jpeg" / "test.npz") as file:
+        x, y = _decoded(file, TEST)
+    np.savez(out / "test.npz", x=x, y=y)
+
+
+def _decoded(file: Any, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The first pictures of a file of JPEGs that lie end to end; they are in no order."""
+    data, offset = file["jpeg"], file["offset"]
+    pictures = [Image.open(io.BytesIO(data[offset[at] : offset[at + 1]].tobytes())) for at in range(count)]
+    return np.stack([np.asarray(picture) for picture in pictures]), file["label"][:count].astype(np.uint8)
 
 
 def people(out: Path) -> None:

@@ -7,7 +7,7 @@ from anabranch.terms import Revival
 from reviver.pool import SAMPLES, Batch, Pool
 from reviver.reviver import Reviver
 from reviver.teachers import Network, Teachers, skew
-from reviver.worth import Effect, Facts, why_not
+from reviver.worth import PAUSE, RECENT, Effect, Facts, why_not
 from tests.reviver.models import CLASSES, PICTURES, SIZE, accuracy, network, trained, values_of
 
 SETTINGS = Revival(freeze=0, warmup=4, synthesis_every=1, synthesis_batch=32, steps=10, lr=0.003, gain=1.0)
@@ -195,11 +195,19 @@ GOOD = Effect(0.6, 0.7)
         (Facts(0.2, 1.0, 0.7, [GOOD] * 9), ""),
         (Facts(0.51, 1.0, 0.7, [GOOD] * 9), "slow"),
         (Facts(0.5, 1.0, 0.39, [GOOD] * 9), "even"),
-        (Facts(0.2, 1.0, 0.7, [Effect(0.6, 0.5)] * 3), ""),
-        (Facts(0.2, 1.0, 0.7, [Effect(0.6, 0.6)] * 4), "no_effect"),
-        (Facts(0.2, 1.0, 0.7, [GOOD] * 8 + [Effect(0.6, 0.4)] * 8), "no_effect"),
-        (Facts(0.2, 1.0, 0.7, [Effect(0.6, 0.4)] * 8 + [GOOD] * 8), ""),
+        (Facts(0.2, 1.0, 0.7, [Effect(0.6, 0.5)] * 15), ""),
+        (Facts(0.2, 1.0, 0.7, [Effect(0.6, 0.6)] * 16), "no_effect"),
+        (Facts(0.2, 1.0, 0.7, [GOOD] * 16 + [Effect(0.6, 0.4)] * 16), "no_effect"),
+        (Facts(0.2, 1.0, 0.7, [Effect(0.6, 0.4)] * 16 + [GOOD] * 16), ""),
     ],
 )
 def test_it_knows_whether_it_pays(facts: Facts, why: str) -> None:
     assert why_not(facts) == why
+
+
+def test_without_effect_it_pauses_and_then_tries_again() -> None:
+    """A chance run of measurements switched a reviver off for good that was worth three points."""
+    one = taught()
+    one._effects.extend([Effect(0.6, 0.6)] * RECENT)
+    said = [one.why_not(version, 0.1, 1.0) for version in (50, 50 + PAUSE - 1, 50 + PAUSE)]
+    assert said == ["no_effect", "no_effect", ""]
