@@ -135,11 +135,12 @@ class Reviver:
             return None
         gain = self._settings.gain
         after = {**head, **{name: head[name] + gain * change for name, change in delta.items()}}
-        counts = [0, 0]
+        agreed = torch.zeros(2)
         for teacher in self.teachers:
             inputs = self._held.draw(MEASURED, teacher.proportions)
-            answers = self._network(teacher.values, inputs).argmax(1)
+            answers = torch.softmax(self._network(teacher.values, inputs), 1)
             for place, values in enumerate((head, after)):
-                counts[place] += int((self._network(values, inputs).argmax(1) == answers).sum())
-        total = MEASURED * len(self.teachers)
-        return Effect(counts[0] / total, counts[1] / total)
+                said = torch.softmax(self._network(values, inputs), 1)
+                agreed[place] += torch.minimum(said, answers).sum(1).mean()
+        before, after_it = (agreed / len(self.teachers)).tolist()
+        return Effect(before, after_it)
