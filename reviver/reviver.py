@@ -135,12 +135,12 @@ class Reviver:
             return None
         gain = self._settings.gain
         after = {**head, **{name: head[name] + gain * change for name, change in delta.items()}}
-        agreed = torch.zeros(2)
+        apart = torch.zeros(2)
         for teacher in self.teachers:
             inputs = self._held.draw(MEASURED, teacher.proportions)
-            answers = torch.softmax(self._network(teacher.values, inputs), 1)
+            answers = functional.log_softmax(self._network(teacher.values, inputs), 1)
             for place, values in enumerate((head, after)):
-                said = torch.softmax(self._network(values, inputs), 1)
-                agreed[place] += torch.minimum(said, answers).sum(1).mean()
-        before, after_it = (agreed / len(self.teachers)).tolist()
-        return Effect(before, after_it)
+                said = functional.log_softmax(self._network(values, inputs), 1)
+                apart[place] += functional.kl_div(said, answers, reduction="batchmean", log_target=True)
+        before, behind = (-apart / len(self.teachers)).exp().tolist()
+        return Effect(before, behind)

@@ -15,8 +15,8 @@ PAUSE = 100  # versions until it tries again, where it had no effect
 
 @dataclass(frozen=True)
 class Effect:
-    """How far head and teachers agree on held-back inputs, before and after: 1 less the total variation distance of
-    what they say, a mean. Labels alone change too seldom to judge a short step by.
+    """How far the head agrees with its teachers on held-back inputs, before and after: exp(-KL(teacher ‖ head)), of the
+    mean; 1 where both say the same.
     """
 
     before: float
