@@ -64,7 +64,7 @@ class Lessons:
         write_tensors(out, self.manifest, values)
 
 
-def lessons_of(archive: Path, terms: JobTerms) -> Lessons:
+def lessons_of(archive: Path, terms: JobTerms, device: torch.device) -> Lessons:
     """Runs the job's code: may raise anything it raises, and Garbage when its model is not the approved one."""
     file = terms.file
     assert file.revival is not None  # or there would be no task
@@ -73,8 +73,9 @@ def lessons_of(archive: Path, terms: JobTerms) -> Lessons:
     manifest = tensors.manifest_of(model, file.training.buffers)
     check_manifest(manifest, terms.manifest_sha256)
     inputs = inputs_of(task)
-    reviver = None if inputs is None else Reviver(model, inputs, file.revival, file.job.seed)
-    return Lessons(reviver, manifest)
+    if inputs is None:
+        return Lessons(None, manifest)
+    return Lessons(Reviver(model, inputs, file.revival, file.job.seed, device), manifest)
 
 
 def _values(path: str, manifest: Manifest) -> Values:

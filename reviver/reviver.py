@@ -27,12 +27,22 @@ class Revived:
 
 
 class Reviver:
-    """Deterministic by seed with one thread. Holds a model per silo, two generators and the pool."""
+    """Deterministic by seed with one thread. Holds a model per silo, two generators and the pool.
 
-    def __init__(self, model: nn.Module, inputs: Inputs, settings: Revival, seed: int) -> None:
+    Tensors live on `device`; what comes in may lie anywhere, what goes out lies on the CPU, where all chance is drawn.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        settings: Revival,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._settings, self._inputs, self._seed = settings, inputs, seed
         self._chance = torch.Generator().manual_seed(seed)
-        self._network = Network(model)
+        self._network = Network(model, device)
         self.teachers = Teachers(self._network, inputs, self._chance)
         self._pool, self._held = Pool(self._chance), Pool(self._chance)
         self._synthesis = self._untaught()
@@ -40,13 +50,13 @@ class Reviver:
         self._effects: list[Effect] = []  # oldest first
 
     def _untaught(self) -> Synthesis:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             return Synthesis(self._network, self._inputs, self._chance)
 
     def learn(self, silo: str, base: Values, sent: Values) -> str:
         """`sent`: trained − base of parameters, the values of buffers. Why it does not teach, as `Teachers.take`."""
-        added = self._network.trainable
+        base, sent, added = self._here(base), self._here(sent), self._network.trainable
         trained = {name: base[name] + tensor if name in added else tensor for name, tensor in sent.items()}
         return self.teachers.take(silo, trained, base)
 
@@ -67,7 +77,7 @@ class Reviver:
         """What distilling makes of the head, or why there is nothing."""
         if version < self._settings.freeze or not len(self.teachers):
             return "warmup"
-        warm = version > self._settings.warmup
+        head, warm = self._here(head), version > self._settings.warmup
         if self._settings.synthesis == "generator" and self._revivals % self._settings.synthesis_every == 0:
             self._synthesise(head if warm else None)
         self._revivals += 1
@@ -79,7 +89,10 @@ class Reviver:
         effect = self._effect(head, delta)
         if effect is not None:
             self._effects.append(effect)
-        return Revived(delta, effect)
+        return Revived({name: tensor.cpu() for name, tensor in delta.items()}, effect)
+
+    def _here(self, values: Values) -> Values:
+        return {name: tensor.to(self._network.device) for name, tensor in values.items()}
 
     def _synthesise(self, student: Values | None) -> None:
         slots = list(self.teachers)
@@ -114,7 +127,7 @@ class Reviver:
     def _lesson(self, values: Values, proportions: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Inputs and the teacher's answers to them, as logarithms."""
         if self._settings.synthesis == "noise":
-            inputs = self._inputs.noise(count, self._chance)
+            inputs = self._inputs.noise(count, self._chance).to(self._network.device)
         else:
             inputs = self._inputs.augment(self._pool.draw(count, proportions), self._chance)
         return inputs, functional.log_softmax(self._network(values, inputs), 1)

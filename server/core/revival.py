@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from anabranch.errors import Reason, Refused, plain
 from anabranch.terms import Revival, explain
-from anabranch.tlog.fields import Count, FieldName, Release, Word
+from anabranch.tlog.fields import Count, Device, FieldName, Release
 from anabranch.wire import limits
 from server.core.turn import Rest
 
@@ -25,7 +25,7 @@ class Report(BaseModel, extra="forbid", frozen=True):
     """What a reviver says of its result; it is logged."""
 
     seed: Count
-    device: Word  # cpu, cuda
+    device: Device
     libraries: Annotated[dict[FieldName, Release], Field(max_length=8)]  # torch → 2.13.0
     seconds: Annotated[float, Field(ge=0, le=1e9)]
     agreement_before: Share | None = (
