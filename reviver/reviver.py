@@ -1,7 +1,7 @@
 """One job's reviver: teachers go in, now and then what was distilled comes out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,13 +10,15 @@ from torch.nn import functional
 
 from anabranch.terms import Revival
 from reviver.inputs import Inputs
-from reviver.pool import Pool
+from reviver.pool import Batch, Pool
+from reviver.public import Public
 from reviver.synthesis import Synthesis
 from reviver.teachers import Network, Teachers, Values, skew
 from reviver.worth import Effect, Facts, why_not
 
 HELD_BACK = 8  # every so many batches one is kept for measuring, and nothing is distilled on it
 MEASURED = 16  # inputs per teacher in a measurement
+AT_ONCE = 256  # public records
 WEIGHT_DECAY = 1e-5
 
 
@@ -39,12 +41,18 @@ class Reviver:
         settings: Revival,
         seed: int,
         device: torch.device | str = "cpu",
+        public: Public | None = None,
     ) -> None:
         self._settings, self._inputs, self._seed = settings, inputs, seed
         self._chance = torch.Generator().manual_seed(seed)
         self._network = Network(model, device)
         self.teachers = Teachers(self._network, inputs, self._chance)
         self._pool, self._held = Pool(self._chance), Pool(self._chance)
+        self._measured = None if public is None else self._moved(public.measured)
+        if self._measured is not None:
+            self._held.add(self._measured)
+        if public is not None and settings.synthesis == "public":
+            self._pool.add(self._moved(public.taught))
         self._synthesis = self._untaught()
         self._revivals, self._batches = 0, 0
         self._effects: list[Effect] = []  # oldest first
@@ -91,6 +99,9 @@ class Reviver:
             self._effects.append(effect)
         return Revived({name: tensor.cpu() for name, tensor in delta.items()}, effect)
 
+    def _moved(self, batch: Batch) -> Batch:
+        return replace(batch, inputs=batch.inputs.to(self._network.device))
+
     def _here(self, values: Values) -> Values:
         return {name: tensor.to(self._network.device) for name, tensor in values.items()}
 
@@ -102,7 +113,8 @@ class Reviver:
         batch = self._synthesis.make(chosen, size, steps, student)
         if batch is not None:
             self._batches += 1
-            (self._held if self._batches % HELD_BACK == 0 else self._pool).add(batch)
+            kept_back = self._measured is None and self._batches % HELD_BACK == 0
+            (self._held if kept_back else self._pool).add(batch)
 
     def _distil(self, head: Values) -> dict[str, Tensor]:
         """Steps of Adam towards every teacher, on inputs with the labels it seems to hold: KL(teacher ‖ student)."""
@@ -145,4 +157,13 @@ class Reviver:
             for place, values in enumerate((head, after)):
                 counts[place] += int((self._network(values, inputs).argmax(1) == answers).sum())
         total = MEASURED * len(self.teachers)
-        return Effect(counts[0] / total, counts[1] / total)
+        accuracy = None if self._measured is None else (self._accuracy(head), self._accuracy(after))
+        return Effect(counts[0] / total, counts[1] / total, accuracy)
+
+    def _accuracy(self, values: Values) -> float:
+        """Of the part of the public records that nothing is distilled on."""
+        assert self._measured is not None
+        inputs, labels = self._measured.inputs, self._measured.labels
+        parts = [inputs[at : at + AT_ONCE] for at in range(0, len(labels), AT_ONCE)]
+        said = torch.cat([self._network(values, part).argmax(1) for part in parts])
+        return float((said.cpu() == labels).float().mean())

@@ -310,6 +310,8 @@ def _report(answer: Revived, seed: int, device: Device, seconds: float) -> bytes
         "seconds": seconds,
         "agreement_before": answer.get("before"),
         "agreement_after": answer.get("after"),
+        "accuracy_before": answer.get("accuracy_before"),
+        "accuracy_after": answer.get("accuracy_after"),
     }
     return dumps({key: value for key, value in report.items() if value is not None})
 

@@ -14,10 +14,17 @@ ENOUGH, RECENT = 4, 8  # measured effects that are judged
 
 @dataclass(frozen=True)
 class Effect:
-    """Share of held-back inputs on which the head says what the teacher says, before and after."""
+    """Share of held-back inputs on which the head says what the teacher says, before and after; and of the job's public
+    records on which it is right, where it has some."""
 
     before: float
     after: float
+    accuracy: tuple[float, float] | None = None
+
+    @property
+    def gained(self) -> float:
+        before, after = self.accuracy or (self.before, self.after)
+        return after - before
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,6 @@ def why_not(facts: Facts) -> str:
     if facts.skew < EVENEST:
         return "even"
     recent = facts.effects[-RECENT:]
-    if len(recent) >= ENOUGH and sum(one.after - one.before for one in recent) <= 0:
+    if len(recent) >= ENOUGH and sum(one.gained for one in recent) <= 0:
         return "no_effect"
     return ""

@@ -27,10 +27,13 @@ class Teacher(BaseModel, extra="forbid", frozen=True):
 
 
 class Effect(BaseModel, extra="forbid", frozen=True):
-    """How far the head agrees with its teachers on synthesised inputs, before and after."""
+    """How far the head agrees with its teachers on inputs held back, before and after; on a job's public records also how
+    often it is right."""
 
     agreement_before: HexFloat
     agreement_after: HexFloat
+    accuracy_before: HexFloat | None = None
+    accuracy_after: HexFloat | None = None
 
 
 class RevivalPerformed(BaseModel, extra="forbid", frozen=True):

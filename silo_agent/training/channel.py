@@ -112,7 +112,14 @@ Evaluated = TypedDict(
 )
 Revived = TypedDict(
     "Revived",
-    {"is": Literal["revived"], "cycle": Id, "before": NotRequired[Share], "after": NotRequired[Share]},
+    {
+        "is": Literal["revived"],
+        "cycle": Id,
+        "before": NotRequired[Share],  # agreement
+        "after": NotRequired[Share],
+        "accuracy_before": NotRequired[Share],
+        "accuracy_after": NotRequired[Share],
+    },
 )
 Rested = TypedDict(
     "Rested",
