@@ -131,7 +131,7 @@ def measured(model: str, on: str, seconds: float) -> dict[str, Any]:
     threads, name = (int(number), "cpu") if kind == "cpu" else (1, on)
     torch.set_num_threads(threads)
     job = _silo_job(model, torch.device(name), seconds / 4)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     reviver, head, newer = _taught(model, settle(name))
     torch.set_num_threads(threads)
     if name == "cpu":
