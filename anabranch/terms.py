@@ -262,7 +262,7 @@ class Revival(BaseModel, extra="forbid", frozen=True):
     steps: int = Field(default=5, ge=1, le=1000)  # of distillation
     lr: float = Field(default=1e-3, gt=0)
     samples: int = Field(default=8, ge=1, le=4096)  # inputs per teacher and step
-    synthesis: Literal["generator", "noise"] = "generator"
+    synthesis: Literal["generator", "noise", "public"] = "generator"
     synthesis_every: int = Field(default=4, ge=1)  # revivals
     synthesis_steps: int = Field(default=5, ge=1, le=1000)
     synthesis_batch: int = Field(default=64, ge=2, le=4096)

@@ -11,6 +11,7 @@ import structlog
 
 from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.terms import JobTerms
+from reviver.device import Device
 from silo_agent.trainer import Stopped, TaskFailed
 from silo_agent.training.channel import Message, Rested, Revive, Revived
 from silo_agent.training.isolation import Isolation
@@ -30,9 +31,10 @@ class Child:
         job_dir: Path,
         terms: JobTerms,
         isolated: Isolation,
+        device: Device,
         stopping: threading.Event,
     ) -> None:
-        self.terms = terms
+        self.terms, self.device = terms, device  # the device of the next process
         self.known: dict[str, str] = {}  # silo → its update in the process's memory
         self._launcher, self._job_dir, self._isolated = launcher, job_dir, isolated
         self._stopping = stopping
@@ -44,10 +46,13 @@ class Child:
             return
         self.stop()
         try:
-            self._process = self._launcher.start(self._job_dir, self.terms, None, self._isolated)
+            self._process = self._launcher.start(
+                self._job_dir, self.terms, None, self._isolated, self.device.name
+            )
         except Unavailable as error:
             raise TaskFailed(Reason.TASK_FAILED, "NotStarted") from error
-        logger.info("a job's process started", pid=self._process.pid, isolation=self._isolated.kind)
+        at_work = {"pid": self._process.pid, "isolation": self._isolated.kind, "device": self.device.name}
+        logger.info("a job's process started", **at_work)
         if self._answer(until)["is"] != "ready":
             raise TaskFailed(Reason.TASK_GARBAGE, "NotReady")
 

@@ -19,10 +19,10 @@ class Inputs(Protocol):
         """A fresh one: noise (n, latent) → inputs (n, …), differentiable."""
 
     def noise(self, count: int, chance: torch.Generator) -> Tensor:
-        """Inputs (count, …) that say nothing, drawn with `chance` only."""
+        """Inputs (count, …) that say nothing, drawn with `chance` only, on the CPU."""
 
     def augment(self, inputs: Tensor, chance: torch.Generator) -> Tensor:
-        """The same inputs, seen differently; differentiable."""
+        """The same inputs, seen differently; differentiable. They may lie on a GPU; `chance` draws on the CPU."""
 
 
 def inputs_of(task: Task) -> Inputs | None:

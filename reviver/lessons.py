@@ -6,29 +6,36 @@ from pathlib import Path
 
 import torch
 
-from anabranch.terms import JobTerms
+from anabranch.terms import JobTerms, Revival
 from anabranch.wire.tensors import Manifest, read_tensors, write_tensors
 from reviver.inputs import inputs_of
+from reviver.public import public_of
 from reviver.reviver import Reviver
 from silo_agent.training import tensors
 from silo_agent.training.channel import Rested, Revive, Revived, Teaching
 from silo_agent.training.managed import build_model
 from silo_agent.training.runner import check_manifest
-from silo_agent.training.task import load_task
+from silo_agent.training.task import Task, load_task
 
 Values = Mapping[str, torch.Tensor]
+
+LACKS = {
+    "no_inputs": "its task has no method inputs(), which says what its model takes",
+    "no_public": 'it says synthesis = "public", and its task has no method public(), which would give the records',
+}
 
 
 @dataclass
 class Lessons:
-    reviver: Reviver | None  # None: the task does not say what its inputs are
+    reviver: Reviver | str  # a text: what is lacking, in a word of LACKS
     manifest: Manifest
 
     def revive(self, task: Revive) -> Revived | Rested:
         """Writes what distilling added to the head, or says why there is nothing. Raises Refused for a broken file."""
         cycle, reviver = task["cycle"], self.reviver
-        if reviver is None:
-            return {"is": "rested", "cycle": cycle, "reason": "unsupported", "why": "no_inputs"}
+        if isinstance(reviver, str):
+            print(f"this job is not revived: {LACKS[reviver]}", flush=True)
+            return {"is": "rested", "cycle": cycle, "reason": "unsupported", "why": reviver}
         for one in task["teachers"]:
             self._learn(reviver, one)
         if not len(reviver.teachers):  # what came was not finite, or far from all others
@@ -40,14 +47,12 @@ class Lessons:
         if isinstance(revived, str):
             return {"is": "rested", "cycle": cycle, "reason": revived}
         self._write(task["out"], revived.delta)
-        if revived.effect is None:
-            return {"is": "revived", "cycle": cycle}
-        return {
-            "is": "revived",
-            "cycle": cycle,
-            "before": revived.effect.before,
-            "after": revived.effect.after,
-        }
+        answer: Revived = {"is": "revived", "cycle": cycle}
+        if revived.effect is not None:
+            answer["before"], answer["after"] = revived.effect.before, revived.effect.after
+            if revived.effect.accuracy is not None:
+                answer["accuracy_before"], answer["accuracy_after"] = revived.effect.accuracy
+        return answer
 
     def _learn(self, reviver: Reviver, one: Teaching) -> None:
         base, sent = _values(one["base"], self.manifest), _values(one["delta"], self.manifest)
@@ -64,7 +69,7 @@ class Lessons:
         write_tensors(out, self.manifest, values)
 
 
-def lessons_of(archive: Path, terms: JobTerms) -> Lessons:
+def lessons_of(archive: Path, terms: JobTerms, device: torch.device) -> Lessons:
     """Runs the job's code: may raise anything it raises, and Garbage when its model is not the approved one."""
     file = terms.file
     assert file.revival is not None  # or there would be no task
@@ -72,9 +77,20 @@ def lessons_of(archive: Path, terms: JobTerms) -> Lessons:
     model = build_model(task, file.job.seed)
     manifest = tensors.manifest_of(model, file.training.buffers)
     check_manifest(manifest, terms.manifest_sha256)
+    return Lessons(reviver_of(task, model, file.revival, file.job.seed, device), manifest)
+
+
+def reviver_of(
+    task: Task, model: torch.nn.Module, settings: Revival, seed: int, device: torch.device | str = "cpu"
+) -> Reviver | str:
+    """Or what the task lacks for one, in a word of LACKS. Runs the job's code, as `lessons_of`."""
     inputs = inputs_of(task)
-    reviver = None if inputs is None else Reviver(model, inputs, file.revival, file.job.seed)
-    return Lessons(reviver, manifest)
+    if inputs is None:
+        return "no_inputs"
+    public = public_of(task, seed)
+    if settings.synthesis == "public" and public is None:
+        return "no_public"
+    return Reviver(model, inputs, settings, seed, device, public)
 
 
 def _values(path: str, manifest: Manifest) -> Values:

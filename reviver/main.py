@@ -4,6 +4,7 @@ import importlib.util
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from anabranch.tlog.note import NoteVerifier
 from anabranch.wire.bundle import parse_federation
 from anabranch.wire.identity import parse_chain
 from reviver.client import Client
+from reviver.device import Device, choose
 from reviver.worker import Worker
 from silo_agent import identity, output
 from silo_agent.agent import alone, no_evidence
@@ -62,6 +64,13 @@ def run(
         typer.Option(resolve_path=True, help="The reviver's own directory: identity, code, models at work."),
     ] = Path("reviver"),
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a job's process.")] = 1,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:N]",
+            help="What jobs compute on; auto: a GPU that works, else the CPU, also for a job that fails on the GPU.",
+        ),
+    ] = "auto",
     unconfined: Annotated[
         bool, typer.Option("--unconfined", help="Run jobs' code also where it cannot be fenced off.")
     ] = False,
@@ -79,23 +88,31 @@ def run(
     with alone(place):
         no_evidence(place)
         isolated = _isolation(place, unconfined)
+        devices = choose(device, place.path, isolated)
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
         logger.info("starting", identity=who.who.uri, server=who.federation.server, home=str(home))
-        _serve(place, who, threads, isolated, stopping)
+        logger.info("jobs compute on", device=str(devices[0]), threads=threads)
+        _serve(place, who, threads, isolated, devices, stopping)
 
 
 def _serve(
-    home: Home, who: TlsIdentity, threads: int, isolated: Isolation, stopping: threading.Event
+    home: Home,
+    who: TlsIdentity,
+    threads: int,
+    isolated: Isolation,
+    devices: Sequence[Device],
+    stopping: threading.Event,
 ) -> None:
     client = Client(who.federation.server, who.ca, who.key, who.chain, None)
     verifier = NoteVerifier.from_vkey(who.federation.log_vkey)
     origin = who.federation.log_origin
     log = LogView(home.log_view, home.evidence, origin, verifier, client.consistency)
     try:
-        with Launcher(home.path, threads=threads, gpus=(), module="reviver.runner") as launcher:
-            Worker(home, client, log, launcher, isolated, stopping).run()
+        gpus = () if devices[0].name == "cpu" else None
+        with Launcher(home.path, threads=threads, gpus=gpus, module="reviver.runner") as launcher:
+            Worker(home, client, log, launcher, isolated, devices, stopping).run()
     finally:
         client.close()
 

@@ -12,8 +12,8 @@ BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    inputs: Tensor  # (n, …)
-    labels: Tensor  # (n,)
+    inputs: Tensor  # (n, …); on whatever device
+    labels: Tensor  # (n,); on the CPU
     silos: frozenset[str]  # whose models it was made from
 
 

@@ -41,13 +41,16 @@ def main() -> int:
 
 
 def _set_up(begin: "Begin") -> "Lessons":
+    from reviver.device import settle
+
+    device = settle(begin["device"])
     import torch
 
     from anabranch.terms import JobTerms
     from reviver.lessons import lessons_of
 
     torch.set_num_threads(begin["threads"])
-    return lessons_of(Path(begin["archive"]), JobTerms.model_validate(begin["terms"]))
+    return lessons_of(Path(begin["archive"]), JobTerms.model_validate(begin["terms"]), device)
 
 
 def _serve(channel: "Channel", lessons: "Lessons", cycle: list[str]) -> None:

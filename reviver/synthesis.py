@@ -35,7 +35,7 @@ class Judged:
 class Synthesis:
     def __init__(self, network: Network, inputs: Inputs, chance: torch.Generator) -> None:
         self._network, self._inputs, self._chance = network, inputs, chance
-        self._generator = inputs.generator(LATENT)
+        self._generator = inputs.generator(LATENT).to(network.device)
         self._meta = torch.optim.Adam(self._generator.parameters(), lr=GENERATOR_LR, betas=BETAS)
 
     def make(
@@ -44,8 +44,8 @@ class Synthesis:
         """`size` inputs the teachers are sure about; None where no step gave finite losses."""
         judged = self._draw(teachers, size, student)
         classes = len(teachers[0].proportions)
-        latent = torch.randn(size, LATENT, generator=self._chance).requires_grad_()
-        embedding = torch.randn(classes, LATENT, generator=self._chance).requires_grad_()
+        latent = self._noise(size).requires_grad_()
+        embedding = self._noise(classes).requires_grad_()
         generator = copy.deepcopy(self._generator)
         groups = [
             {"params": list(generator.parameters()), "lr": GENERATOR_LR},
@@ -66,19 +66,23 @@ class Synthesis:
         if best is None or not bool(best.isfinite().all()):
             return None
         self._learn(generator)
-        return Batch(best, judged.labels, frozenset(one.silo for one in teachers))
+        return Batch(best, judged.labels.cpu(), frozenset(one.silo for one in teachers))
+
+    def _noise(self, count: int) -> Tensor:
+        return torch.randn(count, LATENT, generator=self._chance).to(self._network.device)
 
     def _draw(self, teachers: Sequence[Teacher], size: int, student: Values | None) -> Judged:
         """Labels as the teachers hold them; for each, a teacher counts by its share of the class."""
         held = torch.stack([one.proportions for one in teachers])
         labels = torch.multinomial(held.mean(0), size, replacement=True, generator=self._chance)
-        return Judged(teachers, labels, (held / held.sum(0))[:, labels], student)
+        weights, device = (held / held.sum(0))[:, labels], self._network.device
+        return Judged(teachers, labels.to(device), weights.to(device), student)
 
     def _loss(self, made: Tensor, judged: Judged) -> Tensor:
         """Per input: features like those training saw, a label the teacher is sure of, and a head that is not."""
         seen = self._inputs.augment(made, self._chance)
         doubts = None if judged.student is None else self._network(judged.student, seen)
-        total = torch.zeros(())
+        total = torch.zeros((), device=made.device)
         for teacher, weights in zip(judged.teachers, judged.weights, strict=True):
             scores = self._network(teacher.values, seen)
             total = total + FEATURES * weights.sum() * self._network.strangeness(teacher.values)

@@ -22,7 +22,7 @@ Values = Mapping[str, Tensor]  # a model's tensors by name
 class Teacher:
     silo: str
     values: Values
-    proportions: Tensor  # (classes,): what the silo seems to hold
+    proportions: Tensor  # (classes,): what the silo seems to hold; on the CPU, where everything is drawn
     probed: int
     distance: float  # from the base it was trained from
 
@@ -30,9 +30,10 @@ class Teacher:
 class Network:
     """The job's model as a function of its tensors, in evaluation mode, and what its normalising layers saw."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self.trainable = tuple(name for name, one in model.named_parameters() if one.requires_grad)
-        self._model = model.eval().requires_grad_(False)
+        self._model = model.eval().requires_grad_(False).to(device)
         self._seen: dict[str, Tensor] = {}
         self.tracked = tuple(
             name
@@ -56,7 +57,7 @@ class Network:
 
     def strangeness(self, values: Values) -> Tensor:
         """How far mean and variance of each channel in the last call are from what training saw, summed over layers."""
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         for name in self.tracked:
             if (
                 f"{name}.running_mean" not in values
@@ -103,8 +104,8 @@ class Teachers:
         known = self.slots.get(silo)
         if known is not None and known.probed == PROBED:
             return replace(known, values=values, distance=distance)
-        scores = self.network(values, self.inputs.noise(PROBES, self.chance))
-        found = torch.softmax(scores / TEMPERATURE, dim=1).mean(0)
+        scores = self.network(values, self.inputs.noise(PROBES, self.chance).to(self.network.device))
+        found = torch.softmax(scores / TEMPERATURE, dim=1).mean(0).cpu()
         if known is None:
             return Teacher(silo, values, found, 1, distance)
         probed = known.probed + 1

@@ -12,9 +12,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +26,7 @@ from anabranch.wire import limits
 from anabranch.wire.tensors import Manifest, TensorFile
 from reviver.child import Child
 from reviver.client import Claimed, Client, Ended, Task, Teacher
+from reviver.device import Device
 from reviver.files import JobFiles
 from silo_agent import identity, receipts, renew
 from silo_agent.config import Home
@@ -58,7 +58,9 @@ class _Job:
 
 
 class Worker:
-    """For one thread; `stopping` may be set by any."""
+    """For one thread; `stopping` may be set by any. `devices`: jobs compute on the first, and where it fails one, that
+    job on the next.
+    """
 
     def __init__(
         self,
@@ -67,10 +69,12 @@ class Worker:
         log: LogView,
         launcher: Launcher,
         isolated: Isolation,
+        devices: Sequence[Device],
         stopping: threading.Event,
     ) -> None:
         self._home, self._client, self._log = home, client, log
         self._launcher, self._isolated, self._stopping = launcher, isolated, stopping
+        self._devices = devices
         self._jobs: dict[str, _Job] = {}  # the one used last comes last
         self._resting: dict[str, float] = {}  # job → until when, in monotonic seconds
         self._faults: dict[str, int] = {}  # job → failures in a row
@@ -139,6 +143,8 @@ class Worker:
             if task.job in self._jobs:
                 self._jobs[task.job].child.stop()  # its successor begins anew, in a folder of its own
                 _clear(self._home.job(task.job))
+                if isinstance(error, TaskFailed):
+                    self._next_device(task.job)
             faults = self._faults[task.job] = self._faults.get(task.job, 0) + 1
             self._rest(task.job, min(LONGEST_FAULT, FAULT * 2.0 ** (faults - 1)))
             logger.warning("no result", job=task.job, version=task.version, error=str(error))
@@ -150,7 +156,8 @@ class Worker:
         terms, manifest = files.job(task)
         if task.job not in self._jobs:
             self._make_room()
-            child = Child(self._launcher, files.directory, terms, self._isolated, self._stopping)
+            place, first = files.directory, self._devices[0]
+            child = Child(self._launcher, place, terms, self._isolated, first, self._stopping)
             self._jobs[task.job] = _Job(child)
         job = self._jobs[task.job] = self._jobs.pop(task.job)
         patience = time.monotonic() + SHARE * (until - time.monotonic())
@@ -171,8 +178,19 @@ class Worker:
             return
         seconds = time.monotonic() - begun
         job.seconds.append(seconds)
-        report = _report(answer, terms.file.job.seed, seconds)
+        report = _report(answer, terms.file.job.seed, job.child.device, seconds)
         self._deliver(task, Path(request["out"]), manifest, report, until)
+
+    def _next_device(self, name: str) -> None:
+        """After a failure, whoever is to blame: what a GPU cannot do, or has no memory for, goes on elsewhere."""
+        job = self._jobs[name]
+        at = self._devices.index(job.child.device)
+        if at + 1 < len(self._devices):
+            failed, job.child.device = job.child.device, self._devices[at + 1]
+            job.seconds.clear()
+            logger.warning(
+                "another device for a job", job=name, failed=str(failed), now=str(job.child.device)
+            )
 
     def _rested(self, task: Task, job: _Job, answer: Rested) -> None:
         reason, why = answer["reason"], answer.get("why", "")
@@ -284,14 +302,16 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / part, ignore_errors=True)
 
 
-def _report(answer: Revived, seed: int, seconds: float) -> bytes:
+def _report(answer: Revived, seed: int, device: Device, seconds: float) -> bytes:
     report: dict[str, Any] = {
         "seed": seed,
-        "device": "cpu",
-        "libraries": {"torch": version("torch")},
+        "device": str(device),
+        "libraries": dict(device.libraries),
         "seconds": seconds,
         "agreement_before": answer.get("before"),
         "agreement_after": answer.get("after"),
+        "accuracy_before": answer.get("accuracy_before"),
+        "accuracy_after": answer.get("accuracy_after"),
     }
     return dumps({key: value for key, value in report.items() if value is not None})
 

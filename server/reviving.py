@@ -22,6 +22,7 @@ from anabranch.errors import Reason, Refused
 from anabranch.terms import Revival, parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
+from anabranch.tlog.revivals import Effect
 from anabranch.wire import canonical
 from server import lifecycle
 from server.audit.log import Log
@@ -289,8 +290,8 @@ def _of(connection: Connection, name: str, task: str) -> Any:
 def _effect(report: Report) -> dict[str, str] | None:
     if report.effect is None:
         return None
-    before, after = map(canonical.hexfloat, report.effect)
-    return {"agreement_before": before, "agreement_after": after}
+    told = report.model_dump(exclude_none=True)
+    return {name: canonical.hexfloat(told[name]) for name in Effect.model_fields if name in told}
 
 
 def _open(connection: Connection, job: str) -> Any:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from anabranch.errors import Reason, Refused
 from anabranch.terms import Revival
-from reviver.inputs import inputs_of
+from reviver import lessons
 from reviver.reviver import Reviver
 from server.core.revival import Ending
 from silo_agent.training.managed import build_model
@@ -42,13 +43,15 @@ class JobReviver:
 
 
 def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int, seconds: float) -> JobReviver | None:
-    """None: the task does not say what its inputs are."""
+    """None: the task does not say what its inputs are. Raises Refused where it has no public records to distil on."""
     task = trainer.task()
-    inputs = inputs_of(task)
-    if inputs is None:
-        return None
     model = build_model(task, trainer.file.job.seed)
-    return JobReviver(Reviver(model, inputs, settings, seed), seconds, settings.mode == "paper")
+    reviver = lessons.reviver_of(task, model, settings, seed)
+    if reviver == "no_public":
+        raise Refused(
+            Reason.MALFORMED, f"{trainer.file.job.name} cannot be revived: {lessons.LACKS[reviver]}"
+        )
+    return None if isinstance(reviver, str) else JobReviver(reviver, seconds, settings.mode == "paper")
 
 
 def _values(flat: Flat) -> Values:

@@ -16,6 +16,9 @@ _DOMAIN = (
 ID = r"^[0-9a-z](?:[0-9a-z_-]{0,62}[0-9a-z])?$"  # leases, updates, jobs, tokens, steps: UUID, hex or name
 NONCE = r"^[0-9a-f]{16,64}$"
 WORD = r"^[a-z0-9](?:[a-z0-9_-]{0,46}[a-z0-9])?$"
+DEVICE = (
+    r"^[a-z]{1,16}(?::[0-9]{1,3})?(?: [A-Za-z0-9._()/+-]{1,60}){0,8}$"  # cpu, cuda:0 NVIDIA H100 80GB HBM3
+)
 REASON = r"^[a-z0-9_-]{1,24}(?: [a-z0-9_-]{1,24}){0,5}$"  # a code, or a few short words
 OPERATOR_REASON = r"^[a-z0-9_ -]{0,80}$"  # why an operator paused, resumed or aborted a job
 METHOD = r"^(?:/?anabranch\.v1\.)?(?:[A-Za-z]{1,40}/)?[A-Za-z]{1,40}$"
@@ -75,6 +78,7 @@ Origin = Annotated[str, Field(pattern=ORIGIN)]
 Split = Annotated[str, Field(pattern=SPLIT)]
 Metric = Annotated[str, Field(pattern=METRIC)]
 Release = Annotated[str, Field(pattern=RELEASE)]
+Device = Annotated[str, Field(pattern=DEVICE, max_length=80)]
 ReasonText = Annotated[str, Field(pattern=REASON)]
 OperatorReason = Annotated[str, Field(pattern=OPERATOR_REASON)]
 Optimizer = Annotated[dict[FieldName, Annotated[str, Field(max_length=40)]], AfterValidator(_is_optimizer)]

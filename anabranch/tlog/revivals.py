@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from anabranch.terms import Digest, Name
-from anabranch.tlog.fields import EXCEPTION, Count, FieldName, HexFloat, Id, Release, Word
+from anabranch.tlog.fields import EXCEPTION, Count, Device, FieldName, HexFloat, Id, Release
 
 SkipReason = Literal[
     "deadline",  # nothing came in time: the reviver died, or hangs
@@ -27,10 +27,13 @@ class Teacher(BaseModel, extra="forbid", frozen=True):
 
 
 class Effect(BaseModel, extra="forbid", frozen=True):
-    """How far the head agrees with its teachers on synthesised inputs, before and after."""
+    """How far the head agrees with its teachers on inputs held back, before and after; on a job's public records also how
+    often it is right."""
 
     agreement_before: HexFloat
     agreement_after: HexFloat
+    accuracy_before: HexFloat | None = None
+    accuracy_after: HexFloat | None = None
 
 
 class RevivalPerformed(BaseModel, extra="forbid", frozen=True):
@@ -45,7 +48,7 @@ class RevivalPerformed(BaseModel, extra="forbid", frozen=True):
     norm: HexFloat
     teachers: Annotated[tuple[Teacher, ...], Field(min_length=1)]
     seed: Count
-    device: Word
+    device: Device
     libraries: Annotated[dict[FieldName, Release], Field(max_length=8)]
     seconds: HexFloat
     effect: Effect | None = None  # not measured every time

@@ -1,1 +1,1 @@
-"""What revival is worth, measured."""
+"""What revival is worth, and what it costs."""

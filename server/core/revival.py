@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from anabranch.errors import Reason, Refused, plain
 from anabranch.terms import Revival, explain
-from anabranch.tlog.fields import Count, FieldName, Release, Word
+from anabranch.tlog.fields import Count, Device, FieldName, Release
 from anabranch.wire import limits
 from server.core.turn import Rest
 
@@ -25,13 +25,15 @@ class Report(BaseModel, extra="forbid", frozen=True):
     """What a reviver says of its result; it is logged."""
 
     seed: Count
-    device: Word  # cpu, cuda
+    device: Device
     libraries: Annotated[dict[FieldName, Release], Field(max_length=8)]  # torch → 2.13.0
     seconds: Annotated[float, Field(ge=0, le=1e9)]
     agreement_before: Share | None = (
-        None  # of the head with its teachers, on what was synthesised; None: not measured
+        None  # of the head with its teachers, on inputs held back; None: not measured
     )
     agreement_after: Share | None = None
+    accuracy_before: Share | None = None  # of the head, on the job's public records
+    accuracy_after: Share | None = None
 
     @property
     def effect(self) -> tuple[float, float] | None:

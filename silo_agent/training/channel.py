@@ -47,6 +47,9 @@ class Begin(TypedDict):
     work: str  # folder the process may write to
     data: dict[str, Any]  # path, params, transform; empty for a reviver, which has none
     threads: int
+    device: NotRequired[
+        str
+    ]  # cpu, cuda:0: told to a reviver's process; a silo's takes a GPU where it sees one
 
 
 class Train(TypedDict):
@@ -109,7 +112,14 @@ Evaluated = TypedDict(
 )
 Revived = TypedDict(
     "Revived",
-    {"is": Literal["revived"], "cycle": Id, "before": NotRequired[Share], "after": NotRequired[Share]},
+    {
+        "is": Literal["revived"],
+        "cycle": Id,
+        "before": NotRequired[Share],  # agreement
+        "after": NotRequired[Share],
+        "accuracy_before": NotRequired[Share],
+        "accuracy_after": NotRequired[Share],
+    },
 )
 Rested = TypedDict(
     "Rested",

@@ -152,7 +152,7 @@ def command(interpreter: Path, module: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """What the training process may know of the agent's environment. Tokens and proxies with passwords stay here."""
-    names = ("PATH", "LANG", "CUDA_VISIBLE_DEVICES")
+    names = ("PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
     told = {name: text for name, text in os.environ.items() if name in names or name.startswith("PYTHON")}
     return told | SAME_HASHES
 

@@ -68,13 +68,18 @@ class Launcher:
         self._starter = ThreadPoolExecutor(1, "launcher")
 
     def start(
-        self, job_dir: Path, terms: JobTerms, data: Binding | None, isolated: Isolation
+        self,
+        job_dir: Path,
+        terms: JobTerms,
+        data: Binding | None,
+        isolated: Isolation,
+        device: str | None = None,
     ) -> "TrainingProcess":
         """Start the process of one job. The first message is "ready" or "failed"; importing torch takes seconds.
 
         `job_dir`: holds `archive/` (the unpacked code) and the models; `work/` and `training.log` are made in it.
-        Updates are to be written to `work/`. `isolated`: what `isolation.available` found. Raises Unavailable when no
-        process can be started.
+        Updates are to be written to `work/`. `isolated`: what `isolation.available` found. `device`: what it computes on,
+        as torch calls it; None where the program chooses. Raises Unavailable when no process can be started.
         """
         job_dir = job_dir.resolve()
         work = job_dir / "work"
@@ -86,7 +91,8 @@ class Launcher:
         command = isolation.command(self._interpreter, self._module)
         process = self._starter.submit(TrainingProcess, command, self._environment(work), job_dir).result()
         try:
-            process.request(self._begin(job_dir, terms, data, isolated))
+            begin = self._begin(job_dir, terms, data, isolated)
+            process.request(begin if device is None else {**begin, "device": device})
         except Unavailable:
             process.stop(0)
             raise

@@ -34,6 +34,8 @@ class Task(Protocol):
 
     * `inputs() -> silo_agent.Images`, or an object like those of `reviver.inputs.Inputs`: what the model takes, so that
       a reviver can make such inputs; without it the job runs without revival
+    * `public() -> Dataset` of inputs and labels that belong to no silo, out of the job's code or its archive: what
+      revivals are measured on and, with `synthesis = "public"`, distil on
 
     A task is built once per process and lives across cycles. What it keeps in itself is not saved: when the process
     is replaced, only the model, the optimizer, the random state and the position in the data come back.

@@ -37,6 +37,7 @@ OURS = {
     "console/demo/measure.py:audit": OWN_CHILD,
     "console/drawing.py:page": "a style sheet of the package",
     "console/demo/processes.py:tail": SHOWN,
+    "reviver/device.py:_trial": OWN_CHILD,
     "reviver/runner.py:_set_up": BELIEVED,
     "server/vitals.py:resident": "what the kernel says of this process",
     "server/step.py:load": OWN_ROWS,

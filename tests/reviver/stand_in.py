@@ -52,7 +52,7 @@ def main() -> None:
     channel.send({"is": "ready", "kind": "managed"})
     while (request := channel.receive()) is not None and request["do"] == "revive":
         with open(told, "a") as file:
-            file.write(json.dumps(request | {"pid": os.getpid()}) + "\n")
+            file.write(json.dumps(request | {"pid": os.getpid(), "device": begin.get("device")}) + "\n")
         how = says if request["version"] == 2 or says == "unsupported" else ""
         fail(channel, how)
         revive(channel, request, how)

@@ -19,6 +19,7 @@ from anabranch.wire import canonical, identity
 from anabranch.wire.tensors import write_tensors
 from reviver import worker
 from reviver.client import Client
+from reviver.device import Device
 from reviver.files import JobFiles
 from reviver.main import _identified, move_in
 from reviver.worker import Worker
@@ -80,6 +81,7 @@ class Running:
     silos: list[FakeSilo]
     launcher: Launcher
     stopping: threading.Event
+    devices: tuple[Device, ...] = (Device("cpu", {"torch": "2.13.0"}),)
     failure: BaseException | None = None
 
     def begin(self, client: Any = None) -> None:
@@ -87,7 +89,7 @@ class Running:
         log = LogView(self.home.log_view, self.home.evidence, origin, key, self.client.consistency)
         used = client or self.client
         isolated = Isolation("none", "a test")
-        daemon = Worker(self.home, used, log, self.launcher, isolated, self.stopping)
+        daemon = Worker(self.home, used, log, self.launcher, isolated, self.devices, self.stopping)
 
         def run() -> None:
             try:
@@ -191,6 +193,27 @@ def test_a_process_that_fails_is_replaced(run: Running, why: str, monkeypatch: A
     one, two = run.told()
     assert [teacher["silo"] for teacher in two["teachers"]] == ["a", "b"]
     assert one["pid"] != two["pid"]
+
+
+CPU = Device("cpu", {"torch": "2.13.0"})
+GPU = Device("cuda:0", {"torch": "2.13.0+cu130", "cuda": "13.0"}, "NVIDIA H100 80GB HBM3")
+
+
+@pytest.mark.parametrize("run", ["killed", "memory"], indirect=True)
+@pytest.mark.parametrize(("devices", "after"), [((GPU, CPU), CPU), ((GPU,), GPU)])
+def test_a_job_that_a_gpu_fails_goes_on_where_it_may(
+    run: Running, devices: tuple[Device, ...], after: Device, monkeypatch: Any
+) -> None:
+    """By the CPU, if the reviver may choose; on the GPU again, if it was told to. The log names what computed."""
+    monkeypatch.setattr(worker, "FAULT", 0.0)
+    run.devices = devices
+    run.publish(1.0, 2.0)
+    run.begin()
+    run.skipped(1)
+    run.publish(3.0)
+    [performed] = run.performed(1)
+    assert (performed.device, performed.libraries) == (str(after), after.libraries)
+    assert [one["device"] for one in run.told()] == ["cuda:0", after.name]
 
 
 @pytest.mark.parametrize("run", ["hangs"], indirect=True)

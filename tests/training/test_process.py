@@ -164,7 +164,8 @@ def test_job_code_cannot_reach_the_agent(probe: Any, home: Path) -> None:
     assert answers["memory"] == "PermissionError"
     assert answers["trace"] == "refused"
     assert answers["child"] == ""
-    allowed = {"PATH", "LANG", "CUDA_VISIBLE_DEVICES", "HOME", "TMPDIR", "OMP_NUM_THREADS", "LC_CTYPE"}
+    allowed = {"PATH", "LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"}
+    allowed |= {"HOME", "TMPDIR", "OMP_NUM_THREADS", "LC_CTYPE"}
     known = {name for name in answers["environment"] if not name.startswith(("PYTHON", "TORCH"))}
     assert known <= allowed
     assert not any("open-in-the-agent" in file for file in answers["files"])
