@@ -3,8 +3,8 @@
     python -m benchmarks.revival.cost OUT.json
 
 The network and the ten teachers are those of `benchmarks.revival.device`, on one thread; revival and job are measured in
-turn in the same process, several times, and the median of the ratios counts. Without revival a server adds up what comes, which
-is nothing beside this.
+turn in the same process, several times, and the median of the ratios counts. Without revival a server adds up what comes,
+which is nothing beside this.
 """
 
 import json
