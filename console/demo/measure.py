@@ -55,7 +55,7 @@ def plan(place: Place, folder: Path, file: JobFile, silos: Sequence[str], histor
     def stored(digest: str) -> str:
         return str(place.export / "objects" / digest)
 
-    busiest = max(len(history.of(silo)) for silo in silos) * file.training.local_steps
+    busiest = max((len(history.of(silo)) for silo in silos), default=0) * file.training.local_steps
     return Plan(
         folder=str(folder),
         file=file,
@@ -81,11 +81,11 @@ def measure(place: Place, asked: Plan) -> Mapping[str, Any]:
 
 
 def shares(asked: Plan, workers: int) -> list[Plan]:
-    """The plan dealt to `workers`: the versions go to the first, silos to each in turn."""
+    """The plan dealt to `workers`: the versions go to the first, silos, if there are any, to each in turn."""
     nothing: dict[str, Any] = {"versions": {}, "averages": {}}
     return [
         asked.model_copy(update={"silos": asked.silos[worker::workers], **(nothing if worker else {})})
-        for worker in range(min(workers, len(asked.silos)))
+        for worker in range(max(1, min(workers, len(asked.silos))))
     ]
 
 
