@@ -36,7 +36,8 @@ def log() -> list[Entry]:
     place = next(
         n for n, e in enumerate(entries) if e.type == "aggregation.performed" and e.detail.version == 5
     )
-    uses = replace(entries[place], detail=entries[place].detail.model_copy(update={"revival": "r1"}))
+    before = entries[place]
+    uses = before.model_copy(update={"detail": before.detail.model_copy(update={"revival": "r1"})})
     return [*entries[:place], *told.entries, uses, *entries[place + 1 :]]
 
 
