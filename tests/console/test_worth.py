@@ -70,8 +70,14 @@ def test_the_cost_is_told_against_the_fastest_silo_s_task() -> None:
 @pytest.mark.parametrize(
     ("revive", "words"),
     [
-        (0.7, "Here it was: 10.0 points more than ca2fl."),
-        (0.55, "Not here: ca2fl did better by 5.0 points."),
+        (
+            0.7,
+            "Here it was: +10.0\u00a0points to ca2fl, +20.0\u00a0points beside fedbuff, the same job without",
+        ),
+        (
+            0.55,
+            "Not here: ca2fl did best. Revival is −5.0\u00a0points to it, +5.0\u00a0points beside fedbuff",
+        ),
     ],
 )
 def test_the_page_says_who_won_whoever_it_was(revive: float, words: str) -> None:
@@ -90,6 +96,8 @@ def test_the_page_says_who_won_whoever_it_was(revive: float, words: str) -> None
     shown = page.render(document, drawn)
     assert words in shown
     assert "no two silos have a digit in common" in shown
+    document["revival"]["reviver"]["used"] = 0
+    assert "its row is another run of fedbuff" in page.render(document, drawn)
 
 
 def test_dealt_apart_no_two_silos_have_a_digit_in_common() -> None:
