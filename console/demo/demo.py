@@ -250,7 +250,7 @@ def _announce(document: dict[str, Any], place: Place, console: Console, as_json:
         words.append(f"server killed, next update after {killed['seconds_until_next_update']:.1f} s")
     console.print("\n[bold]" + " · ".join(words) + "[/]")
     for line in worth.lines(document["revival"]) if document["revival"] else ():
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{measure.short(place.root / 'report.html')}\n{measure.short(place.root / 'report.json')}")
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
