@@ -24,7 +24,7 @@ LOCAL_LEAST = 2000  # steps, at least
 LOOKS = 20  # points of a local-only training at which it is evaluated
 TUNE_STEPS = 40
 TUNE_RATE = 0.1
-PROGRAM_SECONDS = 300.0
+PROGRAM_SECONDS = 900.0  # of the patience with one of them, on a machine that has other work too
 
 
 def export(place: Place) -> None:
@@ -104,14 +104,17 @@ def short(path: Path) -> str:
 
 
 def _run(argv: Sequence[str], log: Path, what: str) -> None:
-    with log.open("wb") as out:
-        done = subprocess.run(
-            argv,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-            timeout=PROGRAM_SECONDS,
-            check=False,
-        )
+    try:
+        with log.open("wb") as out:
+            done = subprocess.run(
+                argv,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                timeout=PROGRAM_SECONDS,
+                check=False,
+            )
+    except subprocess.TimeoutExpired as error:
+        raise Refused(Reason.TASK_HUNG, f"{what} did not finish in {PROGRAM_SECONDS:.0f} s") from error
     if done.returncode:
         raise Refused(Reason.TASK_FAILED, f"{what} failed:\n{tail(log)}")

@@ -6,9 +6,11 @@ from pathlib import Path
 import demo_log as fed
 import pytest
 
+from anabranch.errors import Refused
 from anabranch.tlog.entry import Entry, Target
 from anabranch.wire.canonical import hexfloat
-from console.demo import data, page, pictures, report, worth
+from console.demo import data, measure, page, pictures, report, worth
+from console.demo.federation import Place
 from console.demo.history import tell
 from console.demo.settings import Settings, job_file, slowness
 
@@ -119,3 +121,12 @@ def test_revive_is_judged_beside_the_same_job_without_a_reviver() -> None:
     plain = Settings(5, 7, "ca2fl", 80, None, Path("x"), False)
     assert plain.entrants == ("ca2fl",)
     assert slowness(plain.silos)[-1] == 10
+
+
+def test_a_program_that_takes_too_long_is_a_sentence(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "program", lambda _: "/bin/sleep")
+    monkeypatch.setattr(measure, "PROGRAM_SECONDS", 0.0)
+    place = Place(tmp_path)
+    place.logs.mkdir()
+    with pytest.raises(Refused, match="the export of the log did not finish"):
+        measure.export(place)
