@@ -229,7 +229,11 @@ def demo(
     ] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the data split and the initial model.")] = 0,
     strategy: Annotated[
-        Strategy, typer.Option(help="How updates become versions: docs/strategies.md.")
+        Literal[Strategy, "revive"],
+        typer.Option(
+            help="How updates become versions: docs/strategies.md. revive: fedbuff and ca2fl, then fedbuff with a reviver,"
+            " on silos that have no digit in common."
+        ),
     ] = "fedbuff",
     versions: Annotated[int, typer.Option(min=1, help="Model versions to train.")] = 80,
     kill_server_at: Annotated[
@@ -242,7 +246,8 @@ def demo(
 ) -> None:
     """A whole federation on this machine: enrol, train, verify the log offline, report."""
     try:
-        from console.demo.demo import Settings, run  # the demo alone needs scikit-learn and matplotlib
+        from console.demo.demo import run  # the demo alone needs scikit-learn and matplotlib
+        from console.demo.settings import Settings
     except ModuleNotFoundError as error:
         raise Refused(
             Reason.NOT_FOUND, f"the demo needs {error.name}: pip install 'anabranch[demo]'"

@@ -4,13 +4,14 @@ States and reasons are closed sets; silos are counted, never named: whoever can 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import get_args
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from server.core.doing import State
+from server.core.revival import Outcome
 from server.status import JobStatus
 from server.vitals import ServerStatus
 
@@ -64,5 +65,26 @@ class Gauges:
             for state in get_args(State):
                 states.add_metric([job.job, state], doing[state])
         yield states
+        yield from _revivals(found)
         for name, (text, field) in SERVER.items():
             yield GaugeMetricFamily(name, text, value=getattr(server, field))
+
+
+def _revivals(found: Sequence[JobStatus]) -> Iterator[Metric]:
+    """Of jobs with [revival]."""
+    tasks = GaugeMetricFamily(
+        "anabranch_job_revivals", "Tasks of revivers, by what became of them.", labels=["job", "outcome"]
+    )
+    teachers = GaugeMetricFamily(
+        "anabranch_job_revival_teachers", "Silos whose models may teach.", labels=["job"]
+    )
+    for job in found:
+        if job.revival is not None:
+            counts: Counter[str] = Counter()
+            for tally in job.revival.tallies:
+                counts[tally.outcome] += tally.count
+            for outcome in get_args(Outcome):
+                tasks.add_metric([job.job, outcome], counts[outcome])
+            teachers.add_metric([job.job], len(job.revival.teachers))
+    yield tasks
+    yield teachers

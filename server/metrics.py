@@ -8,6 +8,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, Info
 
+from anabranch.wire import canonical
+
 RELEASE = Info("anabranch", "Release of this server.")
 
 UPDATES_RECEIVED = Counter("anabranch_updates_received_total", "Updates admitted.", ["job"])
@@ -20,6 +22,19 @@ UPDATE_STALENESS = Histogram(
     "Head minus base of merged updates, at aggregation.",
     ["job"],
     buckets=(0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89),
+)
+
+REVIVALS_PERFORMED = Counter("anabranch_revivals_performed_total", "Results of revivers.", ["job"])
+REVIVALS_USED = Counter("anabranch_revivals_used_total", "Results that were added to a version.", ["job"])
+REVIVALS_SKIPPED = Counter(
+    "anabranch_revivals_skipped_total",
+    "Tasks of revivers without a result, and results that were not used, by reason.",
+    ["reason"],
+)
+REVIVAL_SECONDS = Histogram(
+    "anabranch_revival_seconds",
+    "What a reviver says a result took it.",
+    buckets=(0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 600),
 )
 
 INTAKE_SECONDS = Histogram(
@@ -90,6 +105,13 @@ def observe(type: str, job: str | None, detail: Mapping[str, Any]) -> None:
         JOB_HEAD.labels(job).set(detail["version"])
         for one in detail["inputs"]:
             UPDATE_STALENESS.labels(job).observe(one["staleness"])
+        if detail["revival"] is not None:
+            REVIVALS_USED.labels(job).inc()
+    elif type == "revival.performed":
+        REVIVALS_PERFORMED.labels(job).inc()
+        REVIVAL_SECONDS.observe(canonical.from_hexfloat(detail["seconds"]))
+    elif type == "revival.skipped":
+        REVIVALS_SKIPPED.labels(detail["reason"]).inc()
 
 
 def total(counter: Counter) -> float:

@@ -91,7 +91,7 @@ class Evaluated:
 @dataclass(frozen=True)
 class RevivalStatus:
     teachers: tuple[str, ...]  # silos whose models may teach
-    tallies: tuple[Tally, ...]  # outcome: claimed (at work) | done (waits) | used | dropped | skipped
+    tallies: tuple[Tally, ...]  # outcome: `server.core.revival`
     version: int  # the newest result began from; 0: there is none
     agreement_before: float
     agreement_after: float

@@ -1,8 +1,8 @@
 """The demo's data: scikit-learn's bundled digits, dealt to silos with skewed labels.
 
 For every label, the shares of the silos are one draw from Dirichlet(`CONCENTRATION`): some silos hardly ever see some
-digits, which is what makes a local-only model weak on everybody else's records. The deal depends on the seed and the
-number of silos alone.
+digits, which is what makes a local-only model weak on everybody else's records. Dealt apart, no two of up to ten silos
+have a digit in common. The deal depends on the seed and the number of silos alone.
 """
 
 from dataclasses import dataclass
@@ -61,13 +61,13 @@ def names(silos: int) -> list[str]:
     return [RIVERS[i] if i < len(RIVERS) else f"silo-{i + 1}" for i in range(silos)]
 
 
-def deal(silos: int, seed: int) -> list[SiloRecords]:
+def deal(silos: int, seed: int, *, apart: bool = False) -> list[SiloRecords]:
     """Every record goes to exactly one silo, and there to exactly one of `train` and `held_out`."""
     digits = load_digits()
     pixels = (digits.data / 16.0).astype(np.float32)
     labels = digits.target.astype(np.int64)
     random = np.random.default_rng(seed)
-    shares = _shares(labels, silos, random)
+    shares = (_apart if apart else _shares)(labels, silos, random)
     return [
         _part(name, pixels, labels, share, random) for name, share in zip(names(silos), shares, strict=True)
     ]
@@ -87,6 +87,17 @@ def _shares(labels: NDArray[np.int64], silos: int, random: np.random.Generator) 
     raise ValueError(
         f"no deal of {len(labels)} digits gives each of {silos} silos {SMALLEST}; ask for fewer silos"
     )
+
+
+def _apart(labels: NDArray[np.int64], silos: int, random: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Silo i gets the digits at places i, i + silos, …; with more than ten silos, i and i + 10 share one."""
+    parts: list[list[NDArray[np.int64]]] = [[] for _ in range(silos)]
+    for place, label in enumerate(random.permutation(10)):
+        holders = range(place, silos, 10) or [place % silos]
+        dealt = np.array_split(random.permutation(np.flatnonzero(labels == label)), len(holders))
+        for holder, chunk in zip(holders, dealt, strict=True):
+            parts[holder].append(chunk)
+    return [np.concatenate(part) for part in parts]
 
 
 def _part(

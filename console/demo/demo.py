@@ -17,34 +17,32 @@ from rich.console import Console
 
 from anabranch import exits
 from anabranch.errors import Reason, Refused, Unavailable
-from anabranch.terms import Aggregation, JobFile, Strategy
+from anabranch.terms import JobFile
 from anabranch.v1 import admin_pb2
 from anabranch.wire.status import from_rpc_error
 from console import submit
 from console.client import UNARY_SECONDS, Admin, connect
-from console.demo import data, measure, page, pictures, report
+from console.demo import data, measure, page, pictures, report, worth
 from console.demo import federation as site
 from console.demo.federation import Place, Ports
 from console.demo.history import read_entries, tell
 from console.demo.narration import step, view
 from console.demo.processes import Children, forget_proxies
+from console.demo.settings import Choice, Settings, job_file, slowness
+from console.demo.worth import Entrant
 
-SECONDS_PER_BATCH = 0.01  # of a silo at the usual speed
-SLOWER = (10.0, 3.0)  # the last silo, and the one before it
-AVERAGED = 40  # versions; a shorter run's average would still hold much of version 0
 POLL = 0.4  # seconds between two looks at the job
 MARK = "anabranch-demo"  # file that says a directory is the demo's to empty
 
 
 @dataclass(frozen=True)
-class Settings:
-    silos: int
-    seed: int
-    strategy: Strategy
-    versions: int
-    kill_server_at: int | None
-    directory: Path
-    keep: bool
+class Ran:
+    """One job that has completed."""
+
+    entrant: Choice
+    job: str
+    file: JobFile
+    killed: report.Killed | None
 
 
 def run(settings: Settings, as_json: bool) -> int:
@@ -53,13 +51,13 @@ def run(settings: Settings, as_json: bool) -> int:
     forget_proxies()
     place = Place(settings.directory.resolve())
     _empty(place.root)
-    parts = data.deal(settings.silos, settings.seed)
+    parts = data.deal(settings.silos, settings.seed, apart=settings.revives)
     _write_data(place, parts)
     with _ends_like_ctrl_c(), Children(place.logs) as children, _job_folder() as folder:
-        job, killed = _federate(settings, place, parts, children, folder, console)
+        ran = _federate(settings, place, [part.silo for part in parts], children, folder, console)
         if not settings.keep:
             children.stop()
-        document = _conclude(settings, place, parts, job, killed, folder, console)
+        document = _conclude(settings, place, parts, ran, folder, console)
         _announce(document, place, console, as_json)
         if settings.keep:
             _keep_running(children, place, console)
@@ -67,56 +65,9 @@ def run(settings: Settings, as_json: bool) -> int:
     return exits.OK if verdict["log_verified"] and verdict["replayed_bit_exactly"] else exits.FAILED
 
 
-def slowness(silos: int) -> list[float]:
-    """How many times slower than usual each silo is; with one silo, none is."""
-    slow = SLOWER if silos > 1 else ()
-    return [1.0] * (silos - len(slow)) + list(reversed(slow))
-
-
-def job_file(folder: Path, settings: Settings) -> JobFile:
-    """The demo's job with what the command line asks for."""
-    _, file = submit.read(folder)
-    return file.model_copy(
-        update={
-            "job": file.job.model_copy(update={"seed": settings.seed}),
-            "silos": file.silos.model_copy(update={"min": settings.silos}),
-            "aggregation": Aggregation(
-                **{
-                    **file.aggregation.model_dump(exclude={"buffer"}),
-                    "strategy": settings.strategy,
-                    **_own_keys(settings.strategy, settings.silos),
-                    "ema": file.aggregation.ema if settings.versions >= AVERAGED else None,
-                }
-            ),
-            "stop": file.stop.model_copy(update={"versions": settings.versions}),
-        }
-    )
-
-
-def _own_keys(strategy: Strategy, silos: int) -> dict[str, Any]:
-    """What only this strategy reads, for tasks of 20 steps that take between 0.2 and 2 seconds."""
-    match strategy:
-        case "fedbuff" | "ca2fl":
-            return {"buffer": min(3, silos)}
-        case "afl-dw":
-            return {"s_max": 0.75 * silos}
-        case "fedfix":
-            return {"interval": "1s"}
-        case "fedcompass":
-            return {"local_steps_min": 4}
-        case "fedavg" | "fedasync":
-            return {}
-
-
 def _federate(
-    settings: Settings,
-    place: Place,
-    parts: list[data.SiloRecords],
-    children: Children,
-    folder: Path,
-    console: Console,
-) -> tuple[str, report.Killed | None]:
-    silos = [part.silo for part in parts]
+    settings: Settings, place: Place, silos: list[str], children: Children, folder: Path, console: Console
+) -> list[Ran]:
     ports = site.free_ports()
     with step(console, "a certificate authority, an empty log, a server"):
         site.make_server(children, place, ports)
@@ -124,19 +75,43 @@ def _federate(
     with step(console, f"{len(silos)} silos enrol with one-time tokens"):
         site.enrol(children, place, silos)
         for silo, slow in zip(silos, slowness(len(silos)), strict=True):
-            site.write_policy(place, silo, SECONDS_PER_BATCH * slow)
+            site.write_policy(place, silo, settings.seconds_per_batch * slow, revival=settings.revives)
         site.start_agents(children, place, silos)
+    if settings.revives:
+        with step(console, "a reviver gets its certificate and dials in"):
+            site.start_reviver(children, place)
     with connect(place.admin) as admin:
-        with step(console, "the job is packed, submitted and approved by every silo"):
-            site.wait_connected(children, admin, silos)
-            with submit.prepared(folder, job_file(folder, settings)) as prepared:
-                job = submit.submit(admin, prepared).job
-            site.approve(children, place, silos, job)
-        return job, _follow(settings, place, ports, children, admin, job, console)
+        site.wait_connected(children, admin, silos)
+        return [
+            _train(settings, entrant, place, ports, silos, children, admin, folder, console)
+            for entrant in settings.entrants
+        ]
+
+
+def _train(
+    settings: Settings,
+    entrant: Choice,
+    place: Place,
+    ports: Ports,
+    silos: list[str],
+    children: Children,
+    admin: Admin,
+    folder: Path,
+    console: Console,
+) -> Ran:
+    file = job_file(folder, settings, entrant)
+    with step(console, f"{file.job.name} is packed, submitted and approved by every silo"):
+        with submit.prepared(folder, file) as prepared:
+            job = submit.submit(admin, prepared).job
+        site.approve(children, place, silos, job)
+    kill_at = settings.kill_server_at if entrant == settings.strategy else None
+    killed = _follow(settings.versions, kill_at, place, ports, children, admin, job, console)
+    return Ran(entrant, job, file, killed)
 
 
 def _follow(
-    settings: Settings,
+    versions: int,
+    kill_at: int | None,
     place: Place,
     ports: Ports,
     children: Children,
@@ -146,7 +121,7 @@ def _follow(
 ) -> report.Killed | None:
     """Show the job until it has completed; kill the server on the way if asked."""
     killed: report.Killed | None = None
-    with view(console, settings.versions) as show:
+    with view(console, versions) as show:
         while True:
             children.check()
             status = _status(admin, job)
@@ -158,7 +133,7 @@ def _follow(
                     raise Refused(
                         Reason.JOB_ENDED, f"the job was aborted: {status.reason or 'no reason given'}"
                     )
-                if killed is None and settings.kill_server_at and status.head >= settings.kill_server_at:
+                if killed is None and kill_at and status.head >= kill_at:
                     killed = _kill(children, place, ports, status.head)
             time.sleep(POLL)
 
@@ -187,8 +162,7 @@ def _conclude(
     settings: Settings,
     place: Place,
     parts: list[data.SiloRecords],
-    job: str,
-    killed: report.Killed | None,
+    ran: list[Ran],
     folder: Path,
     console: Console,
 ) -> dict[str, Any]:
@@ -196,17 +170,27 @@ def _conclude(
     with step(console, "the log is exported and verified offline, every version recomputed"):
         measure.export(place)
         verify, replay = (measure.audit(place, verb) for verb in ("verify", "replay"))
-    history = tell(read_entries(place.export), job)
+    log = list(read_entries(place.export))
+    *beside, last = [(one, tell(log, one.job)) for one in ran]
     with step(console, "the models are compared with what each silo gets alone"):
-        file = job_file(folder, settings)
         silos = [part.silo for part in parts]
-        measured = measure.measure(place, measure.plan(place, folder, file, silos, history))
-    document = report.build(history, measured, _setup(file, parts, killed), verify, replay)
+        measured = measure.measure(place, measure.plan(place, folder, last[0].file, silos, last[1]))
+        models = [
+            measure.measure(place, measure.plan(place, folder, one.file, [], told)) for one, told in beside
+        ]
+    document = report.build(last[1], measured, _setup(settings, last[0], parts), verify, replay)
     drawn = {
-        "river": pictures.river(history, document),
+        "river": pictures.river(last[1], document),
         "bars": pictures.bars(document),
-        "staleness": pictures.staleness(history, document),
+        "staleness": pictures.staleness(last[1], document),
     }
+    if settings.revives:
+        told = [
+            Entrant(one.entrant, history, found)
+            for (one, history), found in zip((*beside, last), (*models, measured), strict=True)
+        ]
+        document["revival"] = worth.build(told)
+        drawn["race"] = pictures.race(document["revival"])
     (place.root / "report.json").write_text(
         json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8"
     )
@@ -214,26 +198,26 @@ def _conclude(
     return document
 
 
-def _setup(file: JobFile, parts: list[data.SiloRecords], killed: report.Killed | None) -> report.Setup:
+def _setup(settings: Settings, ran: Ran, parts: list[data.SiloRecords]) -> report.Setup:
     silos = tuple(
         report.SiloSetup(
             part.silo,
             len(part.train),
             len(part.held_out),
             tuple(part.counts()),
-            SECONDS_PER_BATCH * slow,
+            settings.seconds_per_batch * slow,
             slow,
         )
         for part, slow in zip(parts, slowness(len(parts)), strict=True)
     )
     return report.Setup(
-        file.job.seed,
-        file.aggregation.strategy,
-        file.stop.versions,
-        data.CONCENTRATION,
-        file.training.local_steps,
+        ran.file.job.seed,
+        ran.entrant,
+        ran.file.stop.versions,
+        None if settings.revives else data.CONCENTRATION,
+        ran.file.training.local_steps,
         silos,
-        killed,
+        ran.killed,
     )
 
 
@@ -265,6 +249,8 @@ def _announce(document: dict[str, Any], place: Place, console: Console, as_json:
     if (killed := document["server_killed"]) is not None and killed["seconds_until_next_update"] is not None:
         words.append(f"server killed, next update after {killed['seconds_until_next_update']:.1f} s")
     console.print("\n[bold]" + " · ".join(words) + "[/]")
+    for line in worth.lines(document["revival"]) if document["revival"] else ():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{measure.short(place.root / 'report.html')}\n{measure.short(place.root / 'report.json')}")
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))

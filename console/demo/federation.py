@@ -1,6 +1,7 @@
 """Setting a federation up on one machine: the same commands people type on several.
 
-anabranch-server init · serve      anabranch silo invite      anabranch-silo enrol · run · approve
+anabranch-server init · serve · reviver      anabranch silo invite      anabranch-silo enrol · run · approve
+anabranch-reviver run
 """
 
 import json
@@ -19,6 +20,7 @@ from console.demo.processes import Children, program
 
 READY_SECONDS = 60.0
 TOKEN_SECONDS = 3600
+REVIVER = "reviver"
 POLL = 0.1  # seconds
 
 
@@ -112,19 +114,27 @@ def enrol(children: Children, place: Place, silos: list[str]) -> None:
     )
 
 
-def write_policy(place: Place, silo: str, seconds_per_batch: float) -> None:
+def write_policy(place: Place, silo: str, seconds_per_batch: float, *, revival: bool = False) -> None:
     """What this silo allows: the demo's data under the name the job asks for, and nothing without approval."""
     data = json.dumps(str(place.data(silo).resolve()))  # JSON strings are TOML strings
     (place.silo(silo) / "policy.toml").write_text(
         f"[data.digits]\npath = {data}\nparams = {{ seconds_per_batch = {seconds_per_batch} }}\n\n"
         '[run]\nisolation = "allowed-without"  # the demo runs anywhere; `anabranch-silo check` tells what holds here\n'
-        'max_update_bytes = "16MiB"\n'
+        f'max_update_bytes = "16MiB"\nallow_revival = {str(revival).lower()}\n'
     )
 
 
 def start_agents(children: Children, place: Place, silos: list[str]) -> None:
     for silo in silos:
         children.start(silo, [program("anabranch-silo"), "run", "--dir", str(place.silo(silo))])
+
+
+def start_reviver(children: Children, place: Place) -> None:
+    """Under the name `reviver`. The running server issues its certificate."""
+    bundle = place.server / "reviver" / REVIVER
+    children.run({"reviver-bundle": [program("anabranch-server"), "reviver", str(place.server), REVIVER]})
+    command = [program("anabranch-reviver"), "run", str(bundle), "--home", str(place.root / "reviver")]
+    children.start("reviver", [*command, "--unconfined"])  # the demo runs anywhere, as its silos do
 
 
 def approve(children: Children, place: Place, silos: list[str], job: str) -> None:

@@ -13,7 +13,7 @@ from anabranch.tlog.checkpoint import open_checkpoint
 from anabranch.tlog.entry import Entry, parse_entry
 from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.tiles import bundles, entries_path, parse_bundle
-from anabranch.wire.canonical import from_utc
+from anabranch.wire.canonical import from_hexfloat, from_utc
 
 Fate = Literal["merged", "refused", "retired", "open"]
 
@@ -83,6 +83,17 @@ class Incident:
 
 
 @dataclass(frozen=True)
+class Revival:
+    """A reviver's task. `seconds`: of a result that was made; `used`: the version it was added to, or None and why."""
+
+    version: int  # it began from
+    teachers: tuple[str, ...]  # silos
+    seconds: float | None
+    used: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class History:
     federation: str
     entries: int
@@ -100,6 +111,7 @@ class History:
     refusals: tuple[Refusal, ...]
     starts: tuple[Start, ...]
     incidents: tuple[Incident, ...]
+    revivals: tuple[Revival, ...]
     not_understood: int
 
     @property
@@ -162,6 +174,7 @@ def tell(entries: Iterable[Entry], job: str) -> History:
             if e.type == "server.started"
         ),
         incidents=tuple(_incidents(log)),
+        revivals=tuple(_revivals(of_job)),
         not_understood=sum(not e.understood for e in log),
     )
 
@@ -237,6 +250,22 @@ def _merge(updates: dict[str, Update], aggregation: Any) -> None:
                 staleness=part.staleness,
                 times_merged=before.times_merged + 1,
             )
+
+
+def _revivals(entries: Sequence[tuple[int, Entry]]) -> Iterable[Revival]:
+    revivals: dict[str, Revival] = {}
+    for _, entry in entries:
+        detail = _detail(entry)
+        if entry.type == "revival.performed":
+            silos = tuple(one.silo for one in detail.teachers)
+            revivals[detail.revival] = Revival(detail.version, silos, from_hexfloat(detail.seconds))
+        elif entry.type == "revival.skipped":
+            before = revivals.get(detail.revival, Revival(detail.version, (), None))
+            why = f"{detail.reason}: {detail.why}" if detail.why else detail.reason
+            revivals[detail.revival] = replace(before, reason=why)
+        elif entry.type == "aggregation.performed" and detail.revival is not None:
+            revivals[detail.revival] = replace(revivals[detail.revival], used=detail.version)
+    return revivals.values()
 
 
 def _refusals(entries: Sequence[tuple[int, Entry]]) -> Iterator[Refusal]:

@@ -24,7 +24,7 @@ LOCAL_LEAST = 2000  # steps, at least
 LOOKS = 20  # points of a local-only training at which it is evaluated
 TUNE_STEPS = 40
 TUNE_RATE = 0.1
-PROGRAM_SECONDS = 300.0
+PROGRAM_SECONDS = 900.0  # of the patience with one of them, on a machine that has other work too
 
 
 def export(place: Place) -> None:
@@ -55,7 +55,7 @@ def plan(place: Place, folder: Path, file: JobFile, silos: Sequence[str], histor
     def stored(digest: str) -> str:
         return str(place.export / "objects" / digest)
 
-    busiest = max(len(history.of(silo)) for silo in silos) * file.training.local_steps
+    busiest = max((len(history.of(silo)) for silo in silos), default=0) * file.training.local_steps
     return Plan(
         folder=str(folder),
         file=file,
@@ -81,11 +81,11 @@ def measure(place: Place, asked: Plan) -> Mapping[str, Any]:
 
 
 def shares(asked: Plan, workers: int) -> list[Plan]:
-    """The plan dealt to `workers`: the versions go to the first, silos to each in turn."""
+    """The plan dealt to `workers`: the versions go to the first, silos, if there are any, to each in turn."""
     nothing: dict[str, Any] = {"versions": {}, "averages": {}}
     return [
         asked.model_copy(update={"silos": asked.silos[worker::workers], **(nothing if worker else {})})
-        for worker in range(min(workers, len(asked.silos)))
+        for worker in range(max(1, min(workers, len(asked.silos))))
     ]
 
 
@@ -104,14 +104,17 @@ def short(path: Path) -> str:
 
 
 def _run(argv: Sequence[str], log: Path, what: str) -> None:
-    with log.open("wb") as out:
-        done = subprocess.run(
-            argv,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-            timeout=PROGRAM_SECONDS,
-            check=False,
-        )
+    try:
+        with log.open("wb") as out:
+            done = subprocess.run(
+                argv,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+                timeout=PROGRAM_SECONDS,
+                check=False,
+            )
+    except subprocess.TimeoutExpired as error:
+        raise Refused(Reason.TASK_HUNG, f"{what} did not finish in {PROGRAM_SECONDS:.0f} s") from error
     if done.returncode:
         raise Refused(Reason.TASK_FAILED, f"{what} failed:\n{tail(log)}")

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from console.demo.pictures import RAMP_WORDS, speed_word
+from console.demo.worth_page import section as revival_section
 from console.drawing import page as framed
 from console.drawing import percent
 from console.words import size
@@ -13,10 +14,11 @@ Report = Mapping[str, Any]
 
 
 def render(report: Report, pictures: Mapping[str, str]) -> str:
-    """The page. `pictures` maps river, bars and staleness to SVG elements."""
+    """The page. `pictures` maps river, bars, staleness and, with revival, race to SVG elements."""
     body = "\n".join(
         (
             _header(report),
+            revival_section(report, pictures["race"]) if report["revival"] else "",
             _benefit(report, pictures["bars"]),
             _growth(report, pictures["river"]),
             _outage(report),
@@ -134,6 +136,8 @@ def _tuned_words(silo: Mapping[str, Any]) -> str:
 def _growth(report: Report, river: str) -> str:
     strategy = report["job"]["strategy"]
     how = {
+        "revive": "A new version leaves as soon as its buffer is full, as with fedbuff; what a reviver distilled from the"
+        " silos’ newest models in the meantime is added to it.",
         "fedbuff": "Nobody waits for the slowest silo: a new version leaves as soon as its buffer is full. A slow silo’s"
         " update joins many versions after the one it started from.",
         "fedavg": "Every version waits for all silos, up to a deadline, so the slowest one sets the pace.",
@@ -269,9 +273,12 @@ def _method(report: Report) -> str:
             f"the running average of versions (EMA) that the job’s terms ask for, as it stands at version"
             f" {model['version']}; that version by itself reaches {percent(model['head_accuracy_all'])}"
         )
+    dealt = "so that no two silos have a digit in common, and which silo has which drawn"
+    if job["concentration"] is not None:
+        dealt = f"by Dirichlet({job['concentration']:g}) over labels"
     return f"""<section>
 <h2>How the figures were made</h2>
-<p>scikit-learn’s 1 797 digits, dealt by Dirichlet({job["concentration"]:g}) over labels with seed {job["seed"]};
+<p>scikit-learn’s 1 797 digits, dealt {dealt} with seed {job["seed"]};
 a quarter of every silo’s records is held out and never trained on. Strategy {escape(job["strategy"])},
 {job["local_steps"]} local steps per update.</p>
 <p>The comparison favours training alone. Each silo’s own model starts from the same version 0, is trained by the same

@@ -16,9 +16,11 @@ RAMP = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")  # staleness, by RAMP_TOPS
 RAMP_TOPS = (0, 2, 5)
 RAMP_WORDS = ("0", "1–2", "3–5", "6 or more")
 SPEEDS = ("#0b0b01", "#0b0b02", "#0b0b03")
+SERIES = ("#0c0c01", "#0c0c02")  # entrants beside the one the report is about
 _COLOURS = {
     **{colour: f"--stale-{n}" for n, colour in enumerate(RAMP)},
     **{colour: f"--speed-{n}" for n, colour in enumerate(SPEEDS)},
+    **{colour: f"--series-{n}" for n, colour in enumerate(SERIES, 1)},
 }
 
 
@@ -98,6 +100,33 @@ def _shade_outage(axes: Axes, killed: Mapping[str, Any] | None, *, label: bool) 
             "server killed", (start, 0), xycoords=("data", "axes fraction"), xytext=(-5, 6), ha="right",
             textcoords="offset points", color=WARN, fontsize=10,
         )  # fmt: skip
+
+
+def race(told: Mapping[str, Any]) -> str:
+    """Every entrant's versions over the seconds of its own job: as published, and their running average."""
+    *beside, last = told["entrants"]
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "race"}):
+        figure = Figure(figsize=(10.4, 3.4))
+        axes = figure.subplots()
+        for one, colour in zip((*beside, last), (*SERIES, ACCENT), strict=True):
+            heads = [(point["seconds"], point["accuracy_all"]) for point in one["curve"]]
+            averages = [
+                (p["seconds"], p["ema_accuracy_all"])
+                for p in one["curve"]
+                if p["ema_accuracy_all"] is not None
+            ]
+            label = f"{one['name']}, {percent(one['accuracy_all'])}"
+            axes.plot(*zip(*heads, strict=True), color=colour, linewidth=1, alpha=0.45 if averages else 1)
+            axes.plot(*zip(*(averages or heads), strict=True), color=colour, linewidth=2.2, label=label)
+        axes.set_ylim(0, 1.02)
+        axes.set_xlim(left=0)
+        axes.yaxis.set_major_formatter(PERCENT)
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
+        axes.tick_params(length=0)
+        axes.set_xlabel("seconds since the job started")
+        axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=10, reverse=True)
+        figure.subplots_adjust(left=0.085, right=0.985, top=0.97, bottom=0.15)
+        return svg(figure, "race", "Accuracy over time of every strategy", _COLOURS)
 
 
 def staleness(history: History, report: Mapping[str, Any]) -> str:

@@ -55,7 +55,7 @@ class Setup:
     seed: int
     strategy: str
     versions: int
-    concentration: float  # of the Dirichlet split
+    concentration: float | None  # of the Dirichlet split; None: no two silos have a digit in common
     local_steps: int
     silos: tuple[SiloSetup, ...]
     killed: Killed | None
@@ -100,6 +100,7 @@ def build(
             for i in history.incidents
         ],
         "accuracy_by_version": _accuracies(history, measured),
+        "revival": None,
     }
 
 

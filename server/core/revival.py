@@ -18,6 +18,7 @@ PATIENCE = 600.0  # seconds until a task that nothing came of is given up
 SOON, LATER = 0.5, 2.0  # seconds
 
 Ending = Literal["warmup", "not_worth", "unsupported", "failed"]  # what a reviver may say instead of a result
+Outcome = Literal["claimed", "done", "used", "dropped", "skipped"]  # of a task: at work, waits, or its end
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -37,8 +37,8 @@ def measured(tmp_path_factory, uploaded):
 
 def _accuracy(path: Path, records: data.Records) -> float:
     tensors = load_file(path)
-    hidden = np.maximum(records.pixels @ tensors["0.weight"].T + tensors["0.bias"], 0)
-    answers = (hidden @ tensors["2.weight"].T + tensors["2.bias"]).argmax(1)
+    hidden = np.maximum(records.pixels @ tensors["1.weight"].T + tensors["1.bias"], 0)
+    answers = (hidden @ tensors["3.weight"].T + tensors["3.bias"]).argmax(1)
     return float((answers == records.labels).mean())
 
 

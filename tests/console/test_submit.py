@@ -10,7 +10,7 @@ from anabranch.wire import limits
 from anabranch.wire.canonical import sha256
 from anabranch.wire.manifest import parse_manifest
 from console import submit
-from console.demo.demo import Settings, job_file, slowness
+from console.demo.settings import Settings, job_file, slowness
 
 JOB = Path(submit.__file__).parent / "demo" / "job"
 
@@ -88,7 +88,7 @@ def test_a_task_that_lacks_something_is_told_in_a_sentence(tmp_path: Path) -> No
 
 def test_the_demo_s_options_reach_the_terms() -> None:
     settings = Settings(3, 7, "fedavg", 12, None, Path("x"), False)
-    file = job_file(JOB, settings)
+    file = job_file(JOB, settings, settings.strategy)
     assert (file.job.seed, file.silos.min) == (7, 3)
     assert (file.aggregation.strategy, file.stop.versions) == ("fedavg", 12)
 
