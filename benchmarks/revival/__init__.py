@@ -1,0 +1,1 @@
+"""What revival is worth, in virtual time, on real data."""
