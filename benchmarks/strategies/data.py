@@ -6,11 +6,13 @@ import io
 import os
 import re
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 TEST = 2500  # pictures of the test set that a run is measured on
 VALIDATION = 2500  # of the training set, which no silo gets: strategies are tuned on these
@@ -35,6 +37,25 @@ def fashion(out: Path) -> None:
     x, y = _idx(source / "t10k-images-idx3-ubyte.gz"), _idx(source / "t10k-labels-idx1-ubyte.gz")
     some = np.random.Generator(np.random.PCG64(1)).permutation(len(y))[:TEST]
     np.savez(out / "test.npz", x=x[some], y=y[some])
+
+
+def colours(out: Path) -> None:
+    """train.npz, validation.npz and test.npz of CIFAR-10, which comes as JPEG: x uint8 (n, 32, 32, 3), y uint8 (n,)."""
+    source = folder() / "cifar10_jpeg"
+    x, y = _jpegs(source / "train.npz")  # in no order
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(out / "train.npz", x=x[VALIDATION:], y=y[VALIDATION:])
+    np.savez(out / "validation.npz", x=x[:VALIDATION], y=y[:VALIDATION])
+    x, y = _jpegs(source / "test.npz")
+    np.savez(out / "test.npz", x=x[:TEST], y=y[:TEST])
+
+
+def _jpegs(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pictures and what is on them. The files lie end to end in one array."""
+    with np.load(path) as file:
+        packed, offset, labels = file["jpeg"].tobytes(), file["offset"], file["label"]
+    files = [packed[start:end] for start, end in pairwise(offset)]
+    return np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in files]), labels
 
 
 def people(out: Path) -> None:

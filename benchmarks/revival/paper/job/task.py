@@ -1,4 +1,4 @@
-"""Clothes in 28 × 28 grey pictures (Fashion-MNIST): a network of one layer that looks and one that decides."""
+"""Small pictures of ten kinds of things: a network of one layer that looks and one that decides."""
 
 import numpy as np
 import torch
@@ -23,25 +23,32 @@ class Track(torch.nn.Module):
         return x
 
 
-class Clothes:
+class Pictures:
+    def __init__(self, channels, size, mean, deviation):
+        self.channels, self.size = channels, size
+        self.mean, self.deviation = mean, deviation  # of a pixel, from 0 to 1
+
     def model(self):
+        half = self.size // 2
         return torch.nn.Sequential(
-            torch.nn.Conv2d(1, 8, 5, stride=2, padding=2),
+            torch.nn.Conv2d(self.channels, 8, 5, stride=2, padding=2),
             Track(8),
             torch.nn.ReLU(),
             torch.nn.Flatten(),
-            torch.nn.Linear(8 * 14 * 14, 10),
+            torch.nn.Linear(8 * half * half, 10),
         )
 
     def inputs(self):
-        return Images((1, 28, 28), low=-0.81, high=2.02)
+        low, high = -self.mean / self.deviation, (1 - self.mean) / self.deviation
+        return Images((self.channels, self.size, self.size), low, high)
 
     def dataset(self, data, split):
         """A silo's records are all for training; `test` and `validation` are files no silo has."""
         with np.load(data.path) as file:
             x, y = file["x"], file["y"]
-        pictures = torch.from_numpy(x).unsqueeze(1).float().div_(255).sub_(0.2860).div_(0.3530)
-        return TensorDataset(pictures, torch.from_numpy(y.astype(np.int64)))
+        pictures = torch.from_numpy(x).view(-1, self.size, self.size, self.channels).permute(0, 3, 1, 2)
+        scaled = pictures.float().div_(255).sub_(self.mean).div_(self.deviation).contiguous()
+        return TensorDataset(scaled, torch.from_numpy(y.astype(np.int64)))
 
     def loss(self, model, batch):
         x, y = batch
