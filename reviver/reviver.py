@@ -64,11 +64,11 @@ class Reviver:
             torch.manual_seed(self._seed)
             return Synthesis(self._network, self._inputs, self._chance)
 
-    def learn(self, silo: str, base: Values, sent: Values) -> str:
+    def learn(self, silo: str, base: Values, sent: Values, slot: str = "") -> str:
         """`sent`: trained − base of parameters, the values of buffers. Why it does not teach, as `Teachers.take`."""
         base, sent, added = self._here(base), self._here(sent), self._network.trainable
         trained = {name: base[name] + tensor if name in added else tensor for name, tensor in sent.items()}
-        return self.teachers.take(silo, trained, base)
+        return self.teachers.take(silo, trained, base, slot)
 
     def forget(self, silo: str) -> None:
         """Slot, inputs made from it, and a generator that learned from it."""

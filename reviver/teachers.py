@@ -1,8 +1,11 @@
-"""Teachers: one slot per silo, which holds its newest model. Being late, or often, gives nobody a second one."""
+"""Teachers: one slot per silo, which holds its newest model. Being late, or often, gives nobody a second one.
+
+Only FedRevive as published names slots itself, by update.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +26,13 @@ class Teacher:
     silo: str
     values: Values
     proportions: Tensor  # (classes,): what the silo seems to hold; on the CPU, where everything is drawn
-    probed: int
     distance: float  # from the base it was trained from
+
+
+@dataclass(frozen=True)
+class Guess:
+    proportions: Tensor  # (classes,)
+    probed: int  # models it was read from
 
 
 class Network:
@@ -77,6 +85,7 @@ class Teachers:
     inputs: Inputs
     chance: torch.Generator
     slots: dict[str, Teacher] = field(default_factory=dict)
+    _guesses: dict[str, Guess] = field(default_factory=dict)  # by silo, what it holds
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -84,33 +93,42 @@ class Teachers:
     def __iter__(self) -> Iterator[Teacher]:
         return iter(self.slots.values())
 
-    def take(self, silo: str, values: Values, base: Values) -> str:
-        """The silo's slot holds `values` now; else why not, in a word. It keeps the model it held before then."""
+    def take(self, silo: str, values: Values, base: Values, slot: str = "") -> str:
+        """The silo's slot, or the one called `slot`, holds `values` now; else why not, in a word.
+
+        Then it keeps the model it held before.
+        """
         if not all(bool(tensor.isfinite().all()) for tensor in values.values()):
             return "nonfinite"
         distance = _distance(values, base, self.network.trainable)
         others = [one.distance for one in self.slots.values() if one.silo != silo]
         if others and distance > FARTHEST * float(torch.tensor(others).median()):
             return "far"
-        self.slots[silo] = self._probed(silo, values, distance)
+        self.slots[slot or silo] = Teacher(silo, values, self._probed(silo, values).proportions, distance)
         return ""
 
+    def rest(self, slot: str) -> None:
+        """The model in it teaches no longer; what its silo seems to hold is remembered."""
+        self.slots.pop(slot, None)
+
     def forget(self, silo: str) -> None:
-        self.slots.pop(silo, None)
+        self.rest(silo)
+        self._guesses.pop(silo, None)
 
     @torch.no_grad()
-    def _probed(self, silo: str, values: Values, distance: float) -> Teacher:
-        """Proportions: the mean answer to noise, over the silo's first models (FedRevive, appendix B)."""
-        known = self.slots.get(silo)
+    def _probed(self, silo: str, values: Values) -> Guess:
+        """The mean answer to noise, over the silo's first models (FedRevive, appendix B)."""
+        known = self._guesses.get(silo)
         if known is not None and known.probed == PROBED:
-            return replace(known, values=values, distance=distance)
+            return known
         scores = self.network(values, self.inputs.noise(PROBES, self.chance).to(self.network.device))
         found = torch.softmax(scores / TEMPERATURE, dim=1).mean(0).cpu()
-        if known is None:
-            return Teacher(silo, values, found, 1, distance)
-        probed = known.probed + 1
-        mean = known.proportions + (found - known.proportions) / probed
-        return Teacher(silo, values, mean, probed, distance)
+        guess = Guess(found, 1)
+        if known is not None:
+            probed = known.probed + 1
+            guess = Guess(known.proportions + (found - known.proportions) / probed, probed)
+        self._guesses[silo] = guess
+        return guess
 
 
 def skew(teachers: Teachers) -> float:

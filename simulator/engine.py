@@ -67,6 +67,7 @@ class Trainer(Protocol):
 class Teaching:
     """A silo's newest merged update, and what it was trained from."""
 
+    silo: str
     update: str
     base: Flat
     delta: Flat
@@ -74,7 +75,7 @@ class Teaching:
 
 @dataclass(frozen=True)
 class RevivalTask:
-    """Distil what the teachers know into the head. `teachers`: of silos that consent, by name."""
+    """Distil what the teachers know into the head. `teachers`: of silos that consent, by slot; most silos have one."""
 
     revival: str
     job: str

@@ -26,16 +26,18 @@ class JobReviver:
     reviver: Reviver
     seconds: float  # of a revival, in virtual time
     before: bool  # as published: judged by nobody, and charged no time
-    _known: dict[str, str] = field(default_factory=dict)  # silo → update in its slot
+    _known: dict[str, str] = field(default_factory=dict)  # slot → the update in it
 
     def revive(self, task: RevivalTask, task_seconds: float) -> Flat | Ending:
-        for silo in set(self._known) - set(task.teachers):
-            self.reviver.forget(silo)
-            del self._known[silo]
-        for silo, teaching in task.teachers.items():  # in mode paper a silo may have several slots
-            if self._known.get(silo) != teaching.update:
-                self._known[silo] = teaching.update
-                self.reviver.learn(silo, _values(teaching.base), _values(teaching.delta))
+        # In mode paper newer models have come: what was made with an older one stays.
+        leave = self.reviver.teachers.rest if self.before else self.reviver.forget
+        for slot in sorted(set(self._known) - set(task.teachers)):
+            leave(slot)
+            del self._known[slot]
+        for slot, teaching in task.teachers.items():
+            if self._known.get(slot) != teaching.update:
+                self._known[slot] = teaching.update
+                self.reviver.learn(teaching.silo, _values(teaching.base), _values(teaching.delta), slot)
         if not self.before and self.reviver.why_not(task.version, self.seconds, task_seconds):
             return "not_worth"
         revived = self.reviver.revive(_values(task.head), task.version)

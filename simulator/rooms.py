@@ -263,7 +263,7 @@ class Rooms:
             return read(room.file(REVIVER, task.id, digest), manifest)
 
         teachers = {
-            one.silo: Teaching(one.update, taken(one.base_sha256), taken(one.delta_sha256))
+            one.silo: Teaching(one.silo, one.update, taken(one.base_sha256), taken(one.delta_sha256))
             for one in task.teachers
         }
         return RevivalTask(task.id, job, task.version, taken(task.head_sha256), teachers)

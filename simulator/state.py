@@ -183,7 +183,7 @@ class Job:
         paper = rule is not None and rule.mode == "paper"
         slots = {one.id: one for one in self.returned} if paper else self.newest_merged
         return {
-            name: Teaching(one.id, self.versions[one.task.version].parameters, one.delta)
+            name: Teaching(one.silo, one.id, self.versions[one.task.version].parameters, one.delta)
             for name, one in slots.items()
         }
 

@@ -23,7 +23,7 @@ COMPARISONS = {
     "twenty": "fashion/compare-twenty.toml",
     "cifar": "cifar/compare.toml",
 }
-RECORDS = {"fashion": data.fashion, "cifar": data.cifar}
+RECORDS = {"fashion": data.fashion, "cifar": data.colours}
 
 
 def main() -> int:

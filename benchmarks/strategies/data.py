@@ -6,6 +6,7 @@ import io
 import os
 import re
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +39,23 @@ def fashion(out: Path) -> None:
     np.savez(out / "test.npz", x=x[some], y=y[some])
 
 
-def cifar(out: Path) -> None:
-    """train.npz, validation.npz and test.npz: x uint8 (n, 32, 32, 3), y uint8 (n,). 30,000 pictures to train with."""
+def colours(out: Path) -> None:
+    """train.npz, validation.npz and test.npz of CIFAR-10, which comes as JPEG: x uint8 (n, 32, 32, 3), y uint8 (n,)."""
+    source = folder() / "cifar10_jpeg"
+    x, y = _jpegs(source / "train.npz")  # in no order
     out.mkdir(parents=True, exist_ok=True)
-    with np.load(folder() / "cifar10_jpeg" / "train.npz") as file:
-        x, y = _decoded(file, 30_000 + VALIDATION)
-    np.savez(out / "validation.npz", x=x[:VALIDATION], y=y[:VALIDATION])
     np.savez(out / "train.npz", x=x[VALIDATION:], y=y[VALIDATION:])
-    with np.load(folder() / "cifar10_jpeg" / "test.npz") as file:
-        x, y = _decoded(file, TEST)
-    np.savez(out / "test.npz", x=x, y=y)
+    np.savez(out / "validation.npz", x=x[:VALIDATION], y=y[:VALIDATION])
+    x, y = _jpegs(source / "test.npz")
+    np.savez(out / "test.npz", x=x[:TEST], y=y[:TEST])
 
 
-def _decoded(file: Any, count: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The first pictures of a file of JPEGs that lie end to end; they are in no order."""
-    data, offset = file["jpeg"], file["offset"]
-    pictures = [Image.open(io.BytesIO(data[offset[at] : offset[at + 1]].tobytes())) for at in range(count)]
-    return np.stack([np.asarray(picture) for picture in pictures]), file["label"][:count].astype(np.uint8)
+def _jpegs(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pictures and what is on them. The files lie end to end in one array."""
+    with np.load(path) as file:
+        packed, offset, labels = file["jpeg"].tobytes(), file["offset"], file["label"]
+    files = [packed[start:end] for start, end in pairwise(offset)]
+    return np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in files]), labels
 
 
 def people(out: Path) -> None:

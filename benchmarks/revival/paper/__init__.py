@@ -1,0 +1,1 @@
+"""FedRevive as it was published, at its own scale."""
