@@ -10,6 +10,7 @@ from anabranch.terms import JobTerms
 from anabranch.wire.tensors import Manifest, read_tensors, write_tensors
 from reviver.inputs import inputs_of
 from reviver.reviver import Reviver
+from reviver.trial import Unsupported
 from silo_agent.training import tensors
 from silo_agent.training.channel import Rested, Revive, Revived, Teaching
 from silo_agent.training.managed import build_model
@@ -21,14 +22,15 @@ Values = Mapping[str, torch.Tensor]
 
 @dataclass
 class Lessons:
-    reviver: Reviver | None  # None: the task does not say what its inputs are
+    reviver: Reviver | None  # None: the job cannot be revived
     manifest: Manifest
+    unsupported: str = ""  # why not, in a word
 
     def revive(self, task: Revive) -> Revived | Rested:
         """Writes what distilling added to the head, or says why there is nothing. Raises Refused for a broken file."""
         cycle, reviver = task["cycle"], self.reviver
         if reviver is None:
-            return {"is": "rested", "cycle": cycle, "reason": "unsupported", "why": "no_inputs"}
+            return {"is": "rested", "cycle": cycle, "reason": "unsupported", "why": self.unsupported}
         for one in task["teachers"]:
             self._learn(reviver, one)
         if not len(reviver.teachers):  # what came was not finite, or far from all others
@@ -39,6 +41,11 @@ class Lessons:
         revived = reviver.revive(_values(task["head"], self.manifest), task["version"])
         if isinstance(revived, str):
             return {"is": "rested", "cycle": cycle, "reason": revived}
+        if revived.scaled < 1.0:
+            print(
+                f"what was distilled is scaled by {revived.scaled:.3g}: no longer than silos' updates",
+                flush=True,
+            )
         self._write(task["out"], revived.delta)
         if revived.effect is None:
             return {"is": "revived", "cycle": cycle}
@@ -73,8 +80,13 @@ def lessons_of(archive: Path, terms: JobTerms) -> Lessons:
     manifest = tensors.manifest_of(model, file.training.buffers)
     check_manifest(manifest, terms.manifest_sha256)
     inputs = inputs_of(task)
-    reviver = None if inputs is None else Reviver(model, inputs, file.revival, file.job.seed)
-    return Lessons(reviver, manifest)
+    if inputs is None:
+        return Lessons(None, manifest, "no_inputs")
+    try:
+        return Lessons(Reviver(model, inputs, file.revival, file.job.seed), manifest)
+    except Unsupported as found:
+        print(found, flush=True)
+        return Lessons(None, manifest, found.why)
 
 
 def _values(path: str, manifest: Manifest) -> Values:

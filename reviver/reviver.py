@@ -12,7 +12,8 @@ from anabranch.terms import Revival
 from reviver.inputs import Inputs
 from reviver.pool import Pool
 from reviver.synthesis import Synthesis
-from reviver.teachers import Network, Teachers, Values, skew
+from reviver.teachers import Network, Teachers, Values, norm, skew
+from reviver.trial import tried
 from reviver.worth import Effect, Facts, why_not
 
 HELD_BACK = 8  # every so many batches one is kept for measuring, and nothing is distilled on it
@@ -24,15 +25,20 @@ WEIGHT_DECAY = 1e-5
 class Revived:
     delta: Mapping[str, Tensor]  # of trainable tensors: what distilling added to the head
     effect: Effect | None  # not measured every time
+    scaled: float  # what distilling added was multiplied by this, to be no longer than a silo's own update
 
 
 class Reviver:
-    """Deterministic by seed with one thread. Holds a model per silo, two generators and the pool."""
+    """Deterministic by seed with one thread. Holds a model per silo, two generators and the pool.
+
+    Raises Unsupported for a model that cannot be revived, and whatever the task's code raises.
+    """
 
     def __init__(self, model: nn.Module, inputs: Inputs, settings: Revival, seed: int) -> None:
         self._settings, self._inputs, self._seed = settings, inputs, seed
         self._chance = torch.Generator().manual_seed(seed)
         self._network = Network(model)
+        tried(self._network, inputs)
         self.teachers = Teachers(self._network, inputs, self._chance)
         self._pool, self._held = Pool(self._chance), Pool(self._chance)
         self._synthesis = self._untaught()
@@ -73,13 +79,13 @@ class Reviver:
         self._revivals += 1
         if not warm or not (self._settings.synthesis == "noise" or len(self._pool)):
             return "warmup"
-        delta = self._distil(head)
+        delta, scaled = self._bounded(self._distil(head))
         if not all(bool(tensor.isfinite().all()) for tensor in delta.values()):
             return "failed"
         effect = self._effect(head, delta)
         if effect is not None:
             self._effects.append(effect)
-        return Revived(delta, effect)
+        return Revived(delta, effect, scaled)
 
     def _synthesise(self, student: Values | None) -> None:
         slots = list(self.teachers)
@@ -109,6 +115,12 @@ class Reviver:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return {name: tensor.detach() - head[name] for name, tensor in student.items()}
+
+    def _bounded(self, delta: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        """No longer than the update of a silo is in the median, whatever teachers and terms say; not so as published."""
+        length = 0.0 if self._settings.mode == "paper" else norm(delta.values())
+        scale = min(1.0, self.teachers.usual / length) if length else 1.0
+        return {name: change * scale for name, change in delta.items()}, scale
 
     @torch.no_grad()
     def _lesson(self, values: Values, proportions: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Teachers: one slot per silo, which holds its newest model. Being late, or often, gives nobody a second one."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +13,7 @@ from reviver.inputs import Inputs
 PROBES = 256  # inputs that a class proportion is read from
 PROBED = 2  # first models of a silo that are probed; their mean stays
 TEMPERATURE = 0.8
-FARTHEST = 5.0  # times the median distance between a teacher and its base
+FARTHEST = 5.0  # times the median of how far models are from their bases; one that is farther does not teach
 
 Values = Mapping[str, Tensor]  # a model's tensors by name
 
@@ -24,7 +24,8 @@ class Teacher:
     values: Values
     proportions: Tensor  # (classes,): what the silo seems to hold
     probed: int
-    distance: float  # from the base it was trained from
+    distance: float = 0.0  # of its parameters from those of the base it was trained from
+    drift: float = 0.0  # of what its normalising layers saw from what the base's say
 
 
 class Network:
@@ -48,6 +49,15 @@ class Network:
             self._seen[name] = given[0]
 
         return hook
+
+    @property
+    def statistics(self) -> list[str]:
+        """Of the layers in `tracked`."""
+        return [f"{name}.{what}" for name in self.tracked for what in ("running_mean", "running_var")]
+
+    def initial(self) -> Values:
+        """The tensors the model was made with."""
+        return self._model.state_dict()
 
     def __call__(self, values: Values, inputs: Tensor) -> Tensor:
         """Scores, (n, classes)."""
@@ -81,35 +91,41 @@ class Teachers:
         return len(self.slots)
 
     def __iter__(self) -> Iterator[Teacher]:
-        return iter(self.slots.values())
+        """Those who teach now. Judged by what all slots hold today: who came first has no say for longer."""
+        all_of = list(self.slots.values())
+        farthest = FARTHEST * self.usual, FARTHEST * _median([one.drift for one in all_of])
+        return iter([one for one in all_of if one.distance <= farthest[0] and one.drift <= farthest[1]])
+
+    @property
+    def usual(self) -> float:
+        """Distance of a model from its base, in the median."""
+        return _median([one.distance for one in self.slots.values()])
 
     def take(self, silo: str, values: Values, base: Values) -> str:
-        """The silo's slot holds `values` now; else why not, in a word. It keeps the model it held before then."""
+        """The silo's slot holds `values` now. Why it does not teach, in a word; if `nonfinite`, the slot stays as it was."""
         if not all(bool(tensor.isfinite().all()) for tensor in values.values()):
             return "nonfinite"
-        distance = _distance(values, base, self.network.trainable)
-        others = [one.distance for one in self.slots.values() if one.silo != silo]
-        if others and distance > FARTHEST * float(torch.tensor(others).median()):
-            return "far"
-        self.slots[silo] = self._probed(silo, values, distance)
-        return ""
+        distance = norm(values[name] - base[name] for name in self.network.trainable)
+        drift = norm(values[name] - base[name] for name in self.network.statistics if name in values)
+        self.slots[silo] = replace(self._probed(silo, values), distance=distance, drift=drift)
+        return "" if any(one.silo == silo for one in self) else "far"
 
     def forget(self, silo: str) -> None:
         self.slots.pop(silo, None)
 
     @torch.no_grad()
-    def _probed(self, silo: str, values: Values, distance: float) -> Teacher:
+    def _probed(self, silo: str, values: Values) -> Teacher:
         """Proportions: the mean answer to noise, over the silo's first models (FedRevive, appendix B)."""
         known = self.slots.get(silo)
         if known is not None and known.probed == PROBED:
-            return replace(known, values=values, distance=distance)
+            return replace(known, values=values)
         scores = self.network(values, self.inputs.noise(PROBES, self.chance))
         found = torch.softmax(scores / TEMPERATURE, dim=1).mean(0)
         if known is None:
-            return Teacher(silo, values, found, 1, distance)
+            return Teacher(silo, values, found, 1)
         probed = known.probed + 1
         mean = known.proportions + (found - known.proportions) / probed
-        return Teacher(silo, values, mean, probed, distance)
+        return Teacher(silo, values, mean, probed)
 
 
 def skew(teachers: Teachers) -> float:
@@ -118,6 +134,11 @@ def skew(teachers: Teachers) -> float:
     return float((proportions - 1 / proportions.shape[1]).abs().sum(1).mean() / 2)
 
 
-def _distance(values: Values, base: Values, names: tuple[str, ...]) -> float:
-    squares = [float((values[name] - base[name]).double().square().sum()) for name in names]
-    return math.sqrt(sum(squares))
+def norm(tensors: Iterable[Tensor]) -> float:
+    """Of all of them together."""
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def _median(numbers: list[float]) -> float:
+    """The lower one of an even number."""
+    return sorted(numbers)[(len(numbers) - 1) // 2]

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from anabranch.errors import Reason, Refused
 from anabranch.terms import Revival
 from reviver.inputs import inputs_of
 from reviver.reviver import Reviver
+from reviver.trial import Unsupported
 from server.core.revival import Ending
 from silo_agent.training.managed import build_model
 from simulator.engine import RevivalTask
@@ -42,13 +44,17 @@ class JobReviver:
 
 
 def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int, seconds: float) -> JobReviver | None:
-    """None: the task does not say what its inputs are."""
+    """None: the task does not say what its inputs are. Raises Refused for a model that cannot be revived."""
     task = trainer.task()
     inputs = inputs_of(task)
     if inputs is None:
         return None
     model = build_model(task, trainer.file.job.seed)
-    return JobReviver(Reviver(model, inputs, settings, seed), seconds, settings.mode == "paper")
+    try:
+        reviver = Reviver(model, inputs, settings, seed)
+    except Unsupported as error:
+        raise Refused(Reason.MALFORMED, f"{error}; leave [revival] out") from error
+    return JobReviver(reviver, seconds, settings.mode == "paper")
 
 
 def _values(flat: Flat) -> Values:

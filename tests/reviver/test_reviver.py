@@ -88,7 +88,7 @@ def test_a_model_far_from_its_base_teaches_nobody() -> None:
     one, base = taught(), values_of(network())
     scaled = {name: base[name] + 30 * (tensor - base[name]) for name, tensor in trained([2]).items()}
     assert one.teachers.take("hospital-c", scaled, base) == "far"
-    assert set(one.teachers.slots) == {"hospital-a", "hospital-b"}
+    assert {teacher.silo for teacher in one.teachers} == {"hospital-a", "hospital-b"}
 
 
 def test_a_silo_has_one_slot_however_often_it_returns() -> None:

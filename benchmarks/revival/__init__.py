@@ -1,0 +1,1 @@
+"""What revival is worth, measured."""
