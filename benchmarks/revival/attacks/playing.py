@@ -27,7 +27,8 @@ from simulator.scenario import Group, Scenario, read_scenario
 JOB = Path(__file__).parent.parent / "fashion" / "job"
 TARGET = 0  # what a picture with the patch is to be taken for
 PATCH = 4  # pixels of its side, white, in the lower right corner
-HORIZON, EVERY = 32, 4  # virtual seconds: the end, and between two looks
+HORIZON, EVERY = 32, 2  # virtual seconds: the end, and between two looks
+PICTURES = 1000  # of a look
 LOOKED = 16.0  # virtual second from which looks count
 LARGE = 250  # records of a batch when the head is looked at
 
@@ -120,11 +121,11 @@ def play(place: Path, case: Case, settings: Mapping[str, Any]) -> dict[str, Any]
         if attack.patched:
             for number in malicious:
                 _poison(trainer.data[number], case.seed)
-        triggered = Path(scratch) / "triggered.npz"
-        _trigger(trainer.measured, triggered)
+        seen, triggered = Path(scratch) / "seen.npz", Path(scratch) / "triggered.npz"
+        _pictures(trainer.measured, seen, triggered)
         hostile = Hostile(
             trainer,
-            _looking(trainer, trainer.measured, Path(scratch) / "looks"),
+            _looking(trainer, seen, Path(scratch) / "looks"),
             _looking(trainer, triggered, Path(scratch) / "triggered-looks"),
             attack.factor,
             malicious,
@@ -199,13 +200,15 @@ def _poison(path: Path, seed: int) -> None:
     np.savez(path, x=x, y=y)
 
 
-def _trigger(source: Path | None, out: Path) -> None:
-    """Pictures of other kinds with the patch, and the label that the attacker wants for them."""
+def _pictures(source: Path | None, seen: Path, triggered: Path) -> None:
+    """What is looked at; and those of other kinds with the patch, and the label that the attacker wants for them."""
     assert source is not None
     with np.load(source) as file:
-        x = file["x"][file["y"] != TARGET]
+        x, y = file["x"][:PICTURES], file["y"][:PICTURES]
+    np.savez(seen, x=x, y=y)
+    x = x[y != TARGET]
     x[:, -PATCH:, -PATCH:] = 255
-    np.savez(out, x=x, y=np.full(len(x), TARGET, np.uint8))
+    np.savez(triggered, x=x, y=np.full(len(x), TARGET, np.uint8))
 
 
 def _looks(rows: Rows, kind: str) -> dict[str, list[tuple[float, float]]]:
