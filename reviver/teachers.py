@@ -13,7 +13,8 @@ from reviver.inputs import Inputs
 PROBES = 256  # inputs that a class proportion is read from
 PROBED = 2  # first models of a silo that are probed; their mean stays
 TEMPERATURE = 0.8
-FARTHEST = 5.0  # times the median of how far models are from their bases; one that is farther does not teach
+# Times the median over silos; a model beyond does not teach. What slow silos' layers saw has been ten times as far.
+FARTHEST, STRANGEST = 5.0, 100.0
 
 Values = Mapping[str, Tensor]  # a model's tensors by name
 
@@ -93,8 +94,8 @@ class Teachers:
     def __iter__(self) -> Iterator[Teacher]:
         """Those who teach now. Judged by what all slots hold today: who came first has no say for longer."""
         all_of = list(self.slots.values())
-        farthest = FARTHEST * self.usual, FARTHEST * _median([one.drift for one in all_of])
-        return iter([one for one in all_of if one.distance <= farthest[0] and one.drift <= farthest[1]])
+        farthest, strangest = FARTHEST * self.usual, STRANGEST * _median([one.drift for one in all_of])
+        return iter([one for one in all_of if one.distance <= farthest and one.drift <= strangest])
 
     @property
     def usual(self) -> float:

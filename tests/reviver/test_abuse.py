@@ -132,3 +132,13 @@ def test_one_silo_cannot_end_reviving_by_what_its_model_says_of_its_layers(value
     odd = trained([0]) | {name: torch.full((8,), value) for name in ("1.running_mean", "1.running_var")}
     assert one.teachers.take("x", odd, BASE) == "far"
     assert accuracy(head) < 0.75 < 0.85 < accuracy(revived(one, head, 24))
+
+
+def test_a_slow_silo_whose_layers_saw_something_else_teaches() -> None:
+    """Its model is many versions behind, and its records are of a kind of their own: ten times as far was seen."""
+    one = reviver()
+    for seed, name in enumerate("abc"):
+        one.teachers.take(name, trained([0, 1], seed), BASE)
+    slow, names = trained([2]), ("1.running_mean", "1.running_var")
+    slow |= {name: BASE[name] + 15.0 * (slow[name] - BASE[name]) for name in names}
+    assert one.teachers.take("slow", slow, BASE) == ""

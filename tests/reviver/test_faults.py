@@ -4,12 +4,14 @@ import resource
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from anabranch.errors import Refused
 from anabranch.terms import JobTerms, parse_job_file
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import write_tensors
@@ -22,6 +24,8 @@ from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher
 from silo_agent.training.managed import build_model
 from silo_agent.training.task import load_task
+from simulator.managed import ManagedTrainer
+from simulator.reviving import reviver_of
 
 pytestmark = pytest.mark.timeout(560)  # processes import torch
 JOB = """[job]
@@ -217,3 +221,19 @@ def test_after_every_fault_a_fresh_process_revives(launcher: Launcher, tmp_path:
     answer = child.revive(request(folder, manifest, "last"), time.monotonic() + 400)
     assert answer["is"] == "revived"
     child.stop()
+
+
+def test_a_simulation_says_what_it_cannot_revive(tmp_path: Path) -> None:
+    terms, _ = job(tmp_path, "regression")
+    trainer = ManagedTrainer(
+        partial(load_task, tmp_path / "archive", terms.file.job.task, terms.file.job.params),
+        terms.file,
+        (),
+        None,
+        tmp_path / "silos",
+    )
+    assert terms.file.revival is not None
+    with pytest.raises(
+        Refused, match=r"this model cannot be revived: scores over classes .*; leave \[revival\] out"
+    ):
+        reviver_of(trainer, terms.file.revival, 0, 0.0)

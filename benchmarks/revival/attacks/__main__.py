@@ -76,7 +76,7 @@ def main() -> int:
             path.write_text(json.dumps(play(data, case, {})))
         runs[case] = json.loads(path.read_text())
         found = {metric: round(value(runs[case], metric), 1) for metric in ("accuracy", "fooled")}
-        print(case.name, found, runs[case]["ends"], flush=True)
+        print(case.name, found, runs[case].get("ends", {}), flush=True)
     rows = [row(runs, seeds, *one) for one in whom]
     (place / "attacks.json").write_text(json.dumps({"seeds": seeds, "rows": rows}, indent=1))
     draw(rows, place / "attacks.png")

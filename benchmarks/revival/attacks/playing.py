@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from anabranch import durable
 from anabranch.terms import JobFile, parse_job_file
 from anabranch.wire.manifest import Manifest
+from benchmarks.revival.attacks.agreement import agreements
 from server.core.revival import Ending
 from simulator.engine import RevivalTask, Run, Trained, silo_names
 from simulator.flat import Flat
@@ -30,6 +31,7 @@ PATCH = 4  # pixels of its side, white, in the lower right corner
 HORIZON, EVERY = 32, 2  # virtual seconds: the end, and between two looks
 PICTURES = 1000  # of a look
 LOOKED = 16.0  # virtual second from which looks count
+PULLED, AGREED = 5, 25  # revivals, of which one is looked at by itself; of which one is asked for agreement
 LARGE = 250  # records of a batch when the head is looked at
 
 
@@ -97,15 +99,34 @@ class Hostile:
 
 @dataclass
 class Untiring:
-    """As `engine.Revives`: never judges whether it pays, which is the most an attacker can hope for. Counts its ends."""
+    """As `engine.Revives`: never judges whether it pays, which is the most an attacker can hope for.
+
+    `pulls`: what some revivals did to the head by themselves, as differences of metrics. `lengths`: of what was
+    distilled, in those of silos' updates in the median. `agreements`: of the teachers, now and then.
+    """
 
     reviver: JobReviver
+    measure: Callable[[Flat], Mapping[str, float]]
+    gain: float
     before: bool = False
     ends: Counter[str] = field(default_factory=Counter)
+    pulls: list[dict[str, float]] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
+    agreements: list[dict[str, float]] = field(default_factory=list)
 
     def revive(self, task: RevivalTask, task_seconds: float) -> Flat | Ending:
         found = self.reviver.revive(task, task_seconds)
         self.ends[found if isinstance(found, str) else "revived"] += 1
+        if isinstance(found, str):
+            return found
+        one, count = self.reviver.reviver, self.ends["revived"]
+        self.lengths.append(float(np.linalg.norm(found.values.astype(np.float64))) / one.teachers.usual)
+        if count % AGREED == 0:
+            self.agreements.append(agreements(one))
+        if count % PULLED == 0:
+            moved = Flat(task.head.manifest, task.head.values + np.float32(self.gain) * found.values)
+            before, after = self.measure(task.head), self.measure(moved)
+            self.pulls.append({name: after[name] - before[name] for name in before})
         return found
 
 
@@ -135,13 +156,18 @@ def play(place: Path, case: Case, settings: Mapping[str, Any]) -> dict[str, Any]
         if file.revival is not None:
             reviver = reviver_of(trainer, file.revival, scenario.seed, scenario.revival_seconds)
             assert reviver is not None
-            revivers[planned.name] = Untiring(replace(reviver, before=True))  # judged by nobody
+            revivers[planned.name] = Untiring(
+                replace(reviver, before=True),  # judged by nobody
+                lambda values: hostile.measure(planned.name, values, "validation")[0],
+                file.revival.gain,
+            )
         server = Memory([planned], silos, rows)
         Run(scenario, server, hostile, rows, revivers).play()
         head = server.head(planned.name)
-    ends = {name: dict(one.ends) for name, one in revivers.items()}.get(planned.name, {})
+    kept = ("ends", "pulls", "lengths", "agreements")
+    told = {name: getattr(one, name) for one in revivers.values() for name in kept}
     found = {kind: _looks(rows, kind) for kind in ("measured", "averaged")}
-    return {**vars(case), "head": head, "ends": ends, "cpu": time.process_time() - began, **found}
+    return {**vars(case), "head": head, **told, "cpu": time.process_time() - began, **found}
 
 
 def _looking(trainer: ManagedTrainer, measured: Path | None, folder: Path) -> ManagedTrainer:
