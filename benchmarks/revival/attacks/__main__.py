@@ -7,6 +7,7 @@ DIR/attacks.json and DIR/attacks.png.
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks.strategies.data import fashion
 
 SCENARIO = Path(__file__).parents[2] / "strategies" / "fashion" / "scenario.toml"
 MALICIOUS = (1, 2, 3)
+METRICS = ("accuracy", "fooled", "turned")
 QUIET = "trigger"  # whose run by nobody is the one without an attack
 Runs = Mapping[Case, Mapping[str, Any]]
 
@@ -26,36 +28,46 @@ def value(run: Mapping[str, Any], metric: str) -> float:
     return 100 * mean(value for at, value in run["averaged"][metric] if at >= LOOKED)
 
 
-def over(runs: Runs, seeds: Sequence[int], attack: str, malicious: int, revived: bool, metric: str) -> float:
-    return mean(value(runs[Case(attack, malicious, revived, seed)], metric) for seed in seeds)
+def success(runs: Runs, case: Case) -> float:
+    """Of a patch: pictures it turns. Of what only harms: accuracy lost against the same run without it. In points."""
+    if ATTACKS[case.attack].patched:
+        return value(runs[case], "turned")
+    quiet = replace(case, attack=QUIET, malicious=0)
+    return value(runs[quiet], "accuracy") - value(runs[case], "accuracy")
+
+
+def pull(run: Mapping[str, Any], attack: str) -> float:
+    """What one revival did by itself to the attack's success in the mean, in points."""
+    metric, sign = ("turned", 1) if ATTACKS[attack].patched else ("accuracy", -1)
+    return 100 * sign * mean(one[metric] for one in run["pulls"])
 
 
 def row(runs: Runs, seeds: Sequence[int], attack: str, malicious: int) -> dict[str, Any]:
-    """`adds`: what revival adds to the attack's success, in points; that of a patch is how many pictures it turns."""
+    """Means over the seeds. `adds`: what revival adds to the attack's success, in points."""
     found: dict[str, Any] = {"attack": attack, "malicious": malicious}
-    for metric in ("accuracy", "fooled"):
-        for how, revived in (("plain", False), ("revived", True)):
-            found[f"{metric} {how}"] = over(runs, seeds, attack, malicious, revived, metric)
-            quiet = over(runs, seeds, QUIET, 0, revived, metric)
-            found[f"{metric} {how} lost"] = quiet - found[f"{metric} {how}"]
-    if ATTACKS[attack].patched:
-        found["adds"] = found["fooled revived"] - found["fooled plain"]
-    else:
-        found["adds"] = found["accuracy revived lost"] - found["accuracy plain lost"]
-    return found
+    plain = [Case(attack, malicious, False, seed) for seed in seeds]
+    revived = [replace(case, revived=True) for case in plain]
+    for metric in METRICS:
+        for how, cases in (("plain", plain), ("revived", revived)):
+            found[f"{metric} {how}"] = mean(value(runs[case], metric) for case in cases)
+    each = [success(runs, b) - success(runs, a) for a, b in zip(plain, revived, strict=True)]
+    return found | {
+        "adds": mean(each),
+        "each": each,
+        "one revival": mean(pull(runs[case], attack) for case in revived),
+    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("accuracy plain", "accuracy revived", "fooled plain", "fooled revived", "adds")
+    columns = [f"{metric} {how}" for metric in METRICS for how in ("plain", "revived")]
+    columns += ["adds", "one revival"]
     lines = [
         f"| attack | malicious | {' | '.join(columns)} |",
         f"| --- | ---: |{' ---: |' * len(columns)}",
     ]
     for one in rows:
-        values = " | ".join(
-            f"{one[column]:+.1f}" if column == "adds" else f"{one[column]:.1f}" for column in columns
-        )
-        lines.append(f"| {one['attack']} | {one['malicious']} | {values} |")
+        values = " | ".join(f"{one[column]:.1f}" for column in columns)
+        lines.append(f"| {one['attack'] if one['malicious'] else 'nobody'} | {one['malicious']} | {values} |")
     return "\n".join(lines)
 
 
@@ -75,7 +87,7 @@ def main() -> int:
         if not path.exists():
             path.write_text(json.dumps(play(data, case, {})))
         runs[case] = json.loads(path.read_text())
-        found = {metric: round(value(runs[case], metric), 1) for metric in ("accuracy", "fooled")}
+        found = {metric: round(value(runs[case], metric), 1) for metric in METRICS}
         print(case.name, found, runs[case].get("ends", {}), flush=True)
     rows = [row(runs, seeds, *one) for one in whom]
     (place / "attacks.json").write_text(json.dumps({"seeds": seeds, "rows": rows}, indent=1))

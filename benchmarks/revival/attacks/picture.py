@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 SIDES = {"plain": "#7fb3a6", "revived": "#2f6f8f"}
-MEASURES = {"accuracy": "accuracy, %", "fooled": "patched pictures that are taken for the target, %"}
+MEASURES = {"accuracy": "accuracy, %", "turned": "pictures that the patch turns, %"}
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

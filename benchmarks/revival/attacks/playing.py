@@ -71,11 +71,14 @@ class Case:
 
 @dataclass
 class Hostile:
-    """As `engine.Trainer`. Looks tell how many pictures with the patch, of other kinds, are taken for the target."""
+    """As `engine.Trainer`. Looks tell how many pictures of other kinds are taken for the target with the patch
+    (`fooled`), and how many more than without it (`turned`): a head that takes much for the target has no need of a patch.
+    """
 
     honest: ManagedTrainer
     looks: ManagedTrainer
-    triggered: ManagedTrainer
+    patched: ManagedTrainer
+    unpatched: ManagedTrainer
     factor: float  # of what the malicious send
     malicious: range
 
@@ -93,8 +96,10 @@ class Hostile:
 
     def measure(self, job: str, parameters: Flat, split: str) -> tuple[Mapping[str, float], int]:
         found, records = self.looks.measure(job, parameters, split)
-        fooled, _ = self.triggered.measure(job, parameters, split)
-        return {"accuracy": found["accuracy"], "fooled": fooled["accuracy"]}, records
+        fooled, _ = self.patched.measure(job, parameters, split)
+        taken, _ = self.unpatched.measure(job, parameters, split)
+        turned = fooled["accuracy"] - taken["accuracy"]
+        return {"accuracy": found["accuracy"], "fooled": fooled["accuracy"], "turned": turned}, records
 
 
 @dataclass
@@ -142,15 +147,11 @@ def play(place: Path, case: Case, settings: Mapping[str, Any]) -> dict[str, Any]
         if attack.patched:
             for number in malicious:
                 _poison(trainer.data[number], case.seed)
-        seen, triggered = Path(scratch) / "seen.npz", Path(scratch) / "triggered.npz"
-        _pictures(trainer.measured, seen, triggered)
-        hostile = Hostile(
-            trainer,
-            _looking(trainer, seen, Path(scratch) / "looks"),
-            _looking(trainer, triggered, Path(scratch) / "triggered-looks"),
-            attack.factor,
-            malicious,
-        )
+        looks = [
+            _looking(trainer, path, path.with_suffix(""))
+            for path in _pictures(trainer.measured, Path(scratch) / "looks")
+        ]
+        hostile = Hostile(trainer, *looks, attack.factor, malicious)
         rows, silos = Rows(), silo_names(scenario)
         revivers: dict[str, Untiring] = {}
         if file.revival is not None:
@@ -226,15 +227,19 @@ def _poison(path: Path, seed: int) -> None:
     np.savez(path, x=x, y=y)
 
 
-def _pictures(source: Path | None, seen: Path, triggered: Path) -> None:
-    """What is looked at; and those of other kinds with the patch, and the label that the attacker wants for them."""
+def _pictures(source: Path | None, out: Path) -> list[Path]:
+    """All; and those of other kinds, with the patch and without it, as the attacker wants them labelled."""
     assert source is not None
     with np.load(source) as file:
         x, y = file["x"][:PICTURES], file["y"][:PICTURES]
-    np.savez(seen, x=x, y=y)
-    x = x[y != TARGET]
-    x[:, -PATCH:, -PATCH:] = 255
-    np.savez(triggered, x=x, y=np.full(len(x), TARGET, np.uint8))
+    out.mkdir()
+    others = x[y != TARGET]
+    patched, wanted = others.copy(), np.full(len(others), TARGET, np.uint8)
+    patched[:, -PATCH:, -PATCH:] = 255
+    paths = [out / "all.npz", out / "patched.npz", out / "unpatched.npz"]
+    for path, pictures, labels in zip(paths, (x, patched, others), (y, wanted, wanted), strict=True):
+        np.savez(path, x=pictures, y=labels)
+    return paths
 
 
 def _looks(rows: Rows, kind: str) -> dict[str, list[tuple[float, float]]]:
