@@ -19,7 +19,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         where.set_ylabel(label, fontsize=8)
     names = [f"{one['attack']}\n{one['malicious']} of 10" if one["malicious"] else "nobody" for one in rows]
     axes[-1].set_xticks(range(len(rows)), names, fontsize=7)
-    axes[0].legend(frameon=False, loc="upper right", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle("Malicious silos, without revival and with it", fontsize=12)
     figure.savefig(path)
 
