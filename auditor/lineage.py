@@ -170,10 +170,14 @@ def revivals(job: Job, version: int) -> dict[str, Any]:
     """What was distilled into versions up to `version`, who taught it, and what was not used of all there was."""
     used = [one for one in job.revivals.values() if 0 <= one.used <= version]
     taught = Counter(teacher.silo for one in used for teacher in one.detail.teachers)
+    libraries = Counter(" ".join(one) for done in used for one in done.detail.libraries.items())
     dropped = [one.reason for one in job.revivals.values() if one.fate == "dropped"]
     return {
         "used_in": sorted(one.used for one in used),
         "teachers": dict(sorted(taught.items())),
+        "libraries": dict(
+            sorted(libraries.items())
+        ),  # what they were computed with; a replay takes them as they are
         "performed": len(job.revivals),
         "not_used": dict(sorted(Counter([*dropped, *job.skipped.values()]).items())),
     }

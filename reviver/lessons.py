@@ -11,6 +11,7 @@ from anabranch.wire.tensors import Manifest, read_tensors, write_tensors
 from reviver.inputs import inputs_of
 from reviver.public import public_of
 from reviver.reviver import Reviver
+from reviver.trial import Unsupported
 from silo_agent.training import tensors
 from silo_agent.training.channel import Rested, Revive, Revived, Teaching
 from silo_agent.training.managed import build_model
@@ -19,23 +20,18 @@ from silo_agent.training.task import Task, load_task
 
 Values = Mapping[str, torch.Tensor]
 
-LACKS = {
-    "no_inputs": "its task has no method inputs(), which says what its model takes",
-    "no_public": 'it says synthesis = "public", and its task has no method public(), which would give the records',
-}
-
 
 @dataclass
 class Lessons:
-    reviver: Reviver | str  # a text: what is lacking, in a word of LACKS
+    reviver: Reviver | Unsupported
     manifest: Manifest
 
     def revive(self, task: Revive) -> Revived | Rested:
         """Writes what distilling added to the head, or says why there is nothing. Raises Refused for a broken file."""
         cycle, reviver = task["cycle"], self.reviver
-        if isinstance(reviver, str):
-            print(f"this job is not revived: {LACKS[reviver]}", flush=True)
-            return {"is": "rested", "cycle": cycle, "reason": "unsupported", "why": reviver}
+        if isinstance(reviver, Unsupported):
+            print(reviver, flush=True)
+            return {"is": "rested", "cycle": cycle, "reason": "unsupported", "why": reviver.why}
         for one in task["teachers"]:
             self._learn(reviver, one)
         if not len(reviver.teachers):  # what came was not finite, or far from all others
@@ -46,6 +42,11 @@ class Lessons:
         revived = reviver.revive(_values(task["head"], self.manifest), task["version"])
         if isinstance(revived, str):
             return {"is": "rested", "cycle": cycle, "reason": revived}
+        if revived.scaled < 1.0:
+            print(
+                f"what was distilled is scaled by {revived.scaled:.3g}: no longer than silos' updates",
+                flush=True,
+            )
         self._write(task["out"], revived.delta)
         answer: Revived = {"is": "revived", "cycle": cycle}
         if revived.effect is not None:
@@ -77,19 +78,22 @@ def lessons_of(archive: Path, terms: JobTerms, device: torch.device) -> Lessons:
     model = build_model(task, file.job.seed)
     manifest = tensors.manifest_of(model, file.training.buffers)
     check_manifest(manifest, terms.manifest_sha256)
-    return Lessons(reviver_of(task, model, file.revival, file.job.seed, device), manifest)
+    try:
+        return Lessons(reviver_of(task, model, file.revival, file.job.seed, device), manifest)
+    except Unsupported as found:
+        return Lessons(found, manifest)
 
 
 def reviver_of(
     task: Task, model: torch.nn.Module, settings: Revival, seed: int, device: torch.device | str = "cpu"
-) -> Reviver | str:
-    """Or what the task lacks for one, in a word of LACKS. Runs the job's code, as `lessons_of`."""
+) -> Reviver:
+    """Raises Unsupported for a job that cannot be revived. Runs the job's code, as `lessons_of`."""
     inputs = inputs_of(task)
     if inputs is None:
-        return "no_inputs"
+        raise Unsupported("no_inputs", "its task has no method inputs(), which says what its model takes")
     public = public_of(task, seed)
     if settings.synthesis == "public" and public is None:
-        return "no_public"
+        raise Unsupported("no_public", 'it says synthesis = "public", and its task has no method public()')
     return Reviver(model, inputs, settings, seed, device, public)
 
 

@@ -38,13 +38,12 @@ class Pool:
         self._batches = deque(batch for batch in self._batches if silo not in batch.silos)
         self._all = None
 
-    def draw(self, count: int, proportions: Tensor) -> Tensor:
-        """Inputs (count, …) whose labels follow `proportions` (classes,); any input for a label there is none of."""
+    def draw(self, labels: Tensor) -> Tensor:
+        """An input (n, …) for each of `labels` (n,); any input for a label there is none of."""
         held = self._held()
-        labels = torch.multinomial(proportions, count, replacement=True, generator=self.chance)
         anywhere = torch.arange(len(held.labels))
         places = [self._places.get(label, anywhere) for label in labels.tolist()]
-        chosen = torch.rand(count, generator=self.chance)
+        chosen = torch.rand(len(labels), generator=self.chance)
         which = [int(at[int(share * len(at))]) for at, share in zip(places, chosen.tolist(), strict=True)]
         return held.inputs[which]
 

@@ -14,11 +14,12 @@ from reviver.inputs import Inputs
 from reviver.pool import Batch, Pool
 from reviver.public import Public
 from reviver.synthesis import Synthesis
-from reviver.teachers import Network, Teachers, Values, skew
+from reviver.teachers import Network, Teacher, Teachers, Values, heard, norm, skew
+from reviver.trial import tried
 from reviver.worth import PAUSE, Effect, Facts, why_not
 
 HELD_BACK = 8  # every so many batches one is kept for measuring, and nothing is distilled on it
-MEASURED = 48  # inputs per teacher in a measurement
+MEASURED = 48  # inputs in a measurement, times the teachers
 AT_ONCE = 256  # public records
 WEIGHT_DECAY = 1e-5
 
@@ -27,12 +28,14 @@ WEIGHT_DECAY = 1e-5
 class Revived:
     delta: Mapping[str, Tensor]  # of trainable tensors: what distilling added to the head
     effect: Effect | None  # not measured every time
+    scaled: float  # what distilling added was multiplied by this, to be no longer than a silo's own update
 
 
 class Reviver:
     """Deterministic by seed with one thread. Holds a model per silo, two generators and the pool.
 
     Tensors live on `device`; what comes in may lie anywhere, what goes out lies on the CPU, where all chance is drawn.
+    Raises Unsupported for a model that cannot be revived, and whatever the task's code raises.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Reviver:
         self._settings, self._inputs, self._seed = settings, inputs, seed
         self._chance = torch.Generator().manual_seed(seed)
         self._network = Network(model, device)
+        tried(self._network, inputs)
         self.teachers = Teachers(self._network, inputs, self._chance)
         self._pool, self._held = Pool(self._chance), Pool(self._chance)
         self._measured = None if public is None else self._moved(public.measured)
@@ -102,13 +106,13 @@ class Reviver:
         self._revivals += 1
         if not warm or not (self._settings.synthesis == "noise" or len(self._pool)):
             return "warmup"
-        delta = self._distil(head)
+        delta, scaled = self._bounded(self._distil(head))
         if not all(bool(tensor.isfinite().all()) for tensor in delta.values()):
             return "failed"
         effect = self._effect(head, delta)
         if effect is not None:
             self._effects.append(effect)
-        return Revived({name: tensor.cpu() for name, tensor in delta.items()}, effect)
+        return Revived({name: tensor.cpu() for name, tensor in delta.items()}, effect, scaled)
 
     def _moved(self, batch: Batch) -> Batch:
         return replace(batch, inputs=batch.inputs.to(self._network.device))
@@ -128,32 +132,55 @@ class Reviver:
             (self._held if kept_back else self._pool).add(batch)
 
     def _distil(self, head: Values) -> dict[str, Tensor]:
-        """Steps of Adam towards every teacher, on inputs with the labels it seems to hold: KL(teacher ‖ student)."""
-        steps, samples = self._settings.steps, self._settings.samples
-        lessons = [
-            self._lesson(teacher.values, teacher.proportions, steps * samples) for teacher in self.teachers
-        ]
+        """Steps of Adam towards what the teachers say: KL(teacher ‖ student)."""
+        steps, each = self._settings.steps, self._settings.samples * len(self.teachers)
+        inputs, answers = self._lessons(self._pool, steps * each)
         student = {name: head[name].clone().requires_grad_() for name in self._network.trainable}
         optimizer = torch.optim.Adam(student.values(), lr=self._settings.lr, weight_decay=WEIGHT_DECAY)
-        for step in range(steps):
-            part = slice(step * samples, (step + 1) * samples)
-            inputs = torch.cat([inputs[part] for inputs, _ in lessons])
-            answers = torch.cat([answers[part] for _, answers in lessons])
-            said = functional.log_softmax(self._network({**head, **student}, inputs), 1)
-            loss = functional.kl_div(said, answers, reduction="batchmean", log_target=True)
+        for seen, told in zip(torch.split(inputs, each), torch.split(answers, each), strict=True):
+            said = functional.log_softmax(self._network({**head, **student}, seen), 1)
+            loss = functional.kl_div(said, told, reduction="batchmean", log_target=True)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         return {name: tensor.detach() - head[name] for name, tensor in student.items()}
 
+    def _bounded(self, delta: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        """No longer than the update of a silo is in the median, whatever teachers and terms say; not so as published."""
+        length = 0.0 if self._settings.mode == "paper" else norm(delta.values())
+        scale = min(1.0, self.teachers.usual / length) if length else 1.0
+        return {name: change * scale for name, change in delta.items()}, scale
+
     @torch.no_grad()
-    def _lesson(self, values: Values, proportions: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Inputs and the teacher's answers to them, as logarithms."""
+    def _lessons(self, pool: Pool, count: int) -> tuple[Tensor, Tensor]:
+        """Inputs (count, …), each with one teacher's answer (count, classes), as logarithms."""
+        teachers, samples = list(self.teachers), self._settings.samples
+        asked, labels = self._questions(teachers, count)
         if self._settings.synthesis == "noise":
             inputs = self._inputs.noise(count, self._chance).to(self._network.device)
         else:
-            inputs = self._inputs.augment(self._pool.draw(count, proportions), self._chance)
-        return inputs, functional.log_softmax(self._network(values, inputs), 1)
+            drawn = torch.split(pool.draw(labels), samples)
+            inputs = torch.cat([self._inputs.augment(part, self._chance) for part in drawn])
+        answers = torch.empty(count, len(teachers[0].proportions), device=self._network.device)
+        for number, teacher in enumerate(teachers):
+            places = (asked == number).nonzero().flatten().to(self._network.device)
+            if len(places):
+                answers[places] = self._network(teacher.values, inputs[places])
+        return inputs, functional.log_softmax(answers, 1)
+
+    def _questions(self, teachers: list[Teacher], count: int) -> tuple[Tensor, Tensor]:
+        """Who is asked, by number, and about which label: (count,) each.
+
+        All classes count alike, however many silos hold them: a class one silo has is heard as often as one all have. As
+        published all teachers count alike, each with the classes it seems to hold.
+        """
+        if self._settings.mode == "paper":
+            held = torch.stack([one.proportions for one in teachers])
+            asked = torch.arange(len(teachers)).repeat(count // len(teachers))
+            return asked, torch.multinomial(held[asked], 1, generator=self._chance).flatten()
+        weights = heard(teachers)
+        drawn = torch.multinomial(weights.flatten(), count, replacement=True, generator=self._chance)
+        return drawn // weights.shape[1], drawn % weights.shape[1]
 
     @torch.no_grad()
     def _effect(self, head: Values, delta: Values) -> Effect | None:
@@ -161,17 +188,14 @@ class Reviver:
             return None
         gain = self._settings.gain
         after = {**head, **{name: head[name] + gain * change for name, change in delta.items()}}
-        apart = [0.0, 0.0]
-        for teacher in self.teachers:
-            inputs = self._held.draw(MEASURED, teacher.proportions)
-            answers = functional.log_softmax(self._network(teacher.values, inputs), 1)
-            for place, values in enumerate((head, after)):
-                said = functional.log_softmax(self._network(values, inputs), 1)
-                divergence = functional.kl_div(said, answers, reduction="batchmean", log_target=True)
-                apart[place] += float(divergence) / len(self.teachers)
-        before, behind = (math.exp(-one) for one in apart)
+        inputs, answers = self._lessons(self._held, MEASURED * len(self.teachers))
+
+        def agreement(values: Values) -> float:
+            said = functional.log_softmax(self._network(values, inputs), 1)
+            return math.exp(-float(functional.kl_div(said, answers, reduction="batchmean", log_target=True)))
+
         accuracy = None if self._measured is None else (self._accuracy(head), self._accuracy(after))
-        return Effect(before, behind, accuracy)
+        return Effect(agreement(head), agreement(after), accuracy)
 
     def _accuracy(self, values: Values) -> float:
         """Of the part of the public records that nothing is distilled on."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from reviver.inputs import Inputs
 from reviver.pool import Batch
-from reviver.teachers import Network, Teacher, Values
+from reviver.teachers import Network, Teacher, Values, shares
 
 LATENT = 64
 EMBEDDING = 0.2  # weight of the class in the latent
@@ -72,10 +72,10 @@ class Synthesis:
         return torch.randn(count, LATENT, generator=self._chance).to(self._network.device)
 
     def _draw(self, teachers: Sequence[Teacher], size: int, student: Values | None) -> Judged:
-        """Labels as the teachers hold them; for each, a teacher counts by its share of the class."""
-        held = torch.stack([one.proportions for one in teachers])
-        labels = torch.multinomial(held.mean(0), size, replacement=True, generator=self._chance)
-        weights, device = (held / held.sum(0))[:, labels], self._network.device
+        """Labels of all classes alike; for each, a teacher counts by its share of the class."""
+        of_each = shares(teachers)
+        labels = torch.randint(0, of_each.shape[1], (size,), generator=self._chance)
+        weights, device = of_each[:, labels], self._network.device
         return Judged(teachers, labels.to(device), weights.to(device), student)
 
     def _loss(self, made: Tensor, judged: Judged) -> Tensor:

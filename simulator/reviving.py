@@ -10,6 +10,7 @@ from anabranch.errors import Reason, Refused
 from anabranch.terms import Revival
 from reviver import lessons
 from reviver.reviver import Reviver
+from reviver.trial import Unsupported
 from server.core.revival import Ending
 from silo_agent.training.managed import build_model
 from simulator.engine import RevivalTask
@@ -45,15 +46,16 @@ class JobReviver:
 
 
 def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int, seconds: float) -> JobReviver | None:
-    """None: the task does not say what its inputs are. Raises Refused where it has no public records to distil on."""
+    """None: the task does not say what its inputs are. Raises Refused for a job that cannot be revived."""
     task = trainer.task()
     model = build_model(task, trainer.file.job.seed)
-    reviver = lessons.reviver_of(task, model, settings, seed)
-    if reviver == "no_public":
-        raise Refused(
-            Reason.MALFORMED, f"{trainer.file.job.name} cannot be revived: {lessons.LACKS[reviver]}"
-        )
-    return None if isinstance(reviver, str) else JobReviver(reviver, seconds, settings.mode == "paper")
+    try:
+        reviver = lessons.reviver_of(task, model, settings, seed)
+    except Unsupported as found:
+        if found.why == "no_inputs":
+            return None
+        raise Refused(Reason.MALFORMED, f"{found}; leave [revival] out") from found
+    return JobReviver(reviver, seconds, settings.mode == "paper")
 
 
 def _values(flat: Flat) -> Values:

@@ -225,6 +225,7 @@ def test_lineage_report_and_silo_tell_of_revivals(story, asked, run, tmp_path):
     told = {
         "used_in": [2],
         "teachers": {"a": 1, "b": 1},
+        "libraries": {"torch 2.13.0": 1},
         "performed": 3,
         "not_used": {"failed": 1, "job_ended": 1, "warmup": 1, "withdrawn": 1},
     }

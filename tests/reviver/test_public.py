@@ -9,10 +9,11 @@ from torch.utils.data import TensorDataset
 from anabranch.terms import Revival
 from anabranch.tlog import revivals
 from anabranch.wire.canonical import hexfloat
-from reviver.lessons import LACKS, reviver_of
+from reviver.lessons import reviver_of
 from reviver.pool import Batch
 from reviver.public import MEASURED, Public, public_of
 from reviver.reviver import Reviver
+from reviver.trial import Unsupported
 from reviver.worth import Effect, Facts, why_not
 from server.core.revival import Report
 from server.reviving import _effect
@@ -78,9 +79,10 @@ def test_a_task_that_lacks_what_its_job_asks_for_is_told_what() -> None:
     assert reviver_of(task(), network(), SETTINGS, 0).__class__ is Reviver
     without = task()
     del without.public
-    assert reviver_of(without, network(), SETTINGS, 0) == "no_public"
-    assert reviver_of(object(), network(), SETTINGS, 0) == "no_inputs"  # type: ignore[arg-type]
-    assert set(LACKS) == {"no_public", "no_inputs"}
+    for lacking, why in ((without, "no_public"), (object(), "no_inputs")):
+        with pytest.raises(Unsupported) as raised:
+            reviver_of(lacking, network(), SETTINGS, 0)  # type: ignore[arg-type]
+        assert raised.value.why == why
 
 
 def test_the_head_learns_on_public_records_and_its_accuracy_says_so() -> None:

@@ -6,7 +6,7 @@ import torch
 from anabranch.terms import Revival
 from reviver.pool import SAMPLES, Batch, Pool
 from reviver.reviver import Reviver
-from reviver.teachers import Network, Teachers, skew
+from reviver.teachers import LOUDEST, Network, Teacher, Teachers, heard, skew
 from reviver.worth import PAUSE, RECENT, Effect, Facts, why_not
 from tests.reviver.models import CLASSES, PICTURES, SIZE, accuracy, network, trained, values_of
 
@@ -88,7 +88,7 @@ def test_a_model_far_from_its_base_teaches_nobody() -> None:
     one, base = taught(), values_of(network())
     scaled = {name: base[name] + 30 * (tensor - base[name]) for name, tensor in trained([2]).items()}
     assert one.teachers.take("hospital-c", scaled, base) == "far"
-    assert set(one.teachers.slots) == {"hospital-a", "hospital-b"}
+    assert {teacher.silo for teacher in one.teachers} == {"hospital-a", "hospital-b"}
 
 
 def test_a_silo_has_one_slot_however_often_it_returns() -> None:
@@ -166,16 +166,35 @@ def test_the_pool_is_bounded_and_drops_the_oldest() -> None:
         for _ in range(SAMPLES // 2000):
             pool.add(batch(label, 1000))
     assert len(pool) <= SAMPLES
-    drawn = pool.draw(500, torch.tensor([1.0, 0.0, 0.0]))  # none are left: any will do
+    drawn = pool.draw(torch.zeros(500, dtype=torch.long))  # none are left: any will do
     assert set(drawn[:, 0, 0, 0].tolist()) == {1.0, 2.0}
 
 
-def test_inputs_are_drawn_as_the_proportions_say() -> None:
+def test_every_label_is_answered_with_an_input_made_for_it() -> None:
     pool = Pool(torch.Generator().manual_seed(0))
     for label, count in ((0, 400), (1, 5), (2, 90)):
         pool.add(batch(label, count))
-    shares = pool.draw(4000, torch.tensor([0.1, 0.6, 0.3]))[:, 0, 0, 0].long().bincount() / 4000
-    assert torch.allclose(shares, torch.tensor([0.1, 0.6, 0.3]), atol=0.04)
+    labels = torch.randint(0, 3, (400,), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(pool.draw(labels)[:, 0, 0, 0].long(), labels)
+
+
+def asked(*held: list[float]) -> torch.Tensor:
+    """How often each teacher is asked, and about what, (teachers, classes)."""
+    return heard([Teacher(str(number), {}, torch.tensor(one), 1.0, 0.0) for number, one in enumerate(held)])
+
+
+def test_a_class_one_silo_holds_is_heard_as_often_as_one_that_all_hold() -> None:
+    weights = asked([0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.5, 0.49, 0.01])
+    assert torch.allclose(weights.sum(0), torch.full((3,), 1 / 3), atol=0.01)
+    assert float(weights[2, 2]) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_nobody_is_heard_twice_as_much_as_its_part_whatever_it_claims() -> None:
+    """Nine of ten classes are nobody's but the last one's, as far as its answers to noise say."""
+    honest = [1.0] + [0.0] * 9
+    weights = asked(honest, honest, honest, honest, [0.0] + [1 / 9] * 9)
+    assert weights.sum(1).tolist() == pytest.approx([0.15] * 4 + [LOUDEST / 5])
+    assert float(weights.sum()) == pytest.approx(1.0)
 
 
 def test_where_no_step_is_finite_nothing_joins_the_pool() -> None:

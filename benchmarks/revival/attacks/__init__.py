@@ -1,0 +1,1 @@
+"""Malicious silos, with revival and without."""
