@@ -16,7 +16,9 @@ from anabranch.terms import JobTerms, parse_job_file
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import write_tensors
 from reviver.child import Child
+from reviver.device import Device
 from reviver.lessons import Lessons, lessons_of
+from reviver.reviver import Reviver
 from silo_agent.trainer import TaskFailed
 from silo_agent.training import tensors
 from silo_agent.training.channel import Revive, Teaching
@@ -149,7 +151,7 @@ def request(folder: Path, manifest: Manifest, cycle: str, broken: str = "") -> R
 def revive(folder: Path, kind: str, broken: str = "") -> tuple[Lessons, dict[str, object]]:
     torch.set_num_threads(1)
     terms, manifest = job(folder, kind)
-    lessons = lessons_of(folder / "archive", terms)
+    lessons = lessons_of(folder / "archive", terms, torch.device("cpu"))
     return lessons, dict(lessons.revive(request(folder, manifest, "1", broken)))
 
 
@@ -173,7 +175,7 @@ def test_a_model_that_cannot_be_revived_is_told_so(
 ) -> None:
     _, answer = revive(tmp_path, kind)
     assert answer == {"is": "rested", "cycle": "1", "reason": "unsupported", "why": why}
-    assert "this model cannot be revived: " in (printed := capsys.readouterr().out)
+    assert "this job cannot be revived: " in (printed := capsys.readouterr().out)
     assert said in printed
 
 
@@ -185,7 +187,7 @@ def test_normalising_without_statistics_is_revived_by_answers_alone(tmp_path: Pa
 def test_a_teacher_that_is_no_number_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lessons, answer = revive(tmp_path, "fine", broken="hospital-b")
     assert answer["is"] == "revived"
-    assert lessons.reviver is not None
+    assert isinstance(lessons.reviver, Reviver)
     assert set(lessons.reviver.teachers.slots) == {"hospital-a"}
     assert "a model of hospital-b does not teach: nonfinite" in capsys.readouterr().out
 
@@ -200,7 +202,7 @@ def test_after_every_fault_a_fresh_process_revives(launcher: Launcher, tmp_path:
     """Out of memory, killed, hung past the deadline: the daemon is told, and the next process begins anew."""
     folder = tmp_path / "job"
     terms, manifest = job(folder, "fine")
-    child = Child(launcher, folder, terms, Isolation("none", "a test"), threading.Event())
+    child = Child(launcher, folder, terms, Isolation("none", "a test"), Device("cpu", {}), threading.Event())
     for fault, named in (("memory", "MemoryError"), ("killed", "ProcessEnded"), ("hangs", "Hung")):
         child.start(time.monotonic() + 400)
         assert child._process is not None
@@ -234,6 +236,6 @@ def test_a_simulation_says_what_it_cannot_revive(tmp_path: Path) -> None:
     )
     assert terms.file.revival is not None
     with pytest.raises(
-        Refused, match=r"this model cannot be revived: scores over classes .*; leave \[revival\] out"
+        Refused, match=r"this job cannot be revived: scores over classes .*; leave \[revival\] out"
     ):
         reviver_of(trainer, terms.file.revival, 0, 0.0)

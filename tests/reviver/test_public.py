@@ -14,7 +14,7 @@ from reviver.pool import Batch
 from reviver.public import MEASURED, Public, public_of
 from reviver.reviver import Reviver
 from reviver.trial import Unsupported
-from reviver.worth import Effect, Facts, why_not
+from reviver.worth import RECENT, Effect, Facts, why_not
 from server.core.revival import Report
 from server.reviving import _effect
 from silo_agent.training.inputs import Images
@@ -128,8 +128,8 @@ def test_a_silo_that_is_forgotten_takes_no_public_records_along() -> None:
 
 def test_accuracy_decides_over_agreement_where_it_is_known() -> None:
     better, worse = Effect(0.6, 0.5, (0.7, 0.8)), Effect(0.6, 0.9, (0.8, 0.7))
-    assert why_not(Facts(0.1, 1.0, 0.9, [better] * 8)) == ""
-    assert why_not(Facts(0.1, 1.0, 0.9, [worse] * 8)) == "no_effect"
+    assert why_not(Facts(0.1, 1.0, 0.9, [better] * RECENT)) == ""
+    assert why_not(Facts(0.1, 1.0, 0.9, [worse] * RECENT)) == "no_effect"
 
 
 def test_the_log_has_the_accuracy_beside_the_agreement() -> None:

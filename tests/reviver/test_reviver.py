@@ -10,7 +10,9 @@ from reviver.teachers import LOUDEST, Network, Teacher, Teachers, heard, skew
 from reviver.worth import PAUSE, RECENT, Effect, Facts, why_not
 from tests.reviver.models import CLASSES, PICTURES, SIZE, accuracy, network, trained, values_of
 
-SETTINGS = Revival(freeze=0, warmup=4, synthesis_every=1, synthesis_batch=32, steps=10, lr=0.003, gain=1.0)
+SETTINGS = Revival(
+    freeze=0, warmup=4, synthesis_every=1, synthesis_steps=20, synthesis_batch=32, steps=10, lr=0.01, gain=1.0
+)
 
 
 def reviver(settings: Revival = SETTINGS, seed: int = 3) -> Reviver:
