@@ -18,6 +18,7 @@ from benchmarks.strategies import data
 HERE = Path(__file__).parent
 COMPARISONS = {
     "uneven": "fashion/compare.toml",
+    "pairs": "fashion/compare-pairs.toml",
     "charged": "fashion/compare-charged.toml",
     "mild": "fashion/compare-mild.toml",
     "twenty": "fashion/compare-twenty.toml",

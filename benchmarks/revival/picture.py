@@ -19,6 +19,7 @@ COLOURS = {
 }
 WORDS = {
     "uneven": "setting R",
+    "pairs": "setting R,\nten seeds",
     "charged": "the reviver takes\n0.2 of a fast task",
     "mild": "Dirichlet(0.3)",
     "twenty": "20 silos",
