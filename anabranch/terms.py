@@ -261,7 +261,7 @@ class Revival(BaseModel, extra="forbid", frozen=True):
     warmup: int = Field(default=30, ge=0)  # versions before anything is distilled
     steps: int = Field(default=5, ge=1, le=1000)  # of distillation
     lr: float = Field(default=1e-3, gt=0)
-    samples: int = Field(default=8, ge=1, le=4096)  # inputs per teacher and step
+    samples: int = Field(default=8, ge=1, le=4096)  # inputs of a step, for each teacher
     synthesis: Literal["generator", "noise", "public"] = "generator"
     synthesis_every: int = Field(default=4, ge=1)  # revivals
     synthesis_steps: int = Field(default=5, ge=1, le=1000)
