@@ -10,7 +10,7 @@ from benchmarks.revival.table import Line
 
 COLOURS = {
     "revive": "#b04030",
-    "light": "#d98070",
+    "wide": "#d98070",
     "noise": "#d9a441",
     "ca2fl": "#2f6f8f",
     "fedbuff": "#7fb3a6",
