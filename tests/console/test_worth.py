@@ -124,8 +124,11 @@ def test_revive_is_judged_beside_the_same_job_without_a_reviver() -> None:
 
 
 def test_a_program_that_takes_too_long_is_a_sentence(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measure, "program", lambda _: "/bin/sleep")
-    monkeypatch.setattr(measure, "PROGRAM_SECONDS", 0.0)
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(measure, "program", lambda _: str(slow))
+    monkeypatch.setattr(measure, "PROGRAM_SECONDS", 0.2)
     place = Place(tmp_path)
     place.logs.mkdir()
     with pytest.raises(Refused, match="the export of the log did not finish"):
