@@ -1,7 +1,8 @@
 """`python -m benchmarks.revival DIR [NAME …]`: what revival is worth, on the data sets of ANABRANCH_DATA, in virtual time.
 
 Every NAME is a comparison: fashion/compare-NAME.toml, or cifar/compare.toml; all of them unless some are named. Pages in
-DIR/NAME, figures on standard output and in DIR/revival.json. What was finished before is not run again.
+DIR/NAME, figures on standard output and in DIR/revival.json, the
+picture in DIR/revival.svg. What was finished before is not run again.
 """
 
 import json
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.revival.picture import draw
@@ -34,7 +36,7 @@ def main() -> int:
     found = {name: _played(out, name) for name in names}
     for name, rows in found.items():
         _tell(name, rows)
-    draw(found, out / "revival.svg")
+    draw(found, _costs(out / "cost.json"), out / "revival.svg")
     written: dict[str, Any] = {name: [row.document() for row in rows] for name, rows in found.items()}
     (out / "revival.json").write_text(json.dumps(written, indent=1) + "\n")
     return 0
@@ -49,6 +51,13 @@ def _played(out: Path, name: str) -> list[Line]:
     program = Path(sys.executable).with_name("anabranch")
     subprocess.run([program, "compare", out / comparison, "-o", out / name], check=True)
     return lines(out / name)
+
+
+def _costs(path: Path) -> dict[str, float]:
+    """Of a server for each update, in jobs of a silo."""
+    if not path.exists():
+        subprocess.run([sys.executable, "-m", "benchmarks.revival.cost", path], check=True)
+    return {name: median(ratios) for name, ratios in json.loads(path.read_text()).items()}
 
 
 def _tell(name: str, rows: list[Line]) -> None:

@@ -27,12 +27,15 @@ WORDS = {
 }
 
 
-def draw(found: Mapping[str, Sequence[Line]], path: Path) -> None:
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    curves, differences = figure.subplots(1, 2, width_ratios=(3, 2))
-    _curves(curves, found.get("uneven") or next(iter(found.values())))
+def draw(found: Mapping[str, Sequence[Line]], costs: Mapping[str, float], path: Path) -> None:
+    """`costs`: of a server for each update, in jobs of a silo; who is not in it costs nothing to speak of."""
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    curves, price, differences = figure.subplots(1, 3, width_ratios=(3, 2, 2))
+    rows = found.get("uneven") or next(iter(found.values()))
+    _curves(curves, rows)
+    _price(price, rows, costs)
     _differences(differences, found)
-    for axes in (curves, differences):
+    for axes in (curves, price, differences):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
@@ -44,6 +47,17 @@ def _curves(axes: Axes, rows: Sequence[Line]) -> None:
     axes.set_xlabel("virtual time, in tasks of a fast silo")
     axes.set_ylabel("test accuracy of the head, %, mean over seeds")
     axes.legend(frameon=False, loc="lower right")
+
+
+def _price(axes: Axes, rows: Sequence[Line], costs: Mapping[str, float]) -> None:
+    for row in rows:
+        if row.name in COLOURS:
+            cost, accuracy = costs.get(row.name, 0.0), 100 * row.mean.mean
+            axes.plot(cost, accuracy, "o", color=COLOURS[row.name])
+            axes.annotate(row.name, (cost, accuracy), (6, -3), textcoords="offset points", fontsize=9)
+    axes.set_xlim(-0.05, 1.35)
+    axes.set_xlabel("server work per update, in jobs of a silo")
+    axes.set_ylabel("test accuracy of the head, %")
 
 
 def _differences(axes: Axes, found: Mapping[str, Sequence[Line]]) -> None:
