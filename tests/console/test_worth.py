@@ -119,7 +119,10 @@ def test_revive_is_judged_beside_the_same_job_without_a_reviver() -> None:
 
 
 def test_a_program_that_takes_too_long_is_a_sentence(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measure, "program", lambda _: "/bin/sleep")
+    slow = tmp_path / "slow"  # /bin/sleep itself would end at once: it takes no such arguments
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o700)
+    monkeypatch.setattr(measure, "program", lambda _: str(slow))
     monkeypatch.setattr(measure, "PROGRAM_SECONDS", 0.0)
     place = Place(tmp_path)
     place.logs.mkdir()
