@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 CHOICE = r"auto|cpu|cuda(:[0-9]{1,3})?"
 DEV = Path("/dev")
-GPUS = ("nvidia*", "nvhost*", "kfd", "dxg")  # device files of a GPU: NVIDIA's, Jetson's, AMD's, Windows' in WSL
+GPUS = (
+    "nvidia*",
+    "nvhost*",
+    "kfd",
+    "dxg",
+)  # device files of a GPU: NVIDIA's, Jetson's, AMD's, Windows' in WSL
 TRIAL_SECONDS = 120.0  # a GPU that was idle may take long to wake
 NAME = 60  # characters of a GPU's name
 
@@ -47,8 +52,8 @@ class Device:
 def choose(asked: str, home: Path, isolated: Isolation) -> tuple[Device, ...]:
     """What jobs' processes compute on, and with `auto`, after a GPU, what they go on with where it fails them.
 
-    `asked`: auto, cpu, cuda, cuda:N. Starts a process unless that is cpu, or auto on a machine without a GPU. Raises Refused(MALFORMED) for another word,
-    Unavailable saying what to do when a GPU that was asked for cannot be used.
+    `asked`: auto, cpu, cuda, cuda:N. Starts a process unless that is cpu, or auto on a machine without a GPU. Raises
+    Refused(MALFORMED) for another word, Unavailable saying what to do when a GPU that was asked for cannot be used.
     """
     if not re.fullmatch(CHOICE, asked):
         raise Refused(

@@ -74,7 +74,11 @@ def test_the_cost_is_told_against_the_fastest_silo_s_task() -> None:
     [
         (0.7, 0.5, "Here it was: +10.0\u00a0points beside ca2fl, the same job without a reviver."),
         (0.55, 0.5, "Not here: −5.0\u00a0points beside ca2fl, the same job without a reviver."),
-        (0.7, 0.9, "Not here: fedbuff did best. Revival is −20.0\u00a0points to it, +10.0\u00a0points beside ca2fl"),
+        (
+            0.7,
+            0.9,
+            "Not here: fedbuff did best. Revival is −20.0\u00a0points to it, +10.0\u00a0points beside ca2fl",
+        ),
     ],
 )
 def test_the_page_says_who_won_whoever_it_was(revive: float, fedbuff: float, words: str) -> None:
