@@ -231,7 +231,7 @@ def demo(
     strategy: Annotated[
         Literal[Strategy, "revive"],
         typer.Option(
-            help="How updates become versions: docs/strategies.md. revive: fedbuff and ca2fl, then fedbuff with a reviver,"
+            help="How updates become versions: docs/strategies.md. revive: fedbuff and ca2fl, then ca2fl with a reviver,"
             " on silos that have no digit in common."
         ),
     ] = "fedbuff",

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     import torch
 
 CHOICE = r"auto|cpu|cuda(:[0-9]{1,3})?"
+DEV = Path("/dev")
+GPUS = (
+    "nvidia*",
+    "nvhost*",
+    "kfd",
+    "dxg",
+)  # device files of a GPU: NVIDIA's, Jetson's, AMD's, Windows' in WSL
 TRIAL_SECONDS = 120.0  # a GPU that was idle may take long to wake
 NAME = 60  # characters of a GPU's name
 
@@ -45,8 +52,8 @@ class Device:
 def choose(asked: str, home: Path, isolated: Isolation) -> tuple[Device, ...]:
     """What jobs' processes compute on, and with `auto`, after a GPU, what they go on with where it fails them.
 
-    `asked`: auto, cpu, cuda, cuda:N. Starts a process unless that is cpu. Raises Refused(MALFORMED) for another word,
-    Unavailable saying what to do when a GPU that was asked for cannot be used.
+    `asked`: auto, cpu, cuda, cuda:N. Starts a process unless that is cpu, or auto on a machine without a GPU. Raises
+    Refused(MALFORMED) for another word, Unavailable saying what to do when a GPU that was asked for cannot be used.
     """
     if not re.fullmatch(CHOICE, asked):
         raise Refused(
@@ -54,6 +61,9 @@ def choose(asked: str, home: Path, isolated: Isolation) -> tuple[Device, ...]:
         )
     cpu = Device("cpu", {"torch": version("torch")})
     if asked == "cpu":
+        return (cpu,)
+    if asked == "auto" and not any(next(DEV.glob(kind), None) for kind in GPUS):
+        logger.info("no GPU is used", why=f"no GPU has a device file in {DEV}")
         return (cpu,)
     name = asked if ":" in asked else "cuda:0"
     found = _trial(name, home, isolated)

@@ -30,10 +30,11 @@ from simulator.scenario import Data, Dirichlet
 
 HERE = Path(__file__).parent
 SLOWNESS = (1.0,) * 3 + (3.0,) * 4 + (10.0,) * 3
+CA2FL = {"strategy": "ca2fl", "buffer": 2, "server_optimizer": ServerOptimizer(name="sgd", lr=0.3)}
 ENTRANTS: dict[str, dict[str, Any]] = {  # as docs/choosing-a-strategy.md found them to do best
     "fedbuff": {"strategy": "fedbuff", "buffer": 1, "server_optimizer": ServerOptimizer(name="sgd", lr=0.2)},
-    "ca2fl": {"strategy": "ca2fl", "buffer": 2, "server_optimizer": ServerOptimizer(name="sgd", lr=0.3)},
-    "revive": {"strategy": "fedbuff", "buffer": 1, "server_optimizer": ServerOptimizer(name="sgd", lr=0.2)},
+    "ca2fl": CA2FL,
+    "revive": CA2FL,
 }
 POINTS = 40  # versions of each entrant that are measured
 POLL = 0.5  # seconds
@@ -91,7 +92,7 @@ def job_file(folder: Path, asked: Options, entrant: str) -> JobFile:
         "stop": file.stop.model_copy(update={"versions": asked.updates // aggregation.buffer}),
     }
     if entrant == "revive":
-        changed["revival"] = file.revival or Revival()
+        changed["revival"] = file.revival or Revival(synthesis_teachers=10)
     return file.model_copy(update=changed)
 
 

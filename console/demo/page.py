@@ -136,8 +136,8 @@ def _tuned_words(silo: Mapping[str, Any]) -> str:
 def _growth(report: Report, river: str) -> str:
     strategy = report["job"]["strategy"]
     how = {
-        "revive": "A new version leaves as soon as its buffer is full, as with fedbuff; what a reviver distilled from the"
-        " silos’ newest models in the meantime is added to it.",
+        "revive": "A new version leaves as soon as its buffer is full, and silos that are not in it count with what they"
+        " sent last, as with ca2fl; what a reviver distilled from their newest models in the meantime is added to it.",
         "fedbuff": "Nobody waits for the slowest silo: a new version leaves as soon as its buffer is full. A slow silo’s"
         " update joins many versions after the one it started from.",
         "fedavg": "Every version waits for all silos, up to a deadline, so the slowest one sets the pace.",

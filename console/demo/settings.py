@@ -7,8 +7,9 @@ from typing import Any, Literal
 from anabranch.terms import Aggregation, JobFile, Revival, Strategy
 from console import submit
 
-Choice = Literal[Strategy, "revive"]  # revive: fedbuff with a reviver beside it
-BESIDE: tuple[Choice, ...] = ("fedbuff", "ca2fl")  # what revival is measured against, on the same silos
+Choice = Literal[Strategy, "revive"]  # revive: REVIVED with a reviver beside it
+REVIVED: Strategy = "ca2fl"
+BESIDE: tuple[Choice, ...] = ("fedbuff", REVIVED)  # what revival is measured against, on the same silos
 SLOWER = (10.0, 3.0)  # the last silo, and the one before it
 AVERAGED = 40  # versions; a shorter run's average would still hold much of version 0
 
@@ -47,7 +48,7 @@ def slowness(silos: int) -> list[float]:
 def job_file(folder: Path, settings: Settings, entrant: Choice) -> JobFile:
     """The demo's job with what the command line asks for, as this entrant plays it."""
     _, file = submit.read(folder)
-    strategy: Strategy = "fedbuff" if entrant == "revive" else entrant
+    strategy: Strategy = REVIVED if entrant == "revive" else entrant
     name = f"{file.job.name}-{entrant}" if settings.revives else file.job.name
     return file.model_copy(
         update={
@@ -68,8 +69,8 @@ def job_file(folder: Path, settings: Settings, entrant: Choice) -> JobFile:
 
 
 def _revival(versions: int) -> Revival:
-    """It begins earlier than usual: a demo's job is short."""
-    return Revival(freeze=versions // 20, warmup=versions // 10)
+    """It begins earlier than usual: a demo's job is short. Few silos: all of them teach the generator."""
+    return Revival(freeze=versions // 20, warmup=versions // 10, synthesis_teachers=10)
 
 
 def _own_keys(strategy: Strategy, silos: int) -> dict[str, Any]:

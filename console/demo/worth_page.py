@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from console.demo.settings import REVIVED
 from console.demo.worth import cost
 from console.drawing import percent
 
@@ -29,14 +30,15 @@ this seed. It shows how revival works, not how much it is worth elsewhere.</p>
 
 def _verdict(ranked: list[Mapping[str, Any]], used: int) -> str:
     if not used:
-        return "It had no part in this run: nothing that the reviver made was used, so its row is another run of fedbuff."
+        return f"It had no part in this run: nothing that the reviver made was used, so its row is another run of {REVIVED}."
     score = {one["name"]: one["accuracy_all"] for one in ranked}
-    without = f"{_points(score['revive'] - score['fedbuff'])} beside fedbuff, the same job without a reviver"
-    first, second = ranked[0], ranked[1]
-    if first["name"] == "revive":
-        return f"Here it was: {_points(first['accuracy_all'] - second['accuracy_all'])} to {second['name']}, {without}."
-    behind = _points(score["revive"] - first["accuracy_all"])
-    return f"Not here: {first['name']} did best. Revival is {behind} to it, {without}."
+    without = f"{_points(score['revive'] - score[REVIVED])} beside {REVIVED}, the same job without a reviver"
+    best = ranked[0]["name"]
+    if best == "revive":
+        return f"Here it was: {without}."
+    if best == REVIVED:
+        return f"Not here: {without}."
+    return f"Not here: {best} did best. Revival is {_points(score['revive'] - score[best])} to it, {without}."
 
 
 def _points(difference: float) -> str:

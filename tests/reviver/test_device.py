@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from anabranch.errors import Refused, Unavailable
 from anabranch.terms import JobTerms, parse_job_file
 from anabranch.wire.tensors import read_tensors, write_tensors
+from reviver import device
 from reviver.child import Child
 from reviver.device import Device, choose
 from server.core.revival import Report
@@ -242,11 +244,31 @@ def test_the_cpu_is_taken_where_it_is_asked_for_or_nothing_else_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(device, "DEV", tmp_path)
+    (tmp_path / "nvidia0").touch()
     [cpu] = choose("cpu", tmp_path, NONE)
     assert (str(cpu), list(cpu.libraries)) == ("cpu", ["torch"])
     assert choose("auto", tmp_path, NONE) == (cpu,)
     with pytest.raises(Unavailable, match="torch"):
         choose("cuda", tmp_path, NONE)
+
+
+@pytest.mark.parametrize(("file", "tried"), [("null", 0), ("nvidia0", 1), ("dxg", 1), ("kfd", 1)])
+def test_auto_tries_a_gpu_only_where_the_machine_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, tried: int
+) -> None:
+    """A trial imports torch, which delayed every start on machines that have nothing to try."""
+    started: list[object] = []
+
+    def run(*command: object, **_: object) -> None:
+        started.append(command)
+        raise OSError
+
+    monkeypatch.setattr(device, "DEV", tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    (tmp_path / file).touch()
+    assert [one.name for one in choose("auto", tmp_path, NONE)] == ["cpu"]
+    assert len(started) == tried
 
 
 @cuda
