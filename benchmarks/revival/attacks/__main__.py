@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.revival.attacks.picture import draw
-from benchmarks.revival.attacks.playing import ATTACKS, LOOKED, Case, play
+from benchmarks.revival.attacks.playing import ATTACKS, Case, play
 from benchmarks.strategies.data import fashion
 
 SCENARIO = Path(__file__).parents[1] / "fashion" / "scenario.toml"
@@ -26,7 +26,8 @@ Row = Mapping[str, Any]
 
 def value(run: Mapping[str, Any], metric: str, kind: str = "averaged") -> float:
     """In percent: the mean over the looks of the second half."""
-    return 100 * mean(value for at, value in run[kind][metric] if at >= LOOKED)
+    looks = run[kind][metric]
+    return 100 * mean(value for at, value in looks if at >= looks[-1][0] / 2)
 
 
 def row(runs: Runs, plain: Case) -> Row:

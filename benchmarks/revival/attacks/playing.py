@@ -30,9 +30,8 @@ BASE = {"strategy": "ca2fl", "buffer": 2, "ema": 0.9, "server_optimizer": {"lr":
 REVIVAL = {"synthesis_teachers": 10}
 TARGET = 0  # what a picture with the patch is to be taken for
 PATCH = 4  # pixels of its side, white, in the lower right corner
-HORIZON, EVERY = 32, 2  # virtual seconds: the end, and between two looks
+EVERY = 2  # virtual seconds between two looks
 PICTURES = 1000  # of a look
-LOOKED = 16.0  # virtual second from which looks count
 AGREED = 10  # revivals, of which one is asked for agreement
 LARGE = 250  # records of a batch when the head is looked at
 
@@ -43,11 +42,12 @@ class Attack:
     factor: float = 1.0  # of every delta it sends
     pace: float = 1.0  # factor of the time it takes
     slow: bool = True  # who is malicious: the last silos, which are slow ones, or the first, which are fast
+    horizon: int = 32  # virtual seconds; for about sixty versions, thirty of which are revivals' warm-up
 
 
 ATTACKS = {
     "trigger": Attack(patched=True, slow=False),
-    "late": Attack(patched=True, slow=False, pace=10.0),
+    "late": Attack(patched=True, slow=False, pace=10.0, horizon=80),
     "flooding": Attack(patched=True, pace=0.1),
     "scaled": Attack(patched=True, factor=10.0),
     "sign flip": Attack(factor=-1.0),
@@ -171,11 +171,13 @@ def _looking(trainer: ManagedTrainer, measured: Path | None, folder: Path) -> Ma
 def _scenario(path: Path, case: Case) -> Scenario:
     scenario = read_scenario(path)
     assert scenario.measure is not None
-    profiles, pace = scenario.profiles(), ATTACKS[case.attack].pace
+    profiles, attack = scenario.profiles(), ATTACKS[case.attack]
     malicious = case.silos(len(profiles))
-    silos = [_paced(group, pace if number in malicious else 1.0) for number, group in enumerate(profiles)]
+    silos = [
+        _paced(group, attack.pace if number in malicious else 1.0) for number, group in enumerate(profiles)
+    ]
     measure = scenario.measure.model_copy(update={"every": f"{EVERY}s", "records": "validation"})
-    changed = {"seed": case.seed, "horizon": f"{HORIZON}s", "silos": tuple(silos), "measure": measure}
+    changed = {"seed": case.seed, "horizon": f"{attack.horizon}s", "silos": tuple(silos), "measure": measure}
     return scenario.model_copy(update=changed)
 
 
