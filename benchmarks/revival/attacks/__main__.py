@@ -1,97 +1,93 @@
-"""`python -m benchmarks.revival.attacks DIR [SEED ...]`: malicious silos of ten, with revival and without.
+"""`python -m benchmarks.revival.attacks DIR [MALICIOUS [SEED ...]]`: malicious silos of ten, with revival and without.
 
-Every attack by one, two and three silos. What was run before is not run again. A table on standard output,
-DIR/attacks.json and DIR/attacks.png.
+Every attack by so many silos (3). What was run before is not run again. A table of all that was ever run in DIR on standard
+output, and DIR/attacks.svg.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.revival.attacks.picture import draw
-from benchmarks.revival.attacks.playing import ATTACKS, LOOKED, Case, play
+from benchmarks.revival.attacks.playing import ATTACKS, Case, play
 from benchmarks.strategies.data import fashion
 
-SCENARIO = Path(__file__).parents[2] / "strategies" / "fashion" / "scenario.toml"
-MALICIOUS = (1, 2, 3)
-METRICS = ("accuracy", "fooled", "turned")
+SCENARIO = Path(__file__).parents[1] / "fashion" / "scenario.toml"
+METRICS = ("accuracy", "turned", "fooled")
+KINDS = {"averaged": "", "measured": ", head"}
 QUIET = "trigger"  # whose run by nobody is the one without an attack
 Runs = Mapping[Case, Mapping[str, Any]]
+Row = Mapping[str, Any]
 
 
-def value(run: Mapping[str, Any], metric: str) -> float:
-    """Of the average beside the head, in percent: the mean over the looks of the second half."""
-    return 100 * mean(value for at, value in run["averaged"][metric] if at >= LOOKED)
+def value(run: Mapping[str, Any], metric: str, kind: str = "averaged") -> float:
+    """In percent: the mean over the looks of the second half."""
+    looks = run[kind][metric]
+    return 100 * mean(value for at, value in looks if at >= looks[-1][0] / 2)
 
 
-def success(runs: Runs, case: Case) -> float:
-    """Of a patch: pictures it turns. Of what only harms: accuracy lost against the same run without it. In points."""
-    if ATTACKS[case.attack].patched:
-        return value(runs[case], "turned")
-    quiet = replace(case, attack=QUIET, malicious=0)
-    return value(runs[quiet], "accuracy") - value(runs[case], "accuracy")
-
-
-def pull(run: Mapping[str, Any], attack: str) -> float:
-    """What one revival did by itself to the attack's success in the mean, in points."""
-    metric, sign = ("turned", 1) if ATTACKS[attack].patched else ("accuracy", -1)
-    return 100 * sign * mean(one[metric] for one in run["pulls"])
-
-
-def row(runs: Runs, seeds: Sequence[int], attack: str, malicious: int) -> dict[str, Any]:
-    """Means over the seeds. `adds`: what revival adds to the attack's success, in points."""
-    found: dict[str, Any] = {"attack": attack, "malicious": malicious}
-    plain = [Case(attack, malicious, False, seed) for seed in seeds]
-    revived = [replace(case, revived=True) for case in plain]
-    for metric in METRICS:
-        for how, cases in (("plain", plain), ("revived", revived)):
-            found[f"{metric} {how}"] = mean(value(runs[case], metric) for case in cases)
-    each = [success(runs, b) - success(runs, a) for a, b in zip(plain, revived, strict=True)]
-    return found | {
-        "adds": mean(each),
-        "each": each,
-        "one revival": mean(pull(runs[case], attack) for case in revived),
+def row(runs: Runs, plain: Case) -> Row:
+    """What there is about a case, without revival and with it. `lost`: accuracy, against the run that nobody attacked."""
+    cases = (plain, replace(plain, revived=True))
+    found: dict[str, Any] = {
+        "attack": plain.attack if plain.malicious else "nobody",
+        "malicious": plain.malicious,
+        "seed": plain.seed,
     }
+    for metric in METRICS:
+        for kind, name in KINDS.items():
+            found[metric + name] = [value(runs[case], metric, kind) for case in cases]
+    quiet = [runs.get(replace(case, attack=QUIET, malicious=0)) for case in cases]
+    if all(quiet):
+        accuracies = zip(quiet, found["accuracy"], strict=True)
+        found["lost"] = [value(run, "accuracy") - under for run, under in accuracies if run]
+    return found
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = [f"{metric} {how}" for metric in METRICS for how in ("plain", "revived")]
-    columns += ["adds", "one revival"]
+def table(rows: list[Row]) -> str:
+    columns = [metric + name for metric in METRICS for name in KINDS.values()] + ["lost"]
     lines = [
-        f"| attack | malicious | {' | '.join(columns)} |",
-        f"| --- | ---: |{' ---: |' * len(columns)}",
+        f"| attack | malicious | seed | {' | '.join(columns)} |",
+        f"| --- | ---: | ---: |{' ---: |' * len(columns)}",
     ]
     for one in rows:
-        values = " | ".join(f"{one[column]:.1f}" for column in columns)
-        lines.append(f"| {one['attack'] if one['malicious'] else 'nobody'} | {one['malicious']} | {values} |")
+        values = " | ".join(" → ".join(f"{side:.1f}" for side in one.get(column, [])) for column in columns)
+        lines.append(f"| {one['attack']} | {one['malicious']} | {one['seed']} | {values} |")
     return "\n".join(lines)
+
+
+def read(results: Path) -> Runs:
+    found = [json.loads(path.read_text()) for path in results.glob("*.json")]
+    return {Case(**{field.name: run[field.name] for field in fields(Case)}): run for run in found}
 
 
 def main() -> int:
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
-    place, seeds = Path(sys.argv[1]), [int(seed) for seed in sys.argv[2:]] or [0]
+    place, malicious, *seeds = Path(sys.argv[1]), *[int(number) for number in sys.argv[2:] or ["3"]]
     data, results = place / "data", place / "runs"
     if not (data / "test.npz").exists():
         fashion(data)
     (data / "scenario.toml").write_text(SCENARIO.read_text())
     results.mkdir(parents=True, exist_ok=True)
-    whom = [(QUIET, 0), *((attack, count) for attack in ATTACKS for count in MALICIOUS)]
-    runs = {}
-    for case in [Case(*one, revived, seed) for one in whom for seed in seeds for revived in (False, True)]:
+    whom = [(QUIET, 0), *((attack, malicious) for attack in ATTACKS)]
+    for case in [
+        Case(*one, revived, seed) for seed in seeds or [0] for one in whom for revived in (False, True)
+    ]:
         path = results / f"{case.name}.json"
         if not path.exists():
-            path.write_text(json.dumps(play(data, case, {})))
-        runs[case] = json.loads(path.read_text())
-        found = {metric: round(value(runs[case], metric), 1) for metric in METRICS}
-        print(case.name, found, runs[case].get("ends", {}), flush=True)
-    rows = [row(runs, seeds, *one) for one in whom]
-    (place / "attacks.json").write_text(json.dumps({"seeds": seeds, "rows": rows}, indent=1))
-    draw(rows, place / "attacks.png")
+            found = play(data, case)
+            path.write_text(json.dumps(found))
+            print(case.name, f"{found['cpu']:.0f} s", found.get("ends", {}), flush=True)
+    runs, order = read(results), ["nobody", *ATTACKS]
+    plain = [case for case in runs if not case.revived and replace(case, revived=True) in runs]
+    rows = [row(runs, case) for case in plain]
+    rows.sort(key=lambda one: (order.index(one["attack"]), one["malicious"], one["seed"]))
+    draw(rows, place / "attacks.svg")
     print(table(rows))
     return 0
 

@@ -13,7 +13,8 @@ def agreements(reviver: Reviver) -> dict[str, float]:
     pool, network, teachers = reviver._pool, reviver._network, list(reviver.teachers)
     state, found = pool.chance.get_state(), {}
     for one in teachers:
-        inputs = pool.draw(INPUTS, one.proportions)
+        labels = torch.multinomial(one.proportions, INPUTS, replacement=True, generator=pool.chance)
+        inputs = pool.draw(labels)
         others = [other for other in teachers if other is not one]
         said = sum(torch.softmax(network(other.values, inputs), 1) for other in others)
         same = network(one.values, inputs).argmax(1) == torch.as_tensor(said).argmax(1)

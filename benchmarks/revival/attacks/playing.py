@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from simulator.run import Told, prepared
 from simulator.scenario import Group, Scenario, read_scenario
 
 JOB = Path(__file__).parent.parent / "fashion" / "job"
+BASE = {"strategy": "ca2fl", "buffer": 2, "ema": 0.9, "server_optimizer": {"lr": 0.3}}
+REVIVAL = {"synthesis_teachers": 10}
 TARGET = 0  # what a picture with the patch is to be taken for
 PATCH = 4  # pixels of its side, white, in the lower right corner
-HORIZON, EVERY = 32, 2  # virtual seconds: the end, and between two looks
+EVERY = 2  # virtual seconds between two looks
 PICTURES = 1000  # of a look
-LOOKED = 16.0  # virtual second from which looks count
-PULLED, AGREED = 5, 25  # revivals, of which one is looked at by itself; of which one is asked for agreement
+AGREED = 10  # revivals, of which one is asked for agreement
 LARGE = 250  # records of a batch when the head is looked at
 
 
@@ -41,11 +42,12 @@ class Attack:
     factor: float = 1.0  # of every delta it sends
     pace: float = 1.0  # factor of the time it takes
     slow: bool = True  # who is malicious: the last silos, which are slow ones, or the first, which are fast
+    horizon: int = 32  # virtual seconds; for about sixty versions, thirty of which are revivals' warm-up
 
 
 ATTACKS = {
     "trigger": Attack(patched=True, slow=False),
-    "late": Attack(patched=True, slow=False, pace=10.0),
+    "late": Attack(patched=True, slow=False, pace=10.0, horizon=80),
     "flooding": Attack(patched=True, pace=0.1),
     "scaled": Attack(patched=True, factor=10.0),
     "sign flip": Attack(factor=-1.0),
@@ -106,16 +108,12 @@ class Hostile:
 class Untiring:
     """As `engine.Revives`: never judges whether it pays, which is the most an attacker can hope for.
 
-    `pulls`: what some revivals did to the head by themselves, as differences of metrics. `lengths`: of what was
-    distilled, in those of silos' updates in the median. `agreements`: of the teachers, now and then.
+    `lengths`: of what was distilled, in those of silos' updates in the median. `agreements`: of the teachers, now and then.
     """
 
     reviver: JobReviver
-    measure: Callable[[Flat], Mapping[str, float]]
-    gain: float
     before: bool = False
     ends: Counter[str] = field(default_factory=Counter)
-    pulls: list[dict[str, float]] = field(default_factory=list)
     lengths: list[float] = field(default_factory=list)
     agreements: list[dict[str, float]] = field(default_factory=list)
 
@@ -124,23 +122,19 @@ class Untiring:
         self.ends[found if isinstance(found, str) else "revived"] += 1
         if isinstance(found, str):
             return found
-        one, count = self.reviver.reviver, self.ends["revived"]
+        one = self.reviver.reviver
         self.lengths.append(float(np.linalg.norm(found.values.astype(np.float64))) / one.teachers.usual)
-        if count % AGREED == 0:
+        if self.ends["revived"] % AGREED == 0:
             self.agreements.append(agreements(one))
-        if count % PULLED == 0:
-            moved = Flat(task.head.manifest, task.head.values + np.float32(self.gain) * found.values)
-            before, after = self.measure(task.head), self.measure(moved)
-            self.pulls.append({name: after[name] - before[name] for name in before})
         return found
 
 
-def play(place: Path, case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run came to. `place` holds the data and the scenario; `settings`: of [revival]."""
+def play(place: Path, case: Case) -> dict[str, Any]:
+    """What the run came to. `place` holds the data and the scenario."""
     attack, began = ATTACKS[case.attack], time.process_time()
     scenario = _scenario(place / "scenario.toml", case)
     malicious = case.silos(len(scenario.profiles()))
-    file = _file(settings if case.revived else None)
+    file = _file(case.revived)
     with durable.forgettable(), tempfile.TemporaryDirectory() as scratch:
         planned, trainer = prepared(Told(file, JOB), scenario, Path(scratch) / "job")
         assert isinstance(trainer, ManagedTrainer)
@@ -157,15 +151,11 @@ def play(place: Path, case: Case, settings: Mapping[str, Any]) -> dict[str, Any]
         if file.revival is not None:
             reviver = reviver_of(trainer, file.revival, scenario.seed, scenario.revival_seconds)
             assert reviver is not None
-            revivers[planned.name] = Untiring(
-                replace(reviver, before=True),  # judged by nobody
-                lambda values: hostile.measure(planned.name, values, "validation")[0],
-                file.revival.gain,
-            )
+            revivers[planned.name] = Untiring(replace(reviver, before=True))
         server = Memory([planned], silos, rows)
         Run(scenario, server, hostile, rows, revivers).play()
         head = server.head(planned.name)
-    kept = ("ends", "pulls", "lengths", "agreements")
+    kept = ("ends", "lengths", "agreements")
     told = {name: getattr(one, name) for one in revivers.values() for name in kept}
     found = {kind: _looks(rows, kind) for kind in ("measured", "averaged")}
     return {**vars(case), "head": head, **told, "cpu": time.process_time() - began, **found}
@@ -181,13 +171,13 @@ def _looking(trainer: ManagedTrainer, measured: Path | None, folder: Path) -> Ma
 def _scenario(path: Path, case: Case) -> Scenario:
     scenario = read_scenario(path)
     assert scenario.measure is not None
-    profiles, pace = scenario.profiles(), ATTACKS[case.attack].pace
+    profiles, attack = scenario.profiles(), ATTACKS[case.attack]
     malicious = case.silos(len(profiles))
-    silos = [_paced(group, pace if number in malicious else 1.0) for number, group in enumerate(profiles)]
-    measure = scenario.measure.model_copy(
-        update={"average": True, "every": f"{EVERY}s", "records": "validation"}
-    )
-    changed = {"seed": case.seed, "horizon": f"{HORIZON}s", "silos": tuple(silos), "measure": measure}
+    silos = [
+        _paced(group, attack.pace if number in malicious else 1.0) for number, group in enumerate(profiles)
+    ]
+    measure = scenario.measure.model_copy(update={"every": f"{EVERY}s", "records": "validation"})
+    changed = {"seed": case.seed, "horizon": f"{attack.horizon}s", "silos": tuple(silos), "measure": measure}
     return scenario.model_copy(update=changed)
 
 
@@ -196,18 +186,10 @@ def _paced(group: Group, pace: float) -> Group:
     return group.model_copy(update={"count": 1, "train": train})
 
 
-def _file(settings: Mapping[str, Any] | None) -> JobFile:
+def _file(revived: bool) -> JobFile:
     file = parse_job_file((JOB / "job.toml").read_text())
-    changed: dict[str, Any] = file.model_dump(exclude_unset=True)
-    changed["aggregation"] = {
-        "strategy": "fedbuff",
-        "buffer": 1,
-        "ema": 0.9,
-        "server_optimizer": {"lr": 0.2},
-    }
-    if settings is not None:
-        changed["revival"] = settings
-    return JobFile.model_validate(changed)
+    changed = file.model_dump(exclude_unset=True) | {"aggregation": BASE}
+    return JobFile.model_validate(changed | ({"revival": REVIVAL} if revived else {}))
 
 
 def _factors(manifest: Manifest, factor: float) -> NDArray[np.float32]:
