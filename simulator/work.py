@@ -3,7 +3,6 @@
 Whoever computes, a run comes back as the bytes of its files.
 """
 
-import gc
 import logging
 import multiprocessing
 import os
@@ -151,7 +150,4 @@ def _work(number: int, plan: Plan) -> Files:
             raise Stopped
         _shared["news"].put((number, now))
 
-    try:
-        return run(plan, told)
-    finally:
-        gc.collect()  # servers and trainers know each other, and their arrays weigh nothing to the collector
+    return run(plan, told)

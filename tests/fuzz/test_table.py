@@ -40,6 +40,8 @@ OURS = {
     "reviver/device.py:_trial": OWN_CHILD,
     "reviver/runner.py:_set_up": BELIEVED,
     "server/vitals.py:resident": "what the kernel says of this process",
+    "server/card.py:_revivals": OWN_ROWS,
+    "server/card.py:model_card": OWN_ROWS,
     "server/step.py:load": OWN_ROWS,
     "server/aggregation.py:_step": OWN_ROWS,
     "server/audit/export.py:_write_sealed": OWN_ROWS,
