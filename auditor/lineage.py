@@ -175,9 +175,7 @@ def revivals(job: Job, version: int) -> dict[str, Any]:
     return {
         "used_in": sorted(one.used for one in used),
         "teachers": dict(sorted(taught.items())),
-        "libraries": dict(
-            sorted(libraries.items())
-        ),  # what they were computed with; a replay takes them as they are
+        "libraries": dict(sorted(libraries.items())),  # a replay computes none of it again
         "performed": len(job.revivals),
         "not_used": dict(sorted(Counter([*dropped, *job.skipped.values()]).items())),
     }

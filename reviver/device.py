@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 
 CHOICE = r"auto|cpu|cuda(:[0-9]{1,3})?"
 DEV = Path("/dev")
-GPUS = (
-    "nvidia*",
-    "nvhost*",
-    "kfd",
-    "dxg",
-)  # device files of a GPU: NVIDIA's, Jetson's, AMD's, Windows' in WSL
+GPUS = ("nvidia*", "nvhost*", "kfd", "dxg")  # device files: NVIDIA's, Jetson's, AMD's, Windows' in WSL
 TRIAL_SECONDS = 120.0  # a GPU that was idle may take long to wake
 NAME = 60  # characters of a GPU's name
 

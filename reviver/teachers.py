@@ -80,10 +80,8 @@ class Network:
         """How far mean and variance of each channel in the last call are from what training saw, summed over layers."""
         total = torch.zeros((), device=self.device)
         for name in self.tracked:
-            if (
-                f"{name}.running_mean" not in values
-            ):  # statistics that do not travel say nothing of the teacher
-                continue
+            if f"{name}.running_mean" not in values:
+                continue  # statistics that do not travel say nothing of the teacher
             seen = self._seen[name]
             over = tuple(axis for axis in range(seen.dim()) if axis != 1)
             mean, var = seen.mean(over), seen.var(over, unbiased=False)

@@ -29,9 +29,7 @@ class Report(BaseModel, extra="forbid", frozen=True):
     device: Device
     libraries: Annotated[dict[FieldName, Release], Field(max_length=8)]  # torch → 2.13.0
     seconds: Annotated[float, Field(ge=0, le=1e9)]
-    agreement_before: Share | None = (
-        None  # of the head with its teachers, on inputs held back; None: not measured
-    )
+    agreement_before: Share | None = None  # of head and teachers, on inputs held back; None: not measured
     agreement_after: Share | None = None
     accuracy_before: Share | None = None  # of the head, on the job's public records
     accuracy_after: Share | None = None

@@ -47,9 +47,7 @@ class Begin(TypedDict):
     work: str  # folder the process may write to
     data: dict[str, Any]  # path, params, transform; empty for a reviver, which has none
     threads: int
-    device: NotRequired[
-        str
-    ]  # cpu, cuda:0: told to a reviver's process; a silo's takes a GPU where it sees one
+    device: NotRequired[str]  # of a reviver's process: cpu, cuda:0; a silo's takes a GPU where it sees one
 
 
 class Train(TypedDict):
