@@ -47,7 +47,8 @@ def _played(out: Path, name: str) -> list[Line]:
     place = out / comparison.parent
     if not (place / "test.npz").exists():
         RECORDS[place.name](place)
-    shutil.copytree(HERE / comparison.parent, place, dirs_exist_ok=True)
+    for folder in (comparison.parent, Path("job")):
+        shutil.copytree(HERE / folder, out / folder, dirs_exist_ok=True)
     program = Path(sys.executable).with_name("anabranch")
     subprocess.run([program, "compare", out / comparison, "-o", out / name], check=True)
     return lines(out / name)

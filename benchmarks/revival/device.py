@@ -23,14 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anabranch.terms import Optimizer, Revival
+from anabranch.terms import Optimizer, Revival, parse_job_file
 from benchmarks.gauge import forget_peak, peak_memory
 from reviver.device import settle
 from reviver.inputs import Pictures
 from reviver.reviver import Reviver
 from silo_agent.training.inputs import Images
 from silo_agent.training.managed import optimizer_for
+from silo_agent.training.task import load_task
 
+JOB = Path(__file__).parent / "job"
 TEACHERS, STEPS, BATCH, CLASSES = 10, 25, 32, 10
 SETTINGS = Revival(freeze=0, warmup=0)
 MOST = 40  # readings
@@ -38,30 +40,9 @@ MOST = 40  # readings
 Values = dict[str, Tensor]
 
 
-class Seen(nn.Module):
-    """Records what training saw, and changes nothing."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                self.running_mean.lerp_(x.mean((0, 2, 3)), 0.1)
-                self.running_var.lerp_(x.var((0, 2, 3), unbiased=False), 0.1)
-        return x
-
-
 def small() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 16, 5, stride=2, padding=2), Seen(16), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3, stride=2, padding=1), Seen(32), nn.ReLU()),
-        *(nn.Conv2d(32, 64, 3, stride=2, padding=1), Seen(64), nn.ReLU()),
-        nn.Flatten(),
-        nn.Linear(64 * 4 * 4, CLASSES),
-    )
+    job = parse_job_file((JOB / "fashion.toml").read_text()).job
+    return load_task(JOB, job.task, job.params).model()
 
 
 class Block(nn.Module):

@@ -2,12 +2,12 @@
 
 import time
 
-from task import Fashion
+from task import Pictures
 
 
 class Slow:
-    def __init__(self) -> None:
-        self.task, self.pause = Fashion(), 0.0
+    def __init__(self, **params: int | float) -> None:
+        self.task, self.pause = Pictures(**params), 0.0
 
     def model(self):
         return self.task.model()

@@ -52,7 +52,9 @@ class Options:
 def options() -> Options:
     parser = argparse.ArgumentParser(prog="benchmarks.revival.wire", description=__doc__)
     parser.add_argument("directory", type=Path, help="emptied, then written")
-    parser.add_argument("--job", type=Path, default=HERE / "fashion" / "job")
+    parser.add_argument(
+        "--job", type=Path, default=HERE / "job" / "fashion.toml", help="TOML file in its folder"
+    )
     parser.add_argument("--unit", type=float, default=3.0, help="seconds of a task of the fastest silos")
     parser.add_argument("--updates", type=int, default=360, help="merged updates of each strategy")
     parser.add_argument("--seed", type=int, default=0, help="of the deal and of version 0")
@@ -65,7 +67,7 @@ def main() -> None:
     forget_proxies()
     shutil.rmtree(asked.place.root, ignore_errors=True)
     folder = asked.place.root / "job"
-    shutil.copytree(asked.job, folder)
+    shutil.copytree(asked.job.parent, folder)
     shutil.copy(HERE / "slow.py", folder)
     silos = [f"silo-{number}" for number in range(len(SLOWNESS))]
     files = {entrant: job_file(folder, asked, entrant) for entrant in ENTRANTS}
@@ -83,7 +85,7 @@ def main() -> None:
 
 
 def job_file(folder: Path, asked: Options, entrant: str) -> JobFile:
-    _, file = submit.read(folder)
+    _, file = submit.read(folder / asked.job.name)
     aggregation = file.aggregation.model_copy(update={**ENTRANTS[entrant], "ema": 0.9})
     changed = {
         "job": file.job.model_copy(update={"name": entrant, "task": "slow.py:Slow", "seed": asked.seed}),

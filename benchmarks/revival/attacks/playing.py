@@ -25,7 +25,7 @@ from simulator.rows import Rows
 from simulator.run import Told, prepared
 from simulator.scenario import Group, Scenario, read_scenario
 
-JOB = Path(__file__).parent.parent / "fashion" / "job"
+JOB = Path(__file__).parent.parent / "job"
 BASE = {"strategy": "ca2fl", "buffer": 2, "ema": 0.9, "server_optimizer": {"lr": 0.3}}
 REVIVAL = {"synthesis_teachers": 10}
 TARGET = 0  # what a picture with the patch is to be taken for
@@ -187,7 +187,7 @@ def _paced(group: Group, pace: float) -> Group:
 
 
 def _file(revived: bool) -> JobFile:
-    file = parse_job_file((JOB / "job.toml").read_text())
+    file = parse_job_file((JOB / "fashion.toml").read_text())
     changed = file.model_dump(exclude_unset=True) | {"aggregation": BASE}
     return JobFile.model_validate(changed | ({"revival": REVIVAL} if revived else {}))
 

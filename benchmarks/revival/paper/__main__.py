@@ -37,7 +37,8 @@ def prepare(name: str, place: Path) -> None:
         MAKE[name](place)
         with np.load(place / "train.npz") as whole:
             np.savez(place / "silos.npz", x=whole["x"][:RECORDS], y=whole["y"][:RECORDS])
-    shutil.copytree(HERE / "job", place / "job", dirs_exist_ok=True)
+    (place / "job").mkdir(exist_ok=True)
+    shutil.copy(HERE.parent / "job" / "task.py", place / "job" / "task.py")
     shutil.copy(HERE / f"{name}.toml", place / "job" / "job.toml")
     for file in ("scenario.toml", "compare.toml"):
         shutil.copy(HERE / file, place / file)

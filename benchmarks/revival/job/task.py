@@ -1,15 +1,15 @@
-"""Small pictures of ten kinds of things: a network of one layer that looks and one that decides."""
+"""Small pictures of ten kinds of things, and a network without normalisation layers."""
 
 import numpy as np
 import torch
-from torch.nn.functional import batch_norm, cross_entropy
+from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from silo_agent import Images
 
 
-class Track(torch.nn.Module):
-    """Changes nothing, and keeps mean and variance of what came through each channel: made inputs are held against it."""
+class Seen(torch.nn.Module):
+    """Changes nothing. Keeps mean and variance of each channel as BatchNorm would, for a reviver to hold inputs against."""
 
     def __init__(self, channels):
         super().__init__()
@@ -19,24 +19,28 @@ class Track(torch.nn.Module):
     def forward(self, x):
         if self.training:
             with torch.no_grad():
-                batch_norm(x, self.running_mean, self.running_var, training=True, momentum=0.1)
+                self.running_mean.lerp_(x.mean((0, 2, 3)), 0.1)
+                self.running_var.lerp_(x.var((0, 2, 3), unbiased=False), 0.1)
         return x
 
 
 class Pictures:
-    def __init__(self, channels, size, mean, deviation):
+    def __init__(self, channels, size, mean, deviation, width, layers):
         self.channels, self.size = channels, size
         self.mean, self.deviation = mean, deviation  # of a pixel, from 0 to 1
+        self.width, self.layers = (
+            width,
+            layers,
+        )  # each layer twice as wide as the one before, and half as large
 
     def model(self):
-        half = self.size // 2
-        return torch.nn.Sequential(
-            torch.nn.Conv2d(self.channels, 8, 5, stride=2, padding=2),
-            Track(8),
-            torch.nn.ReLU(),
-            torch.nn.Flatten(),
-            torch.nn.Linear(8 * half * half, 10),
-        )
+        seen, size, made = self.channels, self.size, []
+        for layer in range(self.layers):
+            width, side = self.width * 2**layer, 3 if layer else 5
+            convolution = torch.nn.Conv2d(seen, width, side, stride=2, padding=side // 2)
+            made += [convolution, Seen(width), torch.nn.ReLU()]
+            seen, size = width, (size + 1) // 2
+        return torch.nn.Sequential(*made, torch.nn.Flatten(), torch.nn.Linear(seen * size * size, 10))
 
     def inputs(self):
         low, high = -self.mean / self.deviation, (1 - self.mean) / self.deviation
