@@ -140,8 +140,16 @@ def _revived(revival: admin_pb2.RevivalStatus) -> str:
         f"{tally.outcome} {tally.count}× {tally.reason}" if tally.reason else f"{tally.outcome} {tally.count}"
         for tally in revival.tallies
     ]
-    gained = f"{score('accuracy', revival.agreement_before)} → {score('accuracy', revival.agreement_after)}"
-    measured = f"agreement {gained}" if revival.agreement_before or revival.agreement_after else "newest"
+    pairs = {
+        "agreement": (revival.agreement_before, revival.agreement_after),
+        "public accuracy": (revival.accuracy_before, revival.accuracy_after),
+    }
+    gained = [
+        f"{name} {score('accuracy', before)} → {score('accuracy', after)}"
+        for name, (before, after) in pairs.items()
+        if before or after
+    ]
+    measured = ", ".join(gained) or "newest"
     newest = f"  {measured} at version {revival.version}, in {span(revival.seconds)}"
     told = ", ".join(ended) or "has not begun"
     return f"revival {told}  taught by {len(revival.teachers)} silos{newest if revival.seconds else ''}"

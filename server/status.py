@@ -95,6 +95,8 @@ class RevivalStatus:
     version: int  # the newest result began from; 0: there is none
     agreement_before: float
     agreement_after: float
+    accuracy_before: float
+    accuracy_after: float
     seconds: float
 
 
@@ -212,6 +214,9 @@ def _status(
     )
 
 
+_TOLD = ("agreement_before", "agreement_after", "accuracy_before", "accuracy_after", "seconds")
+
+
 def _revival(connection: Connection, job: str) -> RevivalStatus:
     c, mine = revivals.c, revivals.c.job == job
     # At most one for a version, and counted in an index that has nothing else.
@@ -219,14 +224,12 @@ def _revival(connection: Connection, job: str) -> RevivalStatus:
     newest = select(revivals).where(mine, c.report.is_not(None)).order_by(c.version.desc()).limit(1)
     row = connection.execute(newest).first()
     report = Report.model_validate_json(row.report) if row else None
-    effect = (report and report.effect) or (0.0, 0.0)
+    told = report.model_dump() if report else {}
     return RevivalStatus(
         teachers=tuple(records.teaching(connection, job)),
         tallies=tuple(Tally(*counts) for counts in connection.execute(counted)),
         version=row.version if row else 0,
-        agreement_before=effect[0],
-        agreement_after=effect[1],
-        seconds=report.seconds if report else 0.0,
+        **{name: told.get(name) or 0.0 for name in _TOLD},
     )
 
 

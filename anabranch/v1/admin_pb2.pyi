@@ -175,20 +175,24 @@ class Share(_message.Message):
     def __init__(self, leases: _Optional[int] = ..., active: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
 
 class RevivalStatus(_message.Message):
-    __slots__ = ("teachers", "tallies", "version", "agreement_before", "agreement_after", "seconds")
+    __slots__ = ("teachers", "tallies", "version", "agreement_before", "agreement_after", "seconds", "accuracy_before", "accuracy_after")
     TEACHERS_FIELD_NUMBER: _ClassVar[int]
     TALLIES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_BEFORE_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_AFTER_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_AFTER_FIELD_NUMBER: _ClassVar[int]
     teachers: _containers.RepeatedScalarFieldContainer[str]
     tallies: _containers.RepeatedCompositeFieldContainer[Tally]
     version: int
     agreement_before: float
     agreement_after: float
     seconds: float
-    def __init__(self, teachers: _Optional[_Iterable[str]] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ..., version: _Optional[int] = ..., agreement_before: _Optional[float] = ..., agreement_after: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...
+    accuracy_before: float
+    accuracy_after: float
+    def __init__(self, teachers: _Optional[_Iterable[str]] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ..., version: _Optional[int] = ..., agreement_before: _Optional[float] = ..., agreement_after: _Optional[float] = ..., seconds: _Optional[float] = ..., accuracy_before: _Optional[float] = ..., accuracy_after: _Optional[float] = ...) -> None: ...
 
 class JobStatus(_message.Message):
     __slots__ = ("job", "name", "status", "reason", "head", "versions", "best", "buffered", "buffer", "buffer_age_seconds", "silos", "evaluations", "server_time", "versions_per_hour", "updates_per_minute", "eta_seconds", "share", "revival")

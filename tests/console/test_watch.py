@@ -60,11 +60,12 @@ def shown(renderable, width: int = 80) -> str:
 def test_what_revival_comes_to_is_told_of_jobs_that_have_it():
     revival = admin_pb2.RevivalStatus(
         teachers=["aare", "elbe"], tallies=[tally("used", "", 12), tally("skipped", "warmup", 3)], version=20,
-        agreement_before=0.61, agreement_after=0.66, seconds=3.2,
+        agreement_before=0.61, agreement_after=0.66, accuracy_before=0.5, accuracy_after=0.625, seconds=3.2,
     )  # fmt: skip
-    said = shown(board.board(look(status(revival=revival)), every_silo=True), 120)
+    said = shown(board.board(look(status(revival=revival)), every_silo=True), 160)
     assert (
-        "revival used 12, skipped 3× warmup  taught by 2 silos  agreement 61.0% → 66.0% at version 20" in said
+        "revival used 12, skipped 3× warmup  taught by 2 silos  "
+        "agreement 61.0% → 66.0%, public accuracy 50.0% → 62.5% at version 20, in 3 s" in said
     )
     assert "revival" not in shown(board.board(look(status()), every_silo=True))
     assert documents.job(status())["revival"] is None

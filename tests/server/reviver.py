@@ -24,6 +24,8 @@ REPORT = Report(
     seconds=1.5,
     agreement_before=0.5,
     agreement_after=0.75,
+    accuracy_before=0.25,
+    accuracy_after=0.375,
 )
 
 

@@ -433,6 +433,7 @@ def test_what_an_operator_is_told(server: Server) -> None:
     assert found == {("used", ""): 1, ("skipped", "not_worth"): 1, ("claimed", ""): 1}
     said = told.version, told.agreement_before, told.agreement_after, told.seconds
     assert said == (1, REPORT.agreement_before, REPORT.agreement_after, REPORT.seconds)
+    assert (told.accuracy_before, told.accuracy_after) == (REPORT.accuracy_before, REPORT.accuracy_after)
     assert [one.revival for one in server.core.jobs.status() if one.job == plain] == [None]
 
 
