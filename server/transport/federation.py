@@ -19,7 +19,7 @@ from server.jobs import OfferedJob
 from server.scheduling import Lease, View
 from server.sessions import AbortLease, Drain, JobChanged, Mailbox, Push, Revoked
 from server.transport.audit import continuing
-from server.transport.files import read_chunks
+from server.transport.files import ended_short, read_chunks
 from server.transport.peer import Peer
 from server.transport.rooms import Rooms
 
@@ -54,6 +54,7 @@ class Federation:
                 if isinstance(push, Revoked):
                     raise Refused(Reason.REVOKED_IDENTITY, f"silo {peer.silo} was revoked: {push.reason}")
             await hearing
+            await ended_short()  # cut off by gRPC, it looks as if the agent had left
         finally:
             hearing.cancel()
             await asyncio.wait({hearing})
