@@ -128,7 +128,11 @@ def _used(name: str) -> dict[str, Any]:
     if not torch.cuda.is_available():
         if torch.version.cuda is None and torch.version.hip is None:
             return {"why": f"torch {torch.__version__} is built without CUDA: install one that has it"}
-        return {"why": "torch finds no GPU: see whether nvidia-smi does, and CUDA_VISIBLE_DEVICES"}
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][:200]
+            return {"why": f"{reason} (see whether nvidia-smi finds it, and CUDA_VISIBLE_DEVICES)"}
     count = torch.cuda.device_count()
     if int(name.partition(":")[2]) >= count:
         return {"why": f"the last GPU here is cuda:{count - 1}"}

@@ -7,7 +7,8 @@ kernel allows it without a network; Landlock, where there is one, is laid over a
 itself non-dumpable, so that not even its own user can read its memory.
 
 Left open: a UNIX socket that this user may open by path; under Landlock alone, the modes and times, never the
-content, of this user's files; and the size and timing of what the job sends home.
+content, of this user's files; and the size and timing of what the job sends home. Closed besides: under Landlock only the
+training process itself can start CUDA, not what it starts (a data loader's worker).
 
 The process fences itself in at its start, before torch and before a line of the job's code, while it has one thread,
 and then tries to open the keys: if that succeeds it refuses to go on. Only the standard library is imported.
@@ -61,6 +62,9 @@ _SYSTEM = (
         "/run/current-system",
     ),
 )
+# NVIDIA's driver names its threads there as it starts, and where it may not, CUDA has "no device". All of it is about
+# this process alone; /proc as a whole would let a process of root change the machine.
+_OWN_THREADS = Path("/proc/self/task")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "nvidia*", "dri", "kfd", "dxg", "infiniband")
 
 
@@ -129,6 +133,8 @@ def enter(fence: Fence) -> str:
             holds.append(f"own user {fence.uid}")
         _drop_capabilities()
         if landlock.abi():
+            # Held open for good: the kernel may forget a folder of /proc that nobody holds, and with it the rule.
+            os.open(_OWN_THREADS, os.O_PATH)
             landlock.restrict(_rules(fence), deny_tcp=not no_network)
             holds.append(f"Landlock ABI {landlock.abi()}")
         elif fence.kind == "landlock":
@@ -235,6 +241,7 @@ def _rules(fence: Fence) -> Iterator[tuple[Path, int]]:
     yield packages, landlock.LIST
     yield from ((packages / name, landlock.READ) for name in ("anabranch", "silo_agent", "reviver"))
     yield from ((path, landlock.DEVICE) for name in _DEVICES for path in Path("/dev").glob(name))
+    yield _OWN_THREADS, landlock.CHANGE
     yield Path("/dev/shm"), landlock.WRITE  # noqa: S108 - shared memory of data loaders
     for given in map(Path, fence.readable):
         parts = _around(given.resolve(), home) if given.resolve() in home.parents else [given]

@@ -28,6 +28,7 @@ _ON_A_FILE = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 LIST: Final = _READ_DIR  # names below a folder, not contents
 READ: Final = _EXECUTE | _READ_FILE | _READ_DIR
 DEVICE: Final = _READ_FILE | _WRITE_FILE | _READ_DIR | _IOCTL_DEV
+CHANGE: Final = _READ_FILE | _WRITE_FILE | _READ_DIR | _TRUNCATE  # what is there already
 WRITE: Final = (
     READ | _WRITE_FILE | _TRUNCATE | _REFER | _REMOVE_DIR | _REMOVE_FILE
     | _MAKE_DIR | _MAKE_REG | _MAKE_SOCK | _MAKE_FIFO | _MAKE_SYM

@@ -20,7 +20,7 @@ SYSTEM_PYTHON = Path("/usr/bin/python3")
 
 # What code of a job could try, each answered with the kind of exception or "done".
 TRY = r"""
-import ctypes, json, os, socket, sys
+import ctypes, json, os, socket, sys, threading
 from silo_agent.training import isolation
 fence = isolation.Fence(**json.load(sys.stdin))
 detail = isolation.enter(fence)
@@ -45,6 +45,16 @@ def connect(family, address):
 def mount():
     if libc.mount(b"none", b"/mnt", b"tmpfs", 0, None) < 0:
         raise OSError(ctypes.get_errno(), "mount")
+
+def name_thread():
+    # as NVIDIA's driver does when CUDA starts
+    ends = threading.Event()
+    other = threading.Thread(target=ends.wait)
+    other.start()
+    try:
+        open(f"/proc/self/task/{other.native_id}/comm", "w").write("cuda")
+    finally:
+        ends.set()
 
 def become_root():
     os.setresuid(0, 0, 0)
@@ -73,13 +83,15 @@ tries = {
     "write work": lambda: open("result", "w").write("x"),
     "rename work": lambda: os.rename("result", "renamed"),
     "own status": lambda: os.listdir("/proc/self/fd"),
+    "name a thread": name_thread,
+    "change the machine": lambda: open("/proc/sys/kernel/core_pattern", "r+"),
 }
 status = dict(line.split(":\t") for line in open("/proc/self/status").read().splitlines() if ":\t" in line)
 answers = {name: attempt(action) for name, action in tries.items()}
 print(json.dumps({"detail": detail, "uid": os.getuid(), "caps": status["CapEff"], "nnp": status["NoNewPrivs"], **answers}))
 """
 
-ALLOWED = ("read job", "write work", "rename work", "own status")
+ALLOWED = ("read job", "write work", "rename work", "own status", "name a thread")
 
 
 @pytest.fixture
