@@ -15,6 +15,8 @@ import rfc8785
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from anabranch.errors import Reason, Refused, plain
+from anabranch.link import Link
+from anabranch.rules.packing import Packing
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
 DIGEST = r"^[0-9a-f]{64}$"
@@ -310,6 +312,17 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
     stop: Stop = Stop()
     retention: Retention = Retention()
     revival: Revival | None = Field(default=None, exclude_if=_unsaid)
+    link: Link | None = Field(default=None, exclude_if=_unsaid)
+
+    @property
+    def download(self) -> Packing | None:
+        """How a version travels; None: as it is stored."""
+        return self.link.download if self.link else None
+
+    @property
+    def upload(self) -> Packing | None:
+        """How an update travels; None: as it was made."""
+        return self.link.upload if self.link else None
 
     @property
     def steps(self) -> str:
@@ -356,6 +369,12 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
                 raise ValueError(
                     "revival: mode paper blends one update at a time: fedbuff, buffer = 1 and sgd"
                 )
+        mixes_models = strategy == "fedasync" or self.aggregation.mixes == "models"
+        if mixes_models and self.download is not None:
+            raise ValueError(
+                f"link: {strategy} mixes whole models, base and update, and the base is not what silos began from; "
+                "leave download_density and download_values out, or take a strategy that adds updates"
+            )
         if self.training.proximal is not None and not self.job.managed:
             raise ValueError(
                 f"training.proximal: {self.job.task} has a loop of its own; add the term to its loss"

@@ -196,6 +196,13 @@ class LifeCycle:
         job = self._jobs.job(entry)
         version_of(job, detail.version)
         job.views.setdefault(detail.version, set()).add(detail.view_sha256)
+        if job.terms is not None:
+            packing = job.terms.file.download
+            said = packing and (packing.density, packing.values)
+            require(
+                said == (canonical.from_hexfloat(detail.density), detail.encoding),
+                f"encodes version {detail.version} as the terms do not say",
+            )
 
     def _evaluated(self, _: int, entry: Entry, detail: ModelEvaluated) -> None:
         job = self._jobs.job(entry)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from anabranch.errors import AnabranchError, Refused
-from anabranch.tlog.details import JobSubmitted, ModelPublished, UpdateReceived
+from anabranch.tlog.details import JobSubmitted, ModelEncoded, ModelPublished, UpdateReceived
 from anabranch.tlog.entry import Entry, seal
 from anabranch.tlog.revivals import RevivalPerformed
 from auditor.export import SEALED_FILE, Export
@@ -33,6 +33,9 @@ class Named:
                 for part in ("parameters", "optimizer", "ema"):
                     what = f"{part} of {entry.job} version {detail.version}"
                     self._name(getattr(detail, f"{part}_sha256"), "snapshots", what)
+            case ModelEncoded():
+                what = f"view of {entry.job} version {detail.version}"
+                self._name(detail.view_sha256, "snapshots", what)
             case UpdateReceived():
                 self._name(detail.delta_sha256, "deltas", f"update {detail.update} by silo {detail.silo}")
             case RevivalPerformed():

@@ -27,13 +27,16 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.details import AggregationPerformed
 from anabranch.wire import canonical, limits
 from anabranch.wire.manifest import Manifest, parse_manifest
+from anabranch.wire.packed import PackedFile
 from anabranch.wire.statements import parse_update
 from anabranch.wire.tensors import TensorFile, TensorWriter
+from auditor import views
 from auditor.export import Export
 from auditor.history import History, Job, Version
 from auditor.retention import pruned_objects
 
 PARTS = ("parameters", "optimizer", "ema")
+_UPDATE = "delta of update "  # these travelled
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,7 @@ def _step(rerun: _Rerun, job: Job, number: int) -> None:
     try:
         for part in PARTS:
             _same_file(rerun, part, made[part], getattr(published, part))
+        _same_views(rerun, job, number, made)
         rerun.keep(number, {digest: path for path, digest in filter(None, made.values())})
     finally:
         rerun.sweep()
@@ -291,9 +295,7 @@ def _compute(
     layouts = _layouts(rerun)
     sources = _sources(rerun, job, head, plan)
     with ExitStack() as files:
-        opened = {
-            name: files.enter_context(TensorFile(path, layout)) for name, (path, layout) in sources.items()
-        }
+        opened = {name: files.enter_context(_open(rerun, name, *found)) for name, found in sources.items()}
         writers = {
             part: files.enter_context(TensorWriter(rerun.directory / f"{part}.{plan.head + 1}", layout))
             for part, layout in layouts.items()
@@ -340,13 +342,18 @@ def _sources(rerun: _Rerun, job: Job, head: Version, plan: Plan) -> dict[str, tu
     return {name: (path, layout) for name, (path, layout) in found.items() if path is not None}
 
 
+def _open(rerun: _Rerun, name: str, path: Path, layout: Manifest) -> TensorFile | PackedFile:
+    packing = rerun.terms.file.upload if name.startswith(_UPDATE) else None
+    return PackedFile(path, layout, packing.values) if packing else TensorFile(path, layout)
+
+
 def _of_head(part: str) -> str:
     return f"{part} of the head"
 
 
 def _name(source: Source, plan: Plan) -> str:
     if isinstance(source, Delta):
-        return f"delta of update {source.update}"
+        return f"{_UPDATE}{source.update}"
     if isinstance(source, Snapshot):
         return _of_head("parameters") if source.version == plan.head else f"version {source.version}"
     return f"delta of revival {source.revival}"
@@ -371,6 +378,17 @@ def _same_file(rerun: _Rerun, part: str, made: tuple[Path, str] | None, publishe
     layout = _layouts(rerun)[part]
     where = "" if theirs is None or layout is None else first_difference(made[0], theirs, layout)
     raise _Differs(f"{part}: published {published[:16]}…, recomputed {made[1][:16]}…{where}")
+
+
+def _same_views(rerun: _Rerun, job: Job, number: int, made: Mapping[str, tuple[Path, str] | None]) -> None:
+    """Of the version that was made and, with the first one, of version 0, where it is there."""
+    ours = {number: made["parameters"][0] if made["parameters"] else None}
+    if number == 1:
+        ours[0] = rerun.export.object_path(job.submitted.initial_sha256)
+    for version, path in ours.items():
+        wrong = path and views.difference(job, version, rerun.terms, rerun.manifest, path, rerun.directory)
+        if wrong:
+            raise _Differs(f"version {version}: {wrong}")
 
 
 def first_difference(ours: Path, theirs: Path, manifest: Manifest) -> str:

@@ -8,8 +8,10 @@ from typing import Protocol
 
 from anabranch import durable
 from anabranch.errors import Reason, Refused
+from anabranch.rules.packing import Packing
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.wire import limits
+from anabranch.wire.packed import expand, most_bytes
 from anabranch.wire.tensors import Manifest, parse_manifest
 from anabranch.wire.values import Bytes
 from reviver.client import Task
@@ -55,6 +57,15 @@ class JobFiles:
             raise
         durable.rename(part, final)
         return final
+
+    def tensors(self, task: str, digest: str, manifest: Manifest, packing: Packing | None) -> Path:
+        """A canonical file of `manifest`, made of a packed one where that is what travels. Raises Refused as `fetch`."""
+        if packing is None:
+            return self.fetch(task, digest, manifest.file_bytes)
+        packed = self.fetch(task, digest, most_bytes(manifest, packing))
+        whole = packed.with_suffix(".whole")
+        expand(packed, manifest, packing.values, whole)  # again, if this was cut short
+        return whole
 
     def _download(self, task: str, digest: str, most: int, part: Path) -> None:
         found = hashlib.sha256()

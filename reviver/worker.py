@@ -22,6 +22,8 @@ import structlog
 from rfc8785 import dumps
 
 from anabranch.errors import Conflict, Corrupt, Reason, Refused, Unavailable
+from anabranch.rules.packing import Packing
+from anabranch.terms import JobTerms
 from anabranch.wire import limits
 from anabranch.wire.tensors import Manifest, TensorFile
 from reviver.child import Child
@@ -34,7 +36,7 @@ from silo_agent.messages import Wait
 from silo_agent.receipts import LogView, Untrusted
 from silo_agent.submit import NOT_ABOUT_THE_UPDATE as ABOUT_US
 from silo_agent.trainer import Stopped, TaskFailed
-from silo_agent.training.channel import Rested, Revive, Revived
+from silo_agent.training.channel import Rested, Revive, Revived, Teaching
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher
 
@@ -167,7 +169,7 @@ class Worker:
         new = [one for one in task.teachers if job.child.known.get(one.silo) != one.update]
         files.keep(own | {digest for one in new for digest in (one.base, one.delta)})
         # Cut short here: the same task resumes what has come.
-        request = _request(task, new, job, files, manifest)
+        request = _request(task, new, job, files, terms, manifest)
         try:
             answer = job.child.revive(request, patience)
         finally:
@@ -278,18 +280,25 @@ class Worker:
         logger.info("certificate renewed")
 
 
-def _request(task: Task, new: list[Teacher], job: _Job, files: JobFiles, manifest: Manifest) -> Revive:
+def _request(
+    task: Task, new: list[Teacher], job: _Job, files: JobFiles, terms: JobTerms, manifest: Manifest
+) -> Revive:
     """With all files fetched."""
 
-    def fetch(digest: str) -> str:
-        return str(files.fetch(task.id, digest, manifest.file_bytes))
+    def fetch(digest: str, packing: Packing | None = None) -> str:
+        return str(files.tensors(task.id, digest, manifest, packing))
+
+    def taught(one: Teacher) -> Teaching:
+        """As the silo had it: its model is what it made of the view it was given."""
+        base, delta = fetch(one.base, terms.file.download), fetch(one.delta, terms.file.upload)
+        return {"silo": one.silo, "base": base, "delta": delta}
 
     return {
         "do": "revive",
         "cycle": task.id,
         "version": task.version,
         "head": fetch(task.head),
-        "teachers": [{"silo": one.silo, "base": fetch(one.base), "delta": fetch(one.delta)} for one in new],
+        "teachers": [taught(one) for one in new],
         "seconds": median(job.seconds) if job.seconds else 0.0,
         "task_seconds": task.task_seconds,
         "out": str(files.directory / "work" / "distilled.safetensors"),

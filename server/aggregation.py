@@ -20,12 +20,13 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from anabranch.errors import AnabranchError, Corrupt, Refused
 from anabranch.rules import step as rules
 from anabranch.rules.buffer import Delta, Source, Term
+from anabranch.rules.packing import Packing
 from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
 from anabranch.wire.tensors import TensorWriter
-from server import freezing, groups, lifecycle, metrics, sharing
+from server import freezing, groups, lifecycle, metrics, sharing, views
 from server.blobs.local import BlobStore
 from server.core.allocation import Sketches
 from server.core.buffer import Closing, StillOpen, Waiting, close
@@ -56,6 +57,7 @@ _MERGE = (
     .values(status="merged", version=bindparam("number"), staleness=bindparam("late"))
 )
 _FREEZE = update(updates).where(updates.c.id.in_(bindparam("inputs", expanding=True))).values(status="frozen")
+_SIZES = select(updates.c.id, updates.c.bytes).where(updates.c.id.in_(bindparam("inputs", expanding=True)))
 _STILL_FROZEN = (
     select(func.count())
     .select_from(updates)
@@ -74,6 +76,7 @@ class Computed:
     parameters: str
     optimizer: str | None
     ema: str | None
+    view: views.Encoded | None = None
     sketches: tuple[Sketches, ...] = ()  # of its newest inputs, where jobs share silos by scores
 
 
@@ -234,7 +237,8 @@ class Aggregation:
             ema = files.enter_context(TensorWriter(self._blobs.spool(), manifest)) if averaged else None
             with Inputs(self._blobs) as inputs:
                 sources: dict[Source, rules.TensorReader] = {
-                    source: inputs.open(digest, manifest) for source, digest in digests.items()
+                    source: inputs.open(digest, manifest, _packing(source, terms))
+                    for source, digest in digests.items()
                 }
                 watched = sketched(manifest, frozen.buffer, sources) if self._scores else {}
                 rules.aggregate(
@@ -248,9 +252,10 @@ class Aggregation:
                     outputs=rules.Outputs(parameters, optimizer, ema),
                 )
             snapshot = Computed(
-                parameters=self._store(parameters),
+                parameters=(stored := self._store(parameters)),
                 optimizer=self._store(optimizer) if optimizer else None,
                 ema=self._store(ema) if ema else None,
+                view=views.encode(self._blobs, self._blobs.path(stored), terms, manifest),
                 sketches=tuple(one.sums for one in watched.values()),
             )
         self._reached(Gap.SNAPSHOT_STORED)
@@ -286,13 +291,14 @@ class Aggregation:
             "scalars": json.dumps(hexed(frozen.scalars.optimizer)),
             "published_at": tx.now,
             "entry": entry,
+            **views.log(tx, self._observer, frozen.job, number, terms, snapshot.view),
         }
         tx.connection.execute(_ADD_VERSION, row)
         merged = [{"which": i.update, "number": number, "late": i.staleness} for i in frozen.buffer.inputs]
         tx.connection.execute(_MERGE, merged)
+        sizes = dict(tx.connection.execute(_SIZES, {"inputs": taken}).all())
         for one in frozen.buffer.inputs:
-            size = manifest.file_bytes  # of every delta: admission sees to it
-            tally(tx, frozen.job, one.silo, "merged", bytes=size, staleness=one.staleness)
+            tally(tx, frozen.job, one.silo, "merged", bytes=sizes[one.update], staleness=one.staleness)
         tx.connection.execute(_USE, {"revival": frozen.buffer.revival})
         tx.connection.execute(_END_STEP, {"step": frozen.id, "status": "published"})
         score = sharing.learn(tx, job, snapshot.sketches) if snapshot.sketches else job.score
@@ -348,14 +354,27 @@ class Aggregation:
         lifecycle.change(tx, self._observer, frozen.job, "pause", reason)
 
 
-def publish_initial(tx: Transaction, actor: Actor, job: str, digest: str, size: int) -> None:
-    """Version 0 is what the job's owner submitted; its blob is already on stable storage."""
-    entry = _log_version(tx, actor, job, 0, Computed(digest, None, None), size, None)
-    tx.connection.execute(
-        insert(versions).values(
-            job=job, number=0, parameters=digest, bytes=size, scalars="{}", published_at=tx.now, entry=entry
-        )
-    )
+def publish_initial(
+    tx: Transaction, actor: Actor, job: str, terms: JobTerms, size: int, view: views.Encoded | None
+) -> None:
+    """Version 0 is what the job's owner submitted; its blobs are already on stable storage."""
+    digest = terms.initial_sha256
+    row = {
+        "job": job,
+        "number": 0,
+        "parameters": digest,
+        "bytes": size,
+        "scalars": "{}",
+        "published_at": tx.now,
+        "entry": _log_version(tx, actor, job, 0, Computed(digest, None, None), size, None),
+        **views.log(tx, actor, job, 0, terms, view),
+    }
+    tx.connection.execute(insert(versions).values(row))
+
+
+def _packing(source: Source, terms: JobTerms) -> Packing | None:
+    """Only updates travelled: versions and what a reviver distilled are stored whole."""
+    return terms.file.upload if isinstance(source, Delta) else None
 
 
 def _log_version(

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from anabranch.rules.packing import Packing
+from anabranch.wire.packed import PackedFile
 from anabranch.wire.tensors import Manifest, TensorFile
 from server.blobs.local import BlobStore
 
@@ -23,11 +25,15 @@ class Inputs:
         self._proofs: list[Future[Path]] = []
         self._hashing = ThreadPoolExecutor(1, "proof")
 
-    def open(self, digest: str, manifest: Manifest) -> TensorFile:
-        """Raises Corrupt when it is missing, Refused when it is no file of `manifest`."""
+    def open(
+        self, digest: str, manifest: Manifest, packing: Packing | None = None
+    ) -> TensorFile | PackedFile:
+        """Raises Corrupt when it is missing, Refused when it is no file of `manifest`, packed so if it is packed."""
         path = self._blobs.require(digest)
         self._proofs.append(self._hashing.submit(self._blobs.intact, digest))
-        return self._files.enter_context(TensorFile(path, manifest))
+        return self._files.enter_context(
+            PackedFile(path, manifest, packing.values) if packing else TensorFile(path, manifest)
+        )
 
     def __enter__(self) -> Self:
         return self

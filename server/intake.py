@@ -22,12 +22,13 @@ from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.values import Bytes
-from server import metrics
+from server import metrics, views
 from server.audit.log import Log
 from server.audit.sealing import keep_sealed
 from server.blobs.local import BlobStore
 from server.core import admission
 from server.gaps import Gap, Reached, nothing
+from server.judging import judge_of
 from server.spool import SpoolFile, synced_bytes
 from server.state import records, tables
 from server.state.database import Reader
@@ -108,9 +109,10 @@ class Intake:
             spool.unlink(missing_ok=True)
             return self.refuse(claim, refusal)
         self.blobs.reserve(claim.statement.bytes - offset)
-        statement, manifest = claim.statement, records.manifest_of(job.manifest)
-        file = SpoolFile(spool, statement.bytes, statement.delta_sha256, manifest, offset, self.reached)
-        return Upload(self, claim, parse_terms(job.terms), file)
+        statement, terms = claim.statement, parse_terms(job.terms)
+        judge = judge_of(records.manifest_of(job.manifest), terms.file.upload, statement.bytes)
+        file = SpoolFile(spool, statement.bytes, statement.delta_sha256, judge, offset, self.reached)
+        return Upload(self, claim, terms, file)
 
     def _spool(self, silo: str, update_id: str, lease: str) -> Path:
         """One resumable file per (silo, update), whose name also tells retention the lease behind it.
@@ -363,7 +365,7 @@ def _record_evaluation(
         raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} is not an evaluation lease of silo {silo}")
     if lease.status != "open" or lease.nonce != statement.nonce or lease.version != statement.version:
         raise Refused(Reason.REPLAYED, f"lease {statement.lease} is not open for version {statement.version}")
-    view = records.version_row(tx.connection, lease.job, lease.version).parameters
+    view = views.digest_of(records.version_row(tx.connection, lease.job, lease.version))
     if (statement.split, statement.view_sha256) != (lease.split, view):
         raise Refused(
             Reason.BAD_LEASE, f"lease {lease.id} is for split {lease.split} and the model {view[:12]}…"

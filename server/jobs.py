@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.rules.step import optimizer_manifest
@@ -16,11 +16,11 @@ from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, limits, statements
 from anabranch.wire.tensors import check_file, check_values, parse_manifest
-from server import card, lifecycle
+from server import card, lifecycle, views
 from server.aggregation import publish_initial
 from server.audit.log import Log
 from server.blobs.local import BlobStore
-from server.scheduling import View
+from server.scheduling import View, view_of
 from server.sharing import Sharing
 from server.state import records
 from server.state.database import Reader
@@ -37,7 +37,10 @@ DECIDED = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
 
 _VIEW = (
     select(versions)
-    .where(versions.c.job == bindparam("job"), versions.c.parameters == bindparam("digest"))
+    .where(
+        versions.c.job == bindparam("job"),
+        func.coalesce(versions.c.view, versions.c.parameters) == bindparam("digest"),
+    )
     .order_by(versions.c.number)
 )
 _LEASED = select(leases.c.version).where(
@@ -122,11 +125,20 @@ class Jobs:
         for small in (terms, manifest, archive):
             self.blobs.put(small)
         self.blobs.adopt(initial, parsed.initial_sha256)
+        view = views.encode(self.blobs, self.blobs.path(parsed.initial_sha256), parsed, tensors)
         job = f"{parsed.file.job.name}-{self.entropy(4).hex()}"
-        committed = self.writer.run(lambda tx: self._insert(tx, owner, job, terms, manifest), "submit")
+        committed = self.writer.run(lambda tx: self._insert(tx, owner, job, terms, manifest, view), "submit")
         return job, committed.receipts[0]
 
-    def _insert(self, tx: Transaction, owner: Actor, job: str, encoded: bytes, manifest: bytes) -> None:
+    def _insert(
+        self,
+        tx: Transaction,
+        owner: Actor,
+        job: str,
+        encoded: bytes,
+        manifest: bytes,
+        view: views.Encoded | None,
+    ) -> None:
         terms = parse_terms(encoded)
         entry = tx.log(
             "job.submitted",
@@ -155,7 +167,7 @@ class Jobs:
             )
         )
         size = parse_manifest(manifest).file_bytes
-        publish_initial(tx, owner, job, terms.initial_sha256, size)
+        publish_initial(tx, owner, job, terms, size, view)
 
     def offered(self, silo: str) -> list[OfferedJob]:
         """Every job that has not ended, newest first, with what this silo decided."""
@@ -247,6 +259,7 @@ class Jobs:
         with self.reader.connect() as connection:
             if records.decision_of(connection, job, silo) != "approved":
                 raise Refused(Reason.JOB_NOT_APPROVED, f"silo {silo} has not approved job {job}")
+            terms = records.job_terms(connection, job)
             equal = connection.execute(_VIEW, {"job": job, "digest": digest}).all()
             leased = connection.execute(_LEASED, {"job": job, "silo": silo}).scalar()
             there = records.kept(connection, digest)
@@ -256,8 +269,8 @@ class Jobs:
             raise Refused(Reason.NOT_FOUND, f"job {job} has published no version with digest {digest}")
         if not there:
             raise Refused(Reason.NOT_FOUND, f"version {row.number} of job {job} {PRUNED}")
-        view = View(row.number, 1.0, "safetensors", "", row.parameters, row.bytes)
-        return ModelFile(self.blobs.require(digest), view, (self.log.receipt(row.entry),))
+        entries = filter(None, (row.entry, row.view_entry))
+        return ModelFile(self.blobs.require(digest), view_of(terms, row), tuple(map(self.log.receipt, entries)))
 
     def status(self, job: str | None = None) -> list[JobStatus]:
         return job_statuses(self.reader, self.presence, self.sharing, self.clock(), job)

@@ -134,7 +134,8 @@ def _prune(tx: Transaction, observer: Actor, job_id: str) -> list[str]:
         entries.append(_log(tx, observer, job, found, said))
         for first, last in some:
             of = (versions.c.job == job_id, versions.c.number.between(first, last))
-            _mark(tx, entries[-1], named.c.entry.in_(select(versions.c.entry).where(*of)))
+            for which in (versions.c.entry, versions.c.view_entry):
+                _mark(tx, entries[-1], named.c.entry.in_(select(which).where(*of)))
     if found.deltas:
         entries.append(_log(tx, observer, job, found, {"kind": "deltas", "versions": []}))
         of = (updates.c.job == job_id, updates.c.status.in_(("merged", "retired")))

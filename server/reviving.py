@@ -24,7 +24,7 @@ from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.tlog.revivals import Effect
 from anabranch.wire import canonical
-from server import lifecycle
+from server import lifecycle, views
 from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.core.revival import LATER, PATIENCE, Ending, Report, Standing, in_time, rest
@@ -53,7 +53,7 @@ _OVERDUE = select(revivals).where(
     revivals.c.deadline < bindparam("now"),
 )
 _TEACHERS = (
-    select(updates.c.silo, updates.c.id, updates.c.base, updates.c.delta, versions.c.parameters)
+    select(updates.c.silo, updates.c.id, updates.c.base, updates.c.delta, versions.c.view, versions.c.parameters)
     .join(versions, (versions.c.job == updates.c.job) & (versions.c.number == updates.c.base))
     .where(updates.c.id.in_(bindparam("taught", expanding=True)))
     .order_by(updates.c.silo)
@@ -185,7 +185,8 @@ class Reviving:
         with self.reader.connect() as connection:
             manifest = records.job_manifest(connection, _of(connection, name, task).job)
         self.blobs.reserve(manifest.file_bytes)
-        return SpoolFile(self.blobs.spool(), manifest.file_bytes, digest, manifest, 0, nothing)
+        size = manifest.file_bytes
+        return SpoolFile(self.blobs.spool(), size, digest, judge_of(manifest, None, size), 0, nothing)
 
     def submit(self, name: str, actor: Actor, task: str, result: SpoolFile, report: Report) -> Ended:
         """Take the result of a task: trained head − head.
@@ -326,7 +327,7 @@ def _describe(connection: Connection, row: Any) -> RevivalTask:
         deadline=row.deadline,
         task_seconds=records.task_seconds(connection, row.job),
         teachers=tuple(
-            Teacher(one.silo, one.id, one.base, one.parameters, one.delta)
+            Teacher(one.silo, one.id, one.base, views.digest_of(one), one.delta)
             for one in connection.execute(_TEACHERS, taught)
         ),
     )

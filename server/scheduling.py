@@ -20,7 +20,7 @@ from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.fields import CODE_LINE, CODE_LINE_LENGTH, EXCEPTION
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
-from server import groups
+from server import groups, views
 from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.core.backoff import RECENT, Backoff, Ended, backoff
@@ -87,6 +87,9 @@ _ENDED = (
 _INSERT = insert(leases)
 
 
+PLAIN = "safetensors"  # encoding of a version that travels as it is stored
+
+
 @dataclass(frozen=True)
 class View:
     """A model version as encoded for one density and dtype."""
@@ -97,6 +100,13 @@ class View:
     mask_digest: str
     digest: str
     bytes: int
+
+
+def view_of(terms: JobTerms, version: Any) -> View:
+    """What travels of a version, by its row."""
+    packing = terms.file.download
+    density, encoding = (packing.density, packing.values) if packing else (1.0, PLAIN)
+    return View(version.number, density, encoding, "", views.digest_of(version), version.bytes)
 
 
 @dataclass(frozen=True)
@@ -222,7 +232,7 @@ class Scheduling:
         lease, nonce = self.entropy(16).hex(), self.entropy(16).hex()
         deadline = booking.latest if booking else tx.now + seconds(terms.file.aggregation.max_wait)
         group = (booking.group or lease) if booking else None
-        view = records.version_row(tx.connection, job.id, version)
+        digest = views.digest_of(records.version_row(tx.connection, job.id, version))
         entry = tx.log(
             "lease.issued",
             actor=self.observer,
@@ -233,7 +243,7 @@ class Scheduling:
                 "silo": silo,
                 "kind": kind,
                 "version": version,
-                "view_sha256": view.parameters,
+                "view_sha256": digest,
                 "deadline": canonical.utc(deadline),
                 "nonce": nonce,
                 "local_steps": local_steps,
@@ -261,7 +271,7 @@ class Scheduling:
 
     def _describe(self, connection: Connection, lease: Any, receipt: Receipt) -> Lease:
         version = records.version_row(connection, lease.job, lease.version)
-        view = View(lease.version, 1.0, "safetensors", "", version.parameters, version.bytes)
+        view = view_of(records.job_terms(connection, lease.job), version)
         return Lease(
             lease.id,
             lease.job,

@@ -11,10 +11,9 @@ from typing import Any
 from anabranch import durable
 from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.wire import limits
-from anabranch.wire.header import check_header_bytes
-from anabranch.wire.manifest import Manifest
-from anabranch.wire.values import Bytes, Values
+from anabranch.wire.values import Bytes
 from server.gaps import Gap, Reached
+from server.judging import Judge
 
 WRITE_OUT = 8 * limits.MIB  # bytes after which the disk begins to work: little is left to sync at the end
 
@@ -30,18 +29,15 @@ class SpoolFile:
     path: Path
     size: int
     digest: str
-    manifest: Manifest
+    judge: Judge
     offset: int
     reached: Reached
     _hash: Any = field(default_factory=hashlib.sha256)
     _fd: int = -1
     _dirty: int = 0
-    _header: bytes = b""  # until it is known to be right
-    _header_good: bool = False
     _resumed: bool = False
 
     def __post_init__(self) -> None:
-        self._values = Values(self.manifest)
         with _storing():
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         if self.offset > os.fstat(self._fd).st_size:
@@ -77,15 +73,9 @@ class SpoolFile:
             self.reached(Gap.SPOOLED)
 
     def _take(self, chunk: Bytes) -> None:
-        """Hash it, and refuse a wrong header or value as soon as it can be told."""
+        """Hash it, and refuse what is wrong as soon as it can be told."""
         self._hash.update(chunk)
-        if not self._header_good:
-            self._header += chunk  # never much longer than a header may be: it is judged after every chunk
-            self._header_good = check_header_bytes(self._header, self.size, self.manifest)
-            if not self._header_good:
-                return
-            chunk, self._header = self._header, b""
-        self._values.take(chunk)
+        self.judge.take(chunk)
 
     def require_intact_prefix(self) -> None:
         """After a resume, what an earlier stream left may be at fault, so the silo is asked once to send everything.
@@ -101,7 +91,7 @@ class SpoolFile:
             raise Refused(Reason.SIZE_LIMIT, f"{self.size} bytes were announced, {self.offset} arrived")
         if self._hash.hexdigest() != self.digest:
             raise Refused(Reason.DIGEST_MISMATCH, "the bytes differ from the digest they were announced by")
-        return self._values.norm
+        return self.judge.norm(self.path)
 
     def _start_over(self) -> Refused:
         self.discard()

@@ -25,6 +25,7 @@ from anabranch.v1 import (
     update_pb2_grpc,
 )
 from anabranch.wire import codec, limits, status, tls
+from anabranch.wire.squeeze import squeeze, unsqueeze
 from anabranch.wire.values import Bytes
 from silo_agent import messages
 from silo_agent.messages import (
@@ -164,6 +165,8 @@ class Client:
                 elif message.WhichOneof("body") == "header":
                     proofs = codec.capped(message.header.receipts, limits.RECEIPTS, "receipts")
                     yield messages.viewed(message.header.view), tuple(map(codec.receipt_from_proto, proofs))
+                elif message.WhichOneof("body") == "zstd":
+                    yield unsqueeze(message.zstd)
                 else:
                     yield message.chunk
 
@@ -175,11 +178,14 @@ class Client:
         return reply.synced, messages.decided(reply.reply) if reply.HasField("reply") else None
 
     def submit(
-        self, update: str, envelope: bytes, offset: int, chunks: Iterable[bytes], seen: int
+        self, update: str, envelope: bytes, offset: int, chunks: Iterable[bytes], seen: int, packed: bool = False
     ) -> Decided:
-        """Send the update's bytes from `offset` on; `chunks` are at most limits.CHUNK long."""
+        """Send the update's bytes from `offset` on; `chunks` are at most limits.CHUNK long. Those of packed files are
+        squeezed.
+        """
         header = update_pb2.SubmitHeader(update=update, envelope=envelope, offset=offset, seen=seen)
-        requests = chain([update_pb2.SubmitRequest(header=header)], map(codec.chunk_message, chunks))
+        messages_of = _squeezed if packed else codec.chunk_message
+        requests = chain([update_pb2.SubmitRequest(header=header)], map(messages_of, chunks))
         with self._answering():
             return messages.decided(self._submit(requests, timeout=BULK_SECONDS))
 
@@ -198,6 +204,10 @@ class Client:
             if error.code is Reason.BAD_CERTIFICATE and generation != self._generation:
                 raise Unavailable("the certificate was renewed during this call; it is made again") from error
             raise
+
+
+def _squeezed(chunk: bytes) -> update_pb2.SubmitRequest:
+    return update_pb2.SubmitRequest(zstd=squeeze(chunk))
 
 
 class Enroller:

@@ -20,6 +20,8 @@ from anabranch import __version__
 from anabranch.errors import Conflict, Reason, Refused, Unavailable
 from anabranch.tlog.entry import uuid7
 from anabranch.wire import canonical, dsse, statements
+from anabranch.wire import packed as packed_file
+from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import check_file, check_values, read_manifest
 from silo_agent import receipts
 from silo_agent.approval import Proposal
@@ -105,10 +107,31 @@ class Cycle:
     def _fetch(self) -> Path:
         self.interrupt()
         site, lease, folder = self.site, self.lease, self.folder
-        journal = folder / "receipts.jsonl"
+        journal, models = folder / "receipts.jsonl", folder / "models"
+        packing = self.proposal.terms.file.download
+
+        def expand(packed: Path, whole: Path) -> str:
+            assert packing is not None
+            return packed_file.expand(packed, self._manifest(), packing.values, whole)
+
         return fetch_model(
-            site.client, site.log, lease.job, lease.view, folder / "models", journal, site.keep_models
+            site.client,
+            site.log,
+            lease.job,
+            lease.view,
+            models,
+            journal,
+            site.keep_models,
+            expand if packing else None,
         )
+
+    def _manifest(self) -> Manifest:
+        """Raises Refused where the server does not tell it: what travels packed cannot be read without."""
+        if self.proposal.manifest is None:
+            raise Refused(
+                Reason.MALFORMED, f"the server does not say which tensors job {self.lease.job} has; update it"
+            )
+        return self.proposal.manifest
 
     def _watch(self) -> Watch:
         def note(step: int, steps: int, loss: float | None) -> None:
@@ -143,7 +166,9 @@ class Cycle:
             out.unlink(missing_ok=True)
 
     def _judged(self, update: str, out: Path, base: Path) -> Adopted:
-        """A private copy of the update that is one: the base's tensors, in canonical form, every value finite."""
+        """A private copy of the update that is one: the base's tensors, in canonical form, every value finite. As it
+        will travel.
+        """
         manifest = read_manifest(base)
         try:
             check_file(
@@ -152,6 +177,9 @@ class Cycle:
             made = self.site.outbox.adopt(update, out, manifest.file_bytes)
             check_file(made.path, manifest)
             check_values(made.path, manifest)
+            packing = self.proposal.terms.file.upload
+            if packing is not None:
+                made = self.site.outbox.pack(made, self._manifest(), packing)
         except FileNotFoundError as error:
             raise TaskFailed(Reason.TASK_GARBAGE, "NoUpdate") from error
         except Refused as error:

@@ -17,6 +17,7 @@ from silo_agent.receipts import LogView, journal, require
 
 WRITE_OUT = 8 * limits.MIB  # bytes after which the disk begins to work, while the next ones travel
 Header = tuple[View, tuple[Receipt, ...]]
+_NAMES = {"model.published": "parameters_sha256", "model.encoded": "view_sha256"}
 
 
 class Source(Protocol):
@@ -43,12 +44,20 @@ def fetch_archive(source: Source, job: str, terms: JobTerms) -> bytes:
 
 
 def fetch_model(
-    source: Source, log: LogView, job: str, view: View, directory: Path, receipts: Path, keep: int
+    source: Source,
+    log: LogView,
+    job: str,
+    view: View,
+    directory: Path,
+    receipts: Path,
+    keep: int,
+    expand: Callable[[Path, Path], object] | None = None,
 ) -> Path:
     """A model version on this disk: proven in the log, complete, and equal to its digest.
 
-    Resumes a partial file. Raises Refused(DIGEST_MISMATCH) when the bytes are not those the log names, also after a
-    second attempt from the start.
+    `expand`: makes of what travelled (first path) the canonical file (second path) a job's code reads; None where
+    that is what travels. Resumes a partial file. Raises Refused(DIGEST_MISMATCH) when the bytes are not those the log
+    names, also after a second attempt from the start.
     """
     final = directory / f"{view.digest}.safetensors"
     if final.exists():
@@ -59,7 +68,7 @@ def fetch_model(
     resumed = part.exists()
 
     def prove(header: Header) -> None:
-        _prove(log, job, view, header, receipts)
+        _prove(log, job, view, header, receipts, "model.encoded" if expand else "model.published")
 
     try:
         _download(source, job, view, part, prove, log.seen())
@@ -68,7 +77,13 @@ def fetch_model(
             raise
         # The earlier part had not all reached the disk, or the server changed its mind: once more, from the start.
         _download(source, job, view, part, prove, log.seen())
-    durable.rename(part, final)
+    if expand is None:
+        durable.rename(part, final)
+    else:
+        whole = part.with_suffix(".expanded.part")  # cut short here, it is made again
+        expand(part, whole)
+        durable.rename(whole, final)
+        durable.remove(part)
     _prune(directory, keep, final)
     return final
 
@@ -113,18 +128,19 @@ def _download(
         raise _WrongBytes(view)
 
 
-def _prove(log: LogView, job: str, view: View, header: Header, receipts: Path) -> None:
+def _prove(log: LogView, job: str, view: View, header: Header, receipts: Path, kind: str) -> None:
     """A server cannot show different models to different silos: every one of them stands in the one log."""
     offered, proofs = header
     if offered != view:
         raise Refused(Reason.DIGEST_MISMATCH, f"leased {view}, but the server sends {offered}")
     for receipt in proofs:
         entry = log.accept(receipt)
-        if entry.type == "model.published":
-            require(entry, "model.published", job=job, version=view.version, parameters_sha256=view.digest)
+        if entry.type == kind:
+            named = {_NAMES[kind]: view.digest}
+            require(entry, kind, job=job, version=view.version, **named)
             journal(receipts, receipt, sync=False)
             return
-    raise Refused(Reason.DIGEST_MISMATCH, f"version {view.version} came without its model.published entry")
+    raise Refused(Reason.DIGEST_MISMATCH, f"version {view.version} came without its {kind} entry")
 
 
 def _hash_prefix(fd: int, digest: "hashlib._Hash") -> int:

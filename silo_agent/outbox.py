@@ -19,8 +19,11 @@ from typing import BinaryIO
 
 from anabranch import durable
 from anabranch.errors import Corrupt, Reason, Refused, wording
+from anabranch.rules.packing import Packing
 from anabranch.wire import dsse, limits, statements
+from anabranch.wire.packed import pack
 from anabranch.wire.statements import UpdateStatement
+from anabranch.wire.tensors import Manifest, TensorFile
 
 _DELTA = "delta.safetensors"
 _ENVELOPE = "envelope.json"
@@ -73,6 +76,14 @@ class Outbox:
             target.flush()
             durable.sync(target.fileno())
         return Adopted(forming / _DELTA, digest, size)
+
+    def pack(self, adopted: Adopted, manifest: Manifest, packing: Packing) -> Adopted:
+        """The adopted entry as it is to travel, in its place. Killed inside: as in `adopt`."""
+        packed = adopted.path.with_suffix(".packed")
+        with TensorFile(adopted.path, manifest) as file:
+            digest, size = pack(file, manifest, packing, packed)
+        durable.rename(packed, adopted.path)
+        return Adopted(adopted.path, digest, size)
 
     def put(self, envelope: bytes) -> Pending:
         """Complete an adopted entry by its signed statement. Only what has been put may be sent.

@@ -8,6 +8,7 @@ import structlog
 
 from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.wire import canonical, dsse, limits
+from anabranch.wire.packed import is_packed
 from silo_agent import receipts
 from silo_agent.client import Client
 from silo_agent.config import Home
@@ -83,7 +84,8 @@ class Sender:
 
     def _sent(self, pending: Pending, offset: int) -> Decided:
         update, chunks = pending.statement.update, _chunks(pending.delta, offset)
-        return self.client.submit(update, pending.envelope, offset, chunks, self.log.seen())
+        seen, packed = self.log.seen(), is_packed(pending.delta)
+        return self.client.submit(update, pending.envelope, offset, chunks, seen, packed)
 
     def _resumed(self, pending: Pending) -> Decided:
         statement = pending.statement

@@ -25,6 +25,7 @@ from server.core.sketch import sketched
 from server.core.turn import Evaluate, Progress, Rest, Train, due_version, next_turn
 from simulator.engine import START, Outcome, RevivalTask, Task, Trained
 from simulator.flat import Flat, FlatSink
+from simulator.link import travelled
 from simulator.rows import Rows
 from simulator.state import Job, Update, Version, lease_facts
 
@@ -70,6 +71,9 @@ class Memory:
 
     def parameters(self, job: str, version: int) -> Flat:
         return self.jobs[job].versions[version].parameters
+
+    def view(self, job: str, version: int) -> Flat:
+        return self.jobs[job].view(version).values
 
     def head(self, job: str) -> int:
         return self.jobs[job].head
@@ -153,7 +157,9 @@ class Memory:
         job = self.jobs[task.job]
         weighted = job.terms.file.silos.weighting == "examples"
         examples = trained.examples if weighted else None
-        update = Update(silo, task, START + self.now, trained.delta, examples, next(self._orders))
+        sent = travelled(trained.delta, job.terms.file.upload)
+        moved = job.view(task.version).bytes, sent.bytes
+        update = Update(silo, task, START + self.now, sent.values, examples, next(self._orders))
         try:
             facts = lease_facts(silo, task, "open" if job.status == "running" else "released")
             admission.admit(FEDERATION, silo, _statement(job, update), facts, job.facts(task.version))
@@ -163,10 +169,10 @@ class Memory:
         except Refused as refusal:
             job.end(silo, Ended("released", refusal.code, START + self.now))
             job.booked.pop(task.lease, None)
-            self.rows.received(self.now, silo, task, trained.loss, refusal.code)
+            self.rows.received(self.now, silo, task, trained.loss, refusal.code, *moved)
             return
         job.end(silo, FULFILLED)
-        self.rows.received(self.now, silo, task, trained.loss, "")
+        self.rows.received(self.now, silo, task, trained.loss, "", *moved)
         job.waiting[update.id] = update
         job.submitted[silo] = max(task.version, job.submitted.get(silo, -1))
         if job.scheduled:

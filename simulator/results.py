@@ -125,8 +125,8 @@ def _job(finished: Finished, outcome: Outcome) -> dict[str, Any]:
         "updates": {name: ends.count(name) for name in ("merged", "refused", "retired", "waiting")},
         "staleness": {"mean": fmean(merged), "most": max(merged)} if merged else None,
         "revivals": dict(Counter(row["outcome"] for row in _of(finished.rows.revivals, outcome.job))),
-        "bytes_up": len(updates) * outcome.file_bytes,
-        "bytes_down": len(updates) * outcome.file_bytes,
+        "bytes_up": sum(one["bytes_up"] for one in updates),
+        "bytes_down": sum(one["bytes_down"] for one in updates),
         "parameters_sha256": outcome.parameters_sha256,
         "final": final(
             _of(finished.rows.metrics, outcome.job), seconds(finished.scenario.horizon), outcome.ended_at

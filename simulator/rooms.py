@@ -5,7 +5,6 @@ threads, and waiting for the disk. The log can be exported afterwards, and an au
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from anabranch import __version__
 from anabranch.errors import Misuse, Refused
+from anabranch.rules.packing import Packing
 from anabranch.terms import JobTerms, seconds
 from anabranch.tlog.checkpoint import Checkpoint, open_checkpoint
 from anabranch.tlog.entry import Actor, Entry
@@ -45,13 +45,14 @@ from simulator import sqlite
 from simulator.chance import generator
 from simulator.engine import START, Outcome, RevivalTask, Task, Teaching, Trained
 from simulator.flat import Flat, read
+from simulator.link import arrived, travelled
 from simulator.memory import Planned
+from simulator.models import Models
 from simulator.rows import Rows
 
 FEDERATION = "simulation.test"
 CHANCE = 4  # what the generator of (seed, this) draws
 UNMEASURED = Report(seed=0, device="cpu", libraries={}, seconds=0)  # of a revival: its time is virtual
-KEPT = 64  # versions whose parameters are kept beside the blobs
 REVIVER = "simulated"
 REVIVING = Actor(id=f"spiffe://{FEDERATION}/reviver/{REVIVER}", auth="mtls", cert_sha256="0" * 64)
 OWNER = Actor(id=f"spiffe://{FEDERATION}/admin/owner", auth="mtls", cert_sha256="0" * 64)
@@ -95,11 +96,10 @@ class Rooms:
         self._jobs: dict[str, Held] = {}
         self._names: dict[str, str] = {}  # job ids → names
         self._heads: dict[str, int] = {}
-        self._digests: dict[tuple[str | None, int], str] = {}  # of versions, by the id of their job
+        self._models = Models(lambda: self.core.blobs)
         self._seen: tuple[str, Checkpoint] | None = None  # the note that was verified last, and what it says
         self._status: dict[str, str] = {}
         self._ended: dict[str, float] = {}
-        self._read: OrderedDict[tuple[str, int], Flat] = OrderedDict()
         self.directory = folder / "server"
         world = World(lambda: START + self.now, self._entropy)
         config = new_config(FEDERATION, "localhost", 7443, 7444, 7445)
@@ -170,14 +170,12 @@ class Rooms:
         ]
 
     def parameters(self, job: str, version: int) -> Flat:
-        key = job, version
-        if key not in self._read:
-            path = self.core.blobs.require(self._digests[self._jobs[job].id, version])
-            self._read[key] = read(path, self._jobs[job].planned.manifest)
-            if len(self._read) > KEPT:
-                self._read.popitem(last=False)
-        self._read.move_to_end(key)
-        return self._read[key]
+        held = self._jobs[job]
+        return self._models.parameters(held.id, version, held.planned.manifest)
+
+    def view(self, job: str, version: int) -> Flat:
+        held = self._jobs[job]
+        return self._models.view(held.id, version, held.planned.terms, held.planned.manifest)
 
     def average(self, job: str) -> Flat | None:
         with self.core.reader.connect() as connection:
@@ -215,16 +213,19 @@ class Rooms:
 
     def submit(self, silo: str, task: Task, trained: Trained) -> None:
         agent, held = self._agents[silo], self._jobs[task.job]
-        data = trained.delta.encode()
+        file = held.planned.terms.file
+        sent = travelled(trained.delta, file.upload)
+        data = sent.data or trained.delta.encode()
+        moved = self._models.view_bytes(held.id, task.version, file.download), sent.bytes
         payload = self._statement(held, task, data, trained).encode()
         envelope = dsse.sign(statements.PAYLOAD_TYPE, payload, agent.update_key).encode()
         try:
             decided = self._sent(agent, task.lease, envelope, data)
         except Refused as refusal:
-            self.rows.received(self.now, silo, task, trained.loss, refusal.code)
+            self.rows.received(self.now, silo, task, trained.loss, refusal.code, *moved)
             return
         self._proven(decided.receipt, "update.refused" if decided.reason else "update.received")
-        self.rows.received(self.now, silo, task, trained.loss, decided.reason)
+        self.rows.received(self.now, silo, task, trained.loss, decided.reason, *moved)
 
     def _sent(self, agent: Agent, update: str, envelope: bytes, data: bytes) -> Decided:
         upload = self.core.intake.open(agent.name, agent.actor, update, envelope, 0)
@@ -242,7 +243,7 @@ class Rooms:
             lease=task.lease,
             nonce=task.nonce,
             version=task.version,
-            view_sha256=self._digests[held.id, task.version],
+            view_sha256=self._models.view_digest(held.id, task.version),
             split=task.split,
             metrics={name: canonical.hexfloat(value) for name, value in metrics.items()},
             num_examples=records,
@@ -259,11 +260,17 @@ class Rooms:
             return None
         task, manifest = found, held.planned.manifest
 
-        def taken(digest: str) -> Flat:
-            return read(room.file(REVIVER, task.id, digest), manifest)
+        def taken(digest: str, packing: Packing | None = None) -> Flat:
+            return arrived(room.file(REVIVER, task.id, digest), manifest, packing)
 
+        file = held.planned.terms.file
         teachers = {
-            one.silo: Teaching(one.silo, one.update, taken(one.base_sha256), taken(one.delta_sha256))
+            one.silo: Teaching(
+                one.silo,
+                one.update,
+                taken(one.base_sha256, file.download),
+                taken(one.delta_sha256, file.upload),
+            )
             for one in task.teachers
         }
         return RevivalTask(task.id, job, task.version, taken(task.head_sha256), teachers)
@@ -316,6 +323,7 @@ class Rooms:
     def _watch(self, entry: Logged) -> None:
         """What the log says becomes rows. Called by the writer, one entry after the other."""
         job, detail = self._names.get(entry.job or "", ""), entry.detail
+        self._models.see(entry)
         if entry.type == "update.retired":
             self.rows.retired(detail["update"], detail["reason"])
         elif entry.type == "aggregation.performed":
@@ -325,7 +333,6 @@ class Rooms:
             )
         elif entry.type == "model.published":
             self._heads[job] = detail["version"]
-            self._digests[entry.job, detail["version"]] = detail["parameters_sha256"]
         elif entry.type.startswith("job.") and entry.type.removeprefix("job.") in (
             "completed",
             "paused",
@@ -380,7 +387,7 @@ class Rooms:
             nonce=task.nonce,
             sequence=int(task.issued_at * 1000),
             base_version=task.version,
-            base_sha256=self._digests[held.id, task.version],
+            base_sha256=self._models.view_digest(held.id, task.version),
             delta_sha256=hashlib.sha256(data).hexdigest(),
             bytes=len(data),
             terms_sha256=held.digest,

@@ -22,6 +22,8 @@ UPDATES = (
     "reason",
     "version",  # it was merged into
     "staleness",  # versions, at the aggregation
+    "bytes_down",  # of its base, on the wire
+    "bytes_up",  # of itself
 )
 VERSIONS = ("job", "version", "published_at", "inputs", "closed_by", "absent")
 REVIVALS = ("at", "job", "version", "outcome")  # of which version; revived, or why not
@@ -36,8 +38,10 @@ class Rows:
     metrics: Columns = field(default_factory=lambda: {name: [] for name in METRICS})
     _places: dict[str, int] = field(default_factory=dict)  # of updates that have not come to an end
 
-    def received(self, now: float, silo: str, task: "Task", loss: float, reason: str) -> None:
-        """`reason` is "" for an admitted update."""
+    def received(
+        self, now: float, silo: str, task: "Task", loss: float, reason: str, down: int, up: int
+    ) -> None:
+        """`reason` is "" for an admitted update; `down` and `up`: bytes on the wire, of its base and of itself."""
         if not reason:
             self._places[task.lease] = len(self.updates["update"])
         outcome = "refused" if reason else "waiting"
@@ -53,7 +57,7 @@ class Rows:
             outcome,
             reason,
         )
-        _append(self.updates, *row, None, None)
+        _append(self.updates, *row, None, None, down, up)
 
     def retired(self, update: str, reason: str) -> None:
         place = self._places.pop(update)

@@ -20,6 +20,7 @@ from server.core.compass import Arrived, Booking, Member, book, speed
 from server.core.turn import due_version
 from simulator.engine import START, RevivalTask, Task, Teaching
 from simulator.flat import Flat
+from simulator.link import Travelled, travelled
 
 PAPERS_TEACHERS = 8  # newest returned models, in mode paper
 
@@ -88,6 +89,7 @@ class Job:
         default_factory=dict
     )  # silo → how its newest leases ended, newest first
 
+    views: dict[int, Travelled] = field(default_factory=dict)  # version → what silos get of it
     booked: dict[str, Booking] = field(
         default_factory=dict
     )  # lease → its schedule, while it counts (fedcompass)
@@ -99,6 +101,12 @@ class Job:
     @property
     def newest(self) -> Version:
         return self.versions[self.head]
+
+    def view(self, version: int) -> Travelled:
+        """What travels of a version."""
+        if version not in self.views:
+            self.views[version] = travelled(self.versions[version].parameters, self.terms.file.download)
+        return self.views[version]
 
     def base_digest(self, version: int) -> str:
         """What leases and statements call a version by: nothing is hashed here, and nobody lies."""
@@ -113,7 +121,8 @@ class Job:
             head=self.head,
             decision="approved",
             base_sha256=self.base_digest(base),
-            file_bytes=self.manifest.file_bytes,
+            least_bytes=0,  # nothing is announced here before it is made
+            most_bytes=2**53,
         )
 
     def end(self, silo: str, ended: Ended) -> None:
@@ -183,7 +192,7 @@ class Job:
         paper = rule is not None and rule.mode == "paper"
         slots = {one.id: one for one in self.returned} if paper else self.newest_merged
         return {
-            name: Teaching(one.silo, one.id, self.versions[one.task.version].parameters, one.delta)
+            name: Teaching(one.silo, one.id, self.view(one.task.version).values, one.delta)
             for name, one in slots.items()
         }
 
@@ -259,6 +268,7 @@ class Job:
             needed = {self.head, due, *(task.version for task in self.open.values()), *bases, *taught}
             for number in [number for number in self.versions if number not in needed]:
                 del self.versions[number]
+                self.views.pop(number, None)
                 self.metrics.pop(number, None)
 
 

@@ -248,12 +248,14 @@ class ModelHeader(_message.Message):
     def __init__(self, view: _Optional[_Union[View, _Mapping]] = ..., receipts: _Optional[_Iterable[_Union[_audit_pb2.Receipt, _Mapping]]] = ...) -> None: ...
 
 class FetchModelReply(_message.Message):
-    __slots__ = ("header", "chunk")
+    __slots__ = ("header", "chunk", "zstd")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    ZSTD_FIELD_NUMBER: _ClassVar[int]
     header: ModelHeader
     chunk: bytes
-    def __init__(self, header: _Optional[_Union[ModelHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    zstd: bytes
+    def __init__(self, header: _Optional[_Union[ModelHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ..., zstd: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseLeaseRequest(_message.Message):
     __slots__ = ("lease", "reason", "exception", "code_line", "seen")

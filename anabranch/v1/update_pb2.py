@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from anabranch.v1 import audit_pb2 as anabranch_dot_v1_dot_audit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61nabranch/v1/update.proto\x12\x0c\x61nabranch.v1\x1a\x18\x61nabranch/v1/audit.proto\"3\n\x13UploadStatusRequest\x12\x0e\n\x06update\x18\x01 \x01(\t\x12\x0c\n\x04seen\x18\x02 \x01(\x04\"M\n\x11UploadStatusReply\x12\x0e\n\x06synced\x18\x01 \x01(\x04\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x19.anabranch.v1.SubmitReply\"N\n\x0cSubmitHeader\x12\x0e\n\x06update\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04seen\x18\x04 \x01(\x04\"V\n\rSubmitRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.anabranch.v1.SubmitHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"E\n\x0bSubmitReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x17SubmitEvaluationRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12\x0c\n\x04seen\x18\x03 \x01(\x04\x32\xf7\x01\n\x07Updates\x12R\n\x0cUploadStatus\x12!.anabranch.v1.UploadStatusRequest\x1a\x1f.anabranch.v1.UploadStatusReply\x12\x42\n\x06Submit\x12\x1b.anabranch.v1.SubmitRequest\x1a\x19.anabranch.v1.SubmitReply(\x01\x12T\n\x10SubmitEvaluation\x12%.anabranch.v1.SubmitEvaluationRequest\x1a\x19.anabranch.v1.SubmitReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61nabranch/v1/update.proto\x12\x0c\x61nabranch.v1\x1a\x18\x61nabranch/v1/audit.proto\"3\n\x13UploadStatusRequest\x12\x0e\n\x06update\x18\x01 \x01(\t\x12\x0c\n\x04seen\x18\x02 \x01(\x04\"M\n\x11UploadStatusReply\x12\x0e\n\x06synced\x18\x01 \x01(\x04\x12(\n\x05reply\x18\x02 \x01(\x0b\x32\x19.anabranch.v1.SubmitReply\"N\n\x0cSubmitHeader\x12\x0e\n\x06update\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04seen\x18\x04 \x01(\x04\"f\n\rSubmitRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.anabranch.v1.SubmitHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04zstd\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"E\n\x0bSubmitReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x17SubmitEvaluationRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12\x0c\n\x04seen\x18\x03 \x01(\x04\x32\xf7\x01\n\x07Updates\x12R\n\x0cUploadStatus\x12!.anabranch.v1.UploadStatusRequest\x1a\x1f.anabranch.v1.UploadStatusReply\x12\x42\n\x06Submit\x12\x1b.anabranch.v1.SubmitRequest\x1a\x19.anabranch.v1.SubmitReply(\x01\x12T\n\x10SubmitEvaluation\x12%.anabranch.v1.SubmitEvaluationRequest\x1a\x19.anabranch.v1.SubmitReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,11 +39,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITHEADER']._serialized_start=201
   _globals['_SUBMITHEADER']._serialized_end=279
   _globals['_SUBMITREQUEST']._serialized_start=281
-  _globals['_SUBMITREQUEST']._serialized_end=367
-  _globals['_SUBMITREPLY']._serialized_start=369
-  _globals['_SUBMITREPLY']._serialized_end=438
-  _globals['_SUBMITEVALUATIONREQUEST']._serialized_start=440
-  _globals['_SUBMITEVALUATIONREQUEST']._serialized_end=512
-  _globals['_UPDATES']._serialized_start=515
-  _globals['_UPDATES']._serialized_end=762
+  _globals['_SUBMITREQUEST']._serialized_end=383
+  _globals['_SUBMITREPLY']._serialized_start=385
+  _globals['_SUBMITREPLY']._serialized_end=454
+  _globals['_SUBMITEVALUATIONREQUEST']._serialized_start=456
+  _globals['_SUBMITEVALUATIONREQUEST']._serialized_end=528
+  _globals['_UPDATES']._serialized_start=531
+  _globals['_UPDATES']._serialized_end=778
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ _DIGESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "job.submitted": ("terms_sha256", "archive_sha256", "manifest_sha256"),
         "model.published": ("parameters_sha256", "optimizer_sha256", "ema_sha256"),
+        "model.encoded": ("view_sha256",),
         "update.received": ("delta_sha256",),
         "revival.performed": ("delta_sha256",),
     }

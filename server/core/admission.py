@@ -29,7 +29,8 @@ class JobFacts:
     head: int
     decision: str  # of this silo
     base_sha256: str  # parameters of the leased version
-    file_bytes: int  # exact size of a canonical delta
+    least_bytes: int  # of a delta
+    most_bytes: int
 
 
 def admit(
@@ -104,10 +105,11 @@ def _staleness(lease: LeaseFacts, job: JobFacts) -> int:
 
 def _fits(statement: UpdateStatement, job: JobFacts) -> None:
     """What it announces is what the job takes."""
-    if statement.bytes != job.file_bytes:
+    if not job.least_bytes <= statement.bytes <= job.most_bytes:
+        exact = job.least_bytes == job.most_bytes
         raise Refused(
             Reason.SIZE_LIMIT,
-            f"a delta of this job has {job.file_bytes} bytes, {statement.bytes} were announced",
+            f"a delta of this job has {'' if exact else 'at most '}{job.most_bytes} bytes, {statement.bytes} were announced",
         )
     if (statement.num_examples is not None) != (job.terms.file.silos.weighting == "examples"):
         raise Refused(

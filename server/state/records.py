@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, func, select
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.wire import dsse, statements
+from anabranch.wire.packed import most_bytes
 from anabranch.wire.tensors import Manifest, parse_manifest
 from server.core.admission import JobFacts, LeaseFacts
 from server.state.tables import decisions, jobs, keys, leases, named, silos, updates, versions
@@ -89,15 +90,18 @@ def job_facts(connection: Connection, job: str, silo: str, base: int) -> JobFact
     if row is None:
         return None
     version = version_row(connection, job, base)
+    terms, manifest = parse_terms(row.terms), manifest_of(row.manifest)
+    packing = terms.file.upload
     return JobFacts(
         id=job,
         status=row.status,
-        terms=parse_terms(row.terms),
+        terms=terms,
         terms_digest=row.terms_digest,
         head=row.head,
         decision=decision_of(connection, job, silo),
-        base_sha256=version.parameters if version else "",
-        file_bytes=manifest_of(row.manifest).file_bytes,
+        base_sha256=(version.view or version.parameters) if version else "",
+        least_bytes=0 if packing else manifest.file_bytes,
+        most_bytes=most_bytes(manifest, packing) if packing else manifest.file_bytes,
     )
 
 

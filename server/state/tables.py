@@ -161,7 +161,9 @@ versions = Table(
     Column("parameters", String, nullable=False),  # digest
     Column("optimizer", String),
     Column("ema", String),
-    Column("bytes", Integer, nullable=False),
+    Column("view", String),  # digest of what travels of it; null: the parameters themselves
+    Column("view_entry", Integer),  # model.encoded
+    Column("bytes", Integer, nullable=False),  # of what travels
     Column("scalars", String, nullable=False, default="{}"),  # of the server optimizer, JSON of hex floats
     Column("published_at", Float, nullable=False),
     Column("handed_out_at", Float),  # newest model.exported

@@ -14,12 +14,13 @@ from anabranch.tlog.fields import CODE_LINE, EXCEPTION, ID
 from anabranch.v1 import audit_pb2
 from anabranch.v1 import federation_pb2 as pb
 from anabranch.wire import codec, limits
+from anabranch.wire.squeeze import squeeze
 from server import metrics
 from server.jobs import OfferedJob
-from server.scheduling import Lease, View
+from server.scheduling import PLAIN, Lease, View
 from server.sessions import AbortLease, Drain, JobChanged, Mailbox, Push, Revoked
 from server.transport.audit import continuing
-from server.transport.files import ended_short, read_chunks
+from server.transport.files import ended_short, in_thread, read_chunks, settled
 from server.transport.peer import Peer
 from server.transport.rooms import Rooms
 
@@ -130,10 +131,14 @@ class Federation:
         """The header, then the view's bytes from the offset the silo has reached, as `codec.chunk_message` writes them."""
         file = await asyncio.to_thread(self._rooms.jobs.model, peer.silo, request.job, request.digest)
         receipts = [await continuing(self._rooms.log, receipt, request.seen) for receipt in file.receipts]
+        plain = file.view.encoding == PLAIN
         yield pb.FetchModelReply(header=pb.ModelHeader(view=_view(file.view), receipts=receipts))
         async with aclosing(read_chunks(file.path, request.offset)) as chunks:
             async for chunk in chunks:
-                yield codec.chunk_message(chunk)
+                if plain:
+                    yield codec.chunk_message(chunk)
+                else:
+                    yield pb.FetchModelReply(zstd=await settled(in_thread(squeeze, chunk)))
 
     async def ReleaseLease(self, request: pb.ReleaseLeaseRequest, peer: Peer) -> pb.ReleaseLeaseReply:
         for what, text, pattern in (

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from anabranch.errors import Reason, Refused
 from anabranch.wire import limits
+from anabranch.wire.squeeze import unsqueeze
 from anabranch.wire.values import Bytes
 
 T = TypeVar("T")
@@ -72,9 +73,13 @@ async def header_of(messages: AsyncIterator[Bulk]) -> Any:
 async def chunks_of(messages: AsyncIterator[Bulk]) -> AsyncIterator[Bytes]:
     """What follows the header. Raises Refused: MALFORMED, SIZE_LIMIT."""
     async for message in messages:
-        if not isinstance(message, memoryview) and message.WhichOneof("body") != "chunk":
+        kind = "bytes" if isinstance(message, memoryview) else message.WhichOneof("body")
+        if kind == "zstd":
+            yield await settled(in_thread(unsqueeze, message.zstd))
+            continue
+        if kind not in ("bytes", "chunk"):
             raise Refused(Reason.MALFORMED, "after its header a bulk request carries chunks only")
-        chunk = message if isinstance(message, memoryview) else message.chunk
+        chunk = message if kind == "bytes" else message.chunk
         if len(chunk) > limits.CHUNK:
             raise Refused(Reason.SIZE_LIMIT, f"chunk of {len(chunk)} bytes; at most {limits.CHUNK}")
         yield chunk

@@ -1,0 +1,54 @@
+"""What arrives of a version or an update that travels packed, and how much of it crosses the wire."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from anabranch.rules.packing import Packing
+from anabranch.wire import codec
+from anabranch.wire.manifest import Manifest
+from anabranch.wire.packed import PackedFile, pack
+from anabranch.wire.squeeze import squeeze
+from simulator.flat import Flat, FlatSink, read
+
+
+@dataclass(frozen=True)
+class Travelled:
+    values: Flat  # as the other end has them
+    data: bytes  # the file
+    bytes: int  # that crossed the wire, without the protocol's own
+
+
+def travelled(whole: Flat, packing: Packing | None) -> Travelled:
+    """By the code that server and agents run. Raises Refused(NONFINITE)."""
+    if packing is None:
+        return Travelled(whole, b"", whole.manifest.file_bytes)
+    with tempfile.TemporaryDirectory(prefix="anabranch-link-") as folder:
+        path = Path(folder) / "packed"
+        pack(whole, whole.manifest, packing, path)
+        data = path.read_bytes()
+        values = arrived(path, whole.manifest, packing)
+    return Travelled(values, data, wire_bytes(data))
+
+
+def wire_bytes(packed: bytes) -> int:
+    return sum(len(squeeze(chunk)) for chunk in codec.chunks(packed))
+
+
+def arrived(path: Path, manifest: Manifest, packing: Packing | None) -> Flat:
+    """The tensors of a file that travelled."""
+    if packing is None:
+        return read(path, manifest)
+    with PackedFile(path, manifest, packing.values) as file:
+        return _unpacked(file)
+
+
+def _unpacked(file: PackedFile) -> Flat:
+    sink = FlatSink(file.manifest)
+    for spec in file.manifest.specs:
+        values = np.empty(spec.elements, np.dtype("<f4"))
+        file.read(spec.name, 0, spec.elements, values)
+        sink.write(values)
+    return sink.close()
