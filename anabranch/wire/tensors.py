@@ -4,10 +4,8 @@ Readers use positional reads into the caller's buffers. A mapped file would coun
 file cut short under it would kill the process with SIGBUS; a short read is an exception.
 """
 
-import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anabranch import durable
-from anabranch.errors import Corrupt, Misuse, Reason, Refused, Unavailable
+from anabranch.errors import Misuse
 from anabranch.wire import limits
+from anabranch.wire.files import bytes_of, disk_full, open_plain, read_exactly
 from anabranch.wire.header import (
     Slot,
     check_dtype,
@@ -44,6 +43,7 @@ __all__ = [
     "canonicalise",
     "check_file",
     "check_header_bytes",
+    "check_span",
     "check_values",
     "parse_manifest",
     "read_manifest",
@@ -71,7 +71,7 @@ class TensorFile:
     def __init__(self, path: str | os.PathLike[str], manifest: Manifest) -> None:
         self.path = Path(path)
         self.manifest = manifest
-        self._fd = _open(self.path)
+        self._fd = open_plain(self.path)
         try:
             total = os.fstat(self._fd).st_size
             check_header_bytes(_read_header(self._fd, total), total, manifest)
@@ -83,15 +83,12 @@ class TensorFile:
         """Elements [start, stop) of the flattened tensor into `out` (float32, contiguous, stop - start
         elements).
         """
-        if not 0 <= start <= stop <= self.manifest.spec(name).elements or out.size != stop - start:
-            raise Misuse(f"elements {start} to {stop} of {name!r} into a buffer of {out.size}")
-        if out.dtype != _F32 or not out.flags.c_contiguous:
-            raise Misuse(f"{name!r} is read into contiguous float32, not {out.dtype}")
-        _read_exactly(self._fd, self.manifest.offset(name) + ITEM_BYTES * start, _bytes_of(out), self.path)
+        check_span(self.manifest, name, start, stop, out)
+        read_exactly(self._fd, self.manifest.offset(name) + ITEM_BYTES * start, bytes_of(out), self.path)
 
     def read_bytes(self, offset: int, out: memoryview) -> None:
         """Fill `out` from `offset` on. Raises Corrupt when the file ends before."""
-        _read_exactly(self._fd, offset, out, self.path)
+        read_exactly(self._fd, offset, out, self.path)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -120,7 +117,7 @@ class TensorWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self.path, flags, 0o644)
         try:
-            with _disk_full(self.path):
+            with disk_full(self.path):
                 durable.reserve(self._fd, manifest.file_bytes)
             self._put(memoryview(manifest.header()))
         except BaseException:
@@ -136,13 +133,13 @@ class TensorWriter:
                 f"{chunk.nbytes} bytes for {self.path.name}, whose tensors need only {self._left} more"
             )
         if chunk.nbytes:
-            self._put(_bytes_of(chunk))
+            self._put(bytes_of(chunk))
 
     def close(self) -> str:
         """Sync the data; the file's hex SHA-256. The name is durable once its directory is synced too."""
         if self._left:
             raise Misuse(f"{self.path.name} is closed with {self._left} bytes missing")
-        with _disk_full(self.path):
+        with disk_full(self.path):
             durable.sync(self._fd)
         os.close(self._fd)
         self._fd = -1
@@ -166,13 +163,21 @@ class TensorWriter:
     def _put(self, data: memoryview) -> None:
         self._hash.update(data)
         self._left -= len(data)
-        with _disk_full(self.path):
+        with disk_full(self.path):
             while len(data):
                 data = data[os.write(self._fd, data) :]
         written = self.manifest.file_bytes - self._left
         if written - self._begun >= _WRITE_OUT:
             durable.begin_sync(self._fd, self._begun, written - self._begun)
             self._begun = written
+
+
+def check_span(manifest: Manifest, name: str, start: int, stop: int, out: Floats) -> None:
+    """Raises Misuse unless `out` can take elements [start, stop) of that tensor: contiguous float32, as many."""
+    if not 0 <= start <= stop <= manifest.spec(name).elements or out.size != stop - start:
+        raise Misuse(f"elements {start} to {stop} of {name!r} into a buffer of {out.size}")
+    if out.dtype != _F32 or not out.flags.c_contiguous:
+        raise Misuse(f"{name!r} is read into contiguous float32, not {out.dtype}")
 
 
 def check_file(path: str | os.PathLike[str], manifest: Manifest) -> Checked:
@@ -251,7 +256,7 @@ def canonicalise(
                 for start in range(0, spec.elements, buffer.size):
                     piece = buffer[: min(buffer.size, spec.elements - start)]
                     offset = data_start + slots[spec.name].start + ITEM_BYTES * start
-                    _read_exactly(fd, offset, _bytes_of(piece), Path(source))
+                    read_exactly(fd, offset, bytes_of(piece), Path(source))
                     writer.write(piece)
             return manifest, writer.close()
 
@@ -270,7 +275,7 @@ def _manifest_of(slots: Mapping[str, Slot], roles: Mapping[str, Role] | None) ->
 @contextmanager
 def _plain(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, dict[str, Slot]]]:
     """A file descriptor, the offset of the data, and the slots of an all-F32 safetensors file."""
-    fd = _open(Path(path), follow=True)
+    fd = open_plain(Path(path), follow=True)
     try:
         total = os.fstat(fd).st_size
         header = _read_header(fd, total)
@@ -283,45 +288,9 @@ def _plain(path: str | os.PathLike[str]) -> Iterator[tuple[int, int, dict[str, S
         os.close(fd)
 
 
-@contextmanager
-def _disk_full(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in durable.UNWRITABLE:
-            raise Unavailable(f"{path.name}: {error.strerror}; make room for it, then retry") from error
-        raise
-
-
-def _open(path: Path, *, follow: bool = False) -> int:
-    """A file a job's code may have made: no link is followed into the site, no pipe is waited for."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW))
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise Refused(Reason.MALFORMED, f"{path.name} is a link, not a tensor file") from error
-        raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise Refused(Reason.MALFORMED, f"{path.name} is not a regular file")
-    return fd
-
-
 def _read_header(fd: int, total: int) -> bytes:
     """Length and JSON, as many bytes as the file has. Raises Refused before reading a header above
     limits.HEADER.
     """
     length = declared_bytes(os.pread(fd, LENGTH_BYTES, 0), total)
     return os.pread(fd, LENGTH_BYTES + length, 0)
-
-
-def _bytes_of(values: Floats) -> memoryview:
-    return values.reshape(-1).view(np.uint8).data
-
-
-def _read_exactly(fd: int, offset: int, view: memoryview, path: Path) -> None:
-    while len(view):
-        count = os.preadv(fd, [view], offset)
-        if not count:
-            raise Corrupt(f"{path.name} became shorter while it was read; fetch or restore it")
-        view, offset = view[count:], offset + count
