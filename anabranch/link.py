@@ -29,7 +29,9 @@ class Link(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _says_something(self) -> "Link":
         if self.download is None and self.upload is None:
-            raise ValueError("says nothing: give a density below 1 or values other than fp32, or leave it out")
+            raise ValueError(
+                "says nothing: give a density below 1 or values other than fp32, or leave it out"
+            )
         return self
 
 

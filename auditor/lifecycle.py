@@ -40,6 +40,7 @@ from anabranch.tlog.details import (
 )
 from anabranch.tlog.entry import Entry
 from anabranch.tlog.revivals import RevivalPerformed, RevivalSkipped
+from anabranch.wire import canonical
 from anabranch.wire.statements import EvaluationStatement, UpdateStatement
 from auditor.broken import Broken, require, same
 from auditor.history import HandedOut, History, Update, Version

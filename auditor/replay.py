@@ -27,7 +27,7 @@ from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.details import AggregationPerformed
 from anabranch.wire import canonical, limits
 from anabranch.wire.manifest import Manifest, parse_manifest
-from anabranch.wire.packed import PackedFile
+from anabranch.wire.packed import PackedFile, open_tensors
 from anabranch.wire.statements import parse_update
 from anabranch.wire.tensors import TensorFile, TensorWriter
 from auditor import views
@@ -295,7 +295,7 @@ def _compute(
     layouts = _layouts(rerun)
     sources = _sources(rerun, job, head, plan)
     with ExitStack() as files:
-        opened = {name: files.enter_context(_open(rerun, name, *found)) for name, found in sources.items()}
+        opened = {name: _opened(files, rerun, name, *found) for name, found in sources.items()}
         writers = {
             part: files.enter_context(TensorWriter(rerun.directory / f"{part}.{plan.head + 1}", layout))
             for part, layout in layouts.items()
@@ -342,9 +342,12 @@ def _sources(rerun: _Rerun, job: Job, head: Version, plan: Plan) -> dict[str, tu
     return {name: (path, layout) for name, (path, layout) in found.items() if path is not None}
 
 
-def _open(rerun: _Rerun, name: str, path: Path, layout: Manifest) -> TensorFile | PackedFile:
-    packing = rerun.terms.file.upload if name.startswith(_UPDATE) else None
-    return PackedFile(path, layout, packing.values) if packing else TensorFile(path, layout)
+def _opened(
+    files: ExitStack, rerun: _Rerun, name: str, path: Path, layout: Manifest
+) -> TensorFile | PackedFile:
+    file = open_tensors(path, layout, rerun.terms.file.upload if name.startswith(_UPDATE) else None)
+    files.callback(file.close)
+    return file
 
 
 def _of_head(part: str) -> str:

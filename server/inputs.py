@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from anabranch.rules.packing import Packing
-from anabranch.wire.packed import PackedFile
+from anabranch.wire.packed import PackedFile, open_tensors
 from anabranch.wire.tensors import Manifest, TensorFile
 from server.blobs.local import BlobStore
 
@@ -31,9 +31,9 @@ class Inputs:
         """Raises Corrupt when it is missing, Refused when it is no file of `manifest`, packed so if it is packed."""
         path = self._blobs.require(digest)
         self._proofs.append(self._hashing.submit(self._blobs.intact, digest))
-        return self._files.enter_context(
-            PackedFile(path, manifest, packing.values) if packing else TensorFile(path, manifest)
-        )
+        file = open_tensors(path, manifest, packing)
+        self._files.callback(file.close)
+        return file
 
     def __enter__(self) -> Self:
         return self

@@ -270,7 +270,9 @@ class Jobs:
         if not there:
             raise Refused(Reason.NOT_FOUND, f"version {row.number} of job {job} {PRUNED}")
         entries = filter(None, (row.entry, row.view_entry))
-        return ModelFile(self.blobs.require(digest), view_of(terms, row), tuple(map(self.log.receipt, entries)))
+        return ModelFile(
+            self.blobs.require(digest), view_of(terms, row), tuple(map(self.log.receipt, entries))
+        )
 
     def status(self, job: str | None = None) -> list[JobStatus]:
         return job_statuses(self.reader, self.presence, self.sharing, self.clock(), job)

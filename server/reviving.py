@@ -29,6 +29,7 @@ from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.core.revival import LATER, PATIENCE, Ending, Report, Standing, in_time, rest
 from server.gaps import Gap, Reached, nothing
+from server.judging import judge_of
 from server.scheduling import Wait
 from server.spool import SpoolFile
 from server.state import records
@@ -53,7 +54,9 @@ _OVERDUE = select(revivals).where(
     revivals.c.deadline < bindparam("now"),
 )
 _TEACHERS = (
-    select(updates.c.silo, updates.c.id, updates.c.base, updates.c.delta, versions.c.view, versions.c.parameters)
+    select(
+        updates.c.silo, updates.c.id, updates.c.base, updates.c.delta, versions.c.view, versions.c.parameters
+    )
     .join(versions, (versions.c.job == updates.c.job) & (versions.c.number == updates.c.base))
     .where(updates.c.id.in_(bindparam("taught", expanding=True)))
     .order_by(updates.c.silo)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
-from anabranch.terms import parse_terms, seconds
+from anabranch.terms import JobTerms, parse_terms, seconds
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.fields import CODE_LINE, CODE_LINE_LENGTH, EXCEPTION
 from anabranch.tlog.receipt import Receipt

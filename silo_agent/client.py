@@ -178,7 +178,13 @@ class Client:
         return reply.synced, messages.decided(reply.reply) if reply.HasField("reply") else None
 
     def submit(
-        self, update: str, envelope: bytes, offset: int, chunks: Iterable[bytes], seen: int, packed: bool = False
+        self,
+        update: str,
+        envelope: bytes,
+        offset: int,
+        chunks: Iterable[bytes],
+        seen: int,
+        packed: bool = False,
     ) -> Decided:
         """Send the update's bytes from `offset` on; `chunks` are at most limits.CHUNK long. Those of packed files are
         squeezed.

@@ -28,7 +28,8 @@ from simulator.chance import generator
 
 MOST = 100_000  # combinations of one entrant's values
 CANDIDATES = 4  # what the generator of (draw, this) draws
-TUNABLE = r"^(aggregation|training|revival)(\.[a-z0-9_]+)+$"
+SECTIONS = ("aggregation", "training", "revival", "link", "adapter")  # of a job, that an entrant may change
+TUNABLE = rf"^({'|'.join(SECTIONS)})(\.[a-z0-9_]+)+$"
 
 Value = bool | int | float | str
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -40,6 +41,8 @@ class Entrant(BaseModel, extra="forbid", frozen=True):
     aggregation: dict[str, Any] = {}
     training: dict[str, Any] = {}
     revival: dict[str, Any] | None = None  # {}: with it, as its defaults are
+    link: dict[str, Any] | None = None
+    adapter: dict[str, Any] | None = None
     tune: dict[Annotated[str, Field(pattern=TUNABLE)], Annotated[tuple[Value, ...], Field(min_length=1)]] = {}
 
     @model_validator(mode="after")
@@ -113,10 +116,10 @@ def entered(job: JobFile, entrant: Entrant, values: Values) -> JobFile:
     Raises Refused(MALFORMED), naming the entrant and the key.
     """
     document = job.model_dump(mode="python", exclude_unset=True)
-    for section, keys in (("aggregation", entrant.aggregation), ("training", entrant.training)):
-        document[section] = {**document.get(section, {}), **keys}
-    if entrant.revival is not None:
-        document["revival"] = {**document.get("revival", {}), **entrant.revival}
+    for section in SECTIONS:
+        keys = getattr(entrant, section)
+        if keys is not None:
+            document[section] = {**document.get(section, {}), **keys}
     for key, value in values.items():
         document = _with(document, key.split("."), value)
     try:

@@ -44,6 +44,8 @@ class Given:
     group: str
     outcomes: Mapping[str, int]
     staleness: tuple[int, ...]
+    bytes_up: int
+    bytes_down: int
 
     @property
     def sent(self) -> int:
@@ -122,10 +124,13 @@ def given(run: Played, job: str) -> list[Given]:
     """One for each silo."""
     outcomes: dict[str, Counter[str]] = {}
     staleness: dict[str, list[int]] = {}
-    columns = ("job", "silo", "outcome", "staleness")
-    for of, silo, outcome, late in zip(*(run.updates[column] for column in columns), strict=True):
+    moved: Counter[tuple[str, str]] = Counter()
+    columns = ("job", "silo", "outcome", "staleness", "bytes_up", "bytes_down")
+    for of, silo, outcome, late, up, down in zip(*(run.updates[column] for column in columns), strict=True):
         if of == job:
             outcomes.setdefault(silo, Counter())[outcome] += 1
+            moved[silo, "up"] += up
+            moved[silo, "down"] += down
             if outcome == "merged":
                 staleness.setdefault(silo, []).append(late)
     return [
@@ -134,6 +139,8 @@ def given(run: Played, job: str) -> list[Given]:
             group,
             {name: outcomes.get(silo, Counter())[name] for name in OUTCOMES},
             tuple(staleness.get(silo, ())),
+            moved[silo, "up"],
+            moved[silo, "down"],
         )
         for silo, group in groups(run).items()
     ]
@@ -143,7 +150,9 @@ def together(rows: list[Given]) -> Given:
     """Several as one."""
     outcomes = {name: sum(row.outcomes[name] for row in rows) for name in OUTCOMES}
     silos = tuple(sorted({silo for row in rows for silo in row.silos}))
-    return Given(silos, rows[0].group, outcomes, tuple(late for row in rows for late in row.staleness))
+    staleness = tuple(late for row in rows for late in row.staleness)
+    up, down = sum(row.bytes_up for row in rows), sum(row.bytes_down for row in rows)
+    return Given(silos, rows[0].group, outcomes, staleness, up, down)
 
 
 def duration(given: Mapping[str, Any]) -> str:

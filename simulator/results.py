@@ -32,7 +32,7 @@ _TYPES = {
     "update": _TEXT, "job": _TEXT, "silo": _TEXT, "base": _WHOLE, "leased_at": _REAL, "received_at": _REAL,
     "steps": _WHOLE, "loss": _REAL, "outcome": _TEXT, "reason": _TEXT, "version": _WHOLE, "staleness": _WHOLE,
     "published_at": _REAL, "inputs": _WHOLE, "closed_by": _TEXT, "absent": _TEXT, "at": _REAL, "kind": _TEXT,
-    "metric": _TEXT, "value": _REAL, "records": _WHOLE,
+    "metric": _TEXT, "value": _REAL, "records": _WHOLE, "bytes_down": _WHOLE, "bytes_up": _WHOLE,
 }  # fmt: skip
 
 

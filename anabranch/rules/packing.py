@@ -5,6 +5,7 @@ block and `decode` reads it. Bytes: docs/packed-files.md. Equal inputs give equa
 magnitudes are ranked by their bits, and rounding is bit arithmetic or one IEEE operation per element.
 """
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,18 @@ _SCALE_SMALLEST: Final = np.float32(2.0**-126)
 _SCALE_LARGEST: Final = np.float32(float.fromhex("0x1.020406p+121"))
 _HIGH_BINS: Final = 1 << 15
 _LOW_BINS: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a file of tensors travels."""
+
+    density: float  # of the trainable elements, at most this part; above 0, at most 1
+    values: Values
+
+    def kept(self, elements: int) -> int:
+        """At most so many of `elements`."""
+        return math.floor(self.density * elements)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from anabranch import durable
 from anabranch.errors import Reason, Refused
 from anabranch.rules.packing import (
     BLOCK,
+    Packing,
     Selection,
     Threshold,
     Values,
@@ -37,7 +38,7 @@ from anabranch.rules.step import TensorReader
 from anabranch.wire import canonical, limits
 from anabranch.wire.files import bytes_of, disk_full, open_plain, read_exactly
 from anabranch.wire.manifest import ITEM_BYTES, Manifest, TensorSpec
-from anabranch.wire.tensors import TensorWriter, check_span
+from anabranch.wire.tensors import TensorFile, TensorWriter, check_span
 
 MAGIC: Final = b"anabrpk1"
 
@@ -45,16 +46,6 @@ _F32 = np.dtype("<f4")
 _LENGTH = np.dtype("<u4")  # of the header's JSON, and of each block
 _WRITE_OUT: Final = 8 * limits.MIB  # bytes after which the disk begins to work
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Packing:
-    density: float  # of the trainable elements, at most this part travels; above 0, at most 1
-    values: Values
-
-    def kept(self, manifest: Manifest) -> int:
-        """The most elements of its trainable tensors that a packed file has."""
-        return math.floor(self.density * sum(spec.elements for spec in manifest.trainable()))
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ def most_bytes(manifest: Manifest, packing: Packing) -> int:
     blocks = _count_blocks(manifest.specs)
     table = _LENGTH.itemsize * blocks
     of_trainable = most_blocks(
-        trainable, _count_blocks(manifest.trainable()), packing.kept(manifest), packing.values
+        trainable, _count_blocks(manifest.trainable()), _kept(manifest, packing), packing.values
     )
     return len(header(manifest, packing.values)) + table + buffers + of_trainable
 
@@ -111,6 +102,12 @@ def pack(
         return writer.close()
 
 
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """By its first bytes; the rest is not judged."""
+    with open(path, "rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def expand(
     path: str | os.PathLike[str], manifest: Manifest, values: Values, target: str | os.PathLike[str]
 ) -> str:
@@ -129,7 +126,7 @@ def check_packed(path: str | os.PathLike[str], manifest: Manifest, packing: Pack
 
     Raises Refused(MALFORMED, SIZE_LIMIT, NONFINITE), naming the tensor where one is to blame.
     """
-    most = packing.kept(manifest)
+    most = _kept(manifest, packing)
     left, squares = most, 0.0
     with PackedFile(path, manifest, packing.values) as file:
         for block in _blocks(manifest.specs):
@@ -247,6 +244,15 @@ class PackedFile:
         return whole
 
 
+def open_tensors(
+    path: str | os.PathLike[str], manifest: Manifest, packing: Packing | None
+) -> TensorFile | PackedFile:
+    """A file that travelled, or one that never does (`packing` None). Raises as they do."""
+    if packing is None:
+        return TensorFile(path, manifest)
+    return PackedFile(path, manifest, packing.values)
+
+
 class _Writer:
     """Blocks in order, then what stands before them: their lengths are known only then, and so is the hash."""
 
@@ -317,11 +323,15 @@ class _Writer:
         return found.hexdigest()
 
 
+def _kept(manifest: Manifest, packing: Packing) -> int:
+    return packing.kept(sum(spec.elements for spec in manifest.trainable()))
+
+
 def _rank(source: TensorReader, manifest: Manifest, packing: Packing) -> Threshold:
     if packing.density == 1:
         return Threshold(0, 0)  # all but exact zeros
     trainable = manifest.trainable()
-    return threshold(lambda: (piece for _, piece in _pieces(source, trainable)), packing.kept(manifest))
+    return threshold(lambda: (piece for _, piece in _pieces(source, trainable)), _kept(manifest, packing))
 
 
 def _pieces(source: TensorReader, specs: tuple[TensorSpec, ...]) -> Iterator[tuple[Block, Floats]]:

@@ -23,7 +23,9 @@ def unsqueeze(frame: Bytes) -> bytes:
         said = zstandard.get_frame_parameters(frame)
     except zstandard.ZstdError as error:
         raise Refused(Reason.MALFORMED, f"chunk: no zstd frame ({error})") from error
-    if said.content_size > limits.CHUNK:  # also where the frame does not say: then it reads as the largest number
+    if (
+        said.content_size > limits.CHUNK
+    ):  # also where the frame does not say: then it reads as the largest number
         raise Refused(
             Reason.SIZE_LIMIT, f"chunk of {said.content_size} bytes once unpacked; at most {limits.CHUNK}"
         )

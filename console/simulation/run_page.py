@@ -141,7 +141,6 @@ def _seeds(runs: Sequence[Played], job: str, metric: str, share: bool) -> str:
 
 def _given(runs: Sequence[Played], job: str, number: int) -> str:
     every = [reading.given(run, job) for run in runs]
-    file_bytes = runs[0].job(job)["file_bytes"]
     by_group: dict[str, list[Given]] = {}
     by_silo: dict[str, list[Given]] = {}
     for row in (row for rows in every for row in rows):
@@ -157,7 +156,7 @@ def _given(runs: Sequence[Played], job: str, number: int) -> str:
         "", "group" if shown is silos else "silos", "sent", *reading.OUTCOMES, "mean<br>staleness",
         "up", "down",
     )  # fmt: skip
-    rows = [_row(name, one, shown is silos, file_bytes) for name, one in shown.items()]
+    rows = [_row(name, one, shown is silos) for name, one in shown.items()]
     seeds = " All seeds together." if len(runs) > 1 else ""
     return f"""<section><h2>Who gave what</h2>
 <p>An update is merged into a version, refused with a reason, or retired unused.{_reasons(runs, job)}{seeds}</p>
@@ -166,15 +165,14 @@ def _given(runs: Sequence[Played], job: str, number: int) -> str:
 </section>"""
 
 
-def _row(name: str, one: Given, single: bool, file_bytes: int) -> tuple[str, ...]:
+def _row(name: str, one: Given, single: bool) -> tuple[str, ...]:
     late = f"{np.mean(one.staleness):.1f}" if one.staleness else "–"
     counts = [
         str(one.outcomes[outcome]) if one.outcomes[outcome] else '<td class="zero">0</td>'
         for outcome in reading.OUTCOMES
     ]
-    moved = size(one.sent * file_bytes)
     who = escape(one.group) if single else str(len(one.silos))
-    return escape(name), who, str(one.sent), *counts, late, moved, moved
+    return escape(name), who, str(one.sent), *counts, late, size(one.bytes_up), size(one.bytes_down)
 
 
 def _reasons(runs: Sequence[Played], job: str) -> str:

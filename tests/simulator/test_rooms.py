@@ -42,6 +42,10 @@ CASES = {
     "fedcompass": 'strategy = "fedcompass"\nlocal_steps_min = 4\nstaleness_exponent = 0.5',
     "fedcompass that waits": 'strategy = "fedcompass"\nlocal_steps_min = 1\nmax_wait = "6s"\nmixes = "deltas"',
     "norm": "buffer = 1\nmax_update_norm = 0.35",
+    "sparse": "buffer = 2\n[link]\ndownload_density = 0.5\nupload_density = 0.25",
+    "sparse up, rounded": 'strategy = "ca2fl"\nbuffer = 2\n[link]\nupload_density = 0.3\nupload_values = "int8"',
+    "sparse down, rounded": 'buffer = 1\nserver_optimizer = { name = "adamw", lr = 0.01 }\n[link]\ndownload_density = 0.3\n'
+    'download_values = "bf16"',
 }
 
 
@@ -86,7 +90,9 @@ def test_both_servers_play_the_same_run(case: str, takes: float, tmp_path: Path)
     rooms.export(tmp_path / "export")
     rooms.close()
     exported = Export(tmp_path / "export")
-    assert verify(exported, pin(exported, None)).report.verified
+    checked = verify(exported, pin(exported, None))
+    assert checked.report.verified
+    assert replay(exported, checked.history).exact == head
 
 
 def test_two_jobs_on_both_servers(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anabranch.rules.packing import BLOCK
+from anabranch.rules.packing import BLOCK, Packing
 from anabranch.wire import tensors
-from anabranch.wire.packed import PackedFile, Packing, check_packed, expand, most_bytes, pack
+from anabranch.wire.packed import PackedFile, check_packed, expand, most_bytes, pack
 from anabranch.wire.tensors import Manifest, TensorSpec
 from tests.rules.conftest import Held
 from tests.rules.test_packing import VALUES, ranked, rounded
