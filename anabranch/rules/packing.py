@@ -317,10 +317,10 @@ def _encode_values(kept: Float32, values: Values) -> tuple[bytes, bytes]:
 def _decode_values(data: bytes | memoryview, values: Values, scale: np.float32 | None) -> Float32:
     match values:
         case "fp32":
-            kept: Float32 = _from_planes(data, _U32).view(_F32)
-            if not kept.all():
+            bits = _from_planes(data, _U32)
+            if not (bits & _NO_SIGN).all():
                 raise _malformed("an exact zero is kept")
-            return kept
+            return bits.view(_F32)
         case "bf16":
             return (_from_planes(data, _U16).astype(_U32) << 16).view(_F32)
         case "fp16":
