@@ -39,6 +39,8 @@ _SCALE_SMALLEST: Final = np.float32(2.0**-126)
 _SCALE_LARGEST: Final = np.float32(float.fromhex("0x1.020406p+121"))
 _HIGH_BINS: Final = 1 << 15
 _LOW_BINS: Final = 1 << 16
+_STRIDE: Final = 17  # few layers have a width that repeats with it
+_MOST_BINS: Final = 16  # looked into at once: 8 MiB of counters
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,28 @@ class Threshold:
 class Kept:
     """What one block holds: `values[i]` stands at `index[i]` of its piece; the rest of the piece is zero."""
 
-    index: Index
+    index: Index | slice
     values: Float32
 
 
 def threshold(pieces: Callable[[], Iterator[Float32]], k: int) -> Threshold:
     """The `k` elements of largest magnitude, of equal ones the earlier; exact zeros are never among them.
 
-    `pieces` is called twice and must give the same elements each time; a piece may be reused after the next is asked for.
+    Each call of `pieces` must give the same elements, at most BLOCK in a piece, which the next piece may overwrite. It is
+    called twice where a sample shows about where the threshold is, else up to four times.
     """
     if k <= 0:
         return Threshold(int(_NO_SIGN), 0)
-    high, left = _rank(_high_bins(pieces), k)
-    low, left = _rank(_low_bins(pieces, high), left)
-    bits = high << 16 | low
-    return Threshold(bits, left if bits else 0)
+    for find in (_likely, _certain):
+        bins = find(pieces, k)
+        if len(bins) > _MOST_BINS:
+            continue
+        above, inside = _count(pieces, bins)
+        if above < k <= above + inside.sum():
+            place, left = _rank(inside, k - above)
+            bits = (bins.start << 16) + place
+            return Threshold(bits, left if bits else 0)
+    return Threshold(0, 0)  # there are no more than k
 
 
 class Selection:
@@ -91,11 +100,13 @@ class Selection:
 
     def mask(self, piece: Float32) -> Mask:
         magnitude = _magnitude(piece)
-        keep: Mask = magnitude > self._bits
-        if self._ties:
-            equal = np.flatnonzero(magnitude == self._bits)[: self._ties]
-            keep[equal] = True
-            self._ties -= equal.size
+        if not self._ties:
+            return magnitude > self._bits
+        keep, equal = magnitude >= self._bits, magnitude == self._bits
+        count = int(np.count_nonzero(equal))
+        if count > self._ties:
+            keep[np.flatnonzero(equal)[self._ties :]] = False
+        self._ties -= min(count, self._ties)
         return keep
 
 
@@ -159,21 +170,56 @@ def _magnitude(piece: Float32) -> Bits:
     return piece.view(_U32) & _NO_SIGN
 
 
-def _high_bins(pieces: Callable[[], Iterator[Float32]]) -> Index:
+def _likely(pieces: Callable[[], Iterator[Float32]], k: int) -> range:
+    """Bins that nearly always hold the k-th largest, by one element in _STRIDE."""
+    bins, rank = _high_bins(piece[::_STRIDE] for piece in pieces()), k / _STRIDE
+    margin = 6 * math.sqrt(rank) + 1
+    low, high = (_rank(bins, max(1, math.ceil(one)))[0] for one in (rank + margin, rank - margin))
+    return range(low, high + 1)
+
+
+def _certain(pieces: Callable[[], Iterator[Float32]], k: int) -> range:
+    """The one bin that holds it."""
+    bin, _ = _rank(_high_bins(pieces()), k)
+    return range(bin, bin + 1)
+
+
+def _high_bins(pieces: Iterator[Float32]) -> Index:
+    """How many elements have which high bits of |v|."""
     bins = np.zeros(_HIGH_BINS, np.int64)
-    for piece in pieces():
-        bins += np.bincount(_magnitude(piece) >> np.uint32(16), minlength=_HIGH_BINS)
+    for some in _gathered(_magnitude(piece) for piece in pieces):
+        bins += np.bincount(some >> np.uint32(16), minlength=_HIGH_BINS)
     return bins
 
 
-def _low_bins(pieces: Callable[[], Iterator[Float32]], high: int) -> Index:
-    """Of the elements in bin `high` alone."""
-    bins = np.zeros(_LOW_BINS, np.int64)
-    base = np.uint32(high << 16)
-    for piece in pieces():
-        low = _magnitude(piece) - base  # wraps: what is below the bin ends up above it
-        bins += np.bincount(low[low < _LOW_BINS], minlength=_LOW_BINS)
-    return bins
+def _count(pieces: Callable[[], Iterator[Float32]], high: range) -> tuple[int, Index]:
+    """How many elements are above the bins `high`, and in these bins how many have which bits."""
+    above, inside = 0, np.zeros(len(high) * _LOW_BINS, np.int64)
+    base = np.uint32(high.start << 16)
+
+    def offsets() -> Iterator[Bits]:
+        nonlocal above
+        for piece in pieces():
+            offset = _magnitude(piece)
+            above += int(np.count_nonzero(offset >= high.stop << 16))
+            offset -= base  # wraps: what is below the bins ends up above them
+            yield offset[np.flatnonzero(offset < inside.size)]
+
+    for some in _gathered(offsets()):
+        inside += np.bincount(some, minlength=inside.size)
+    return above, inside
+
+
+def _gathered(parts: Iterator[Bits]) -> Iterator[Bits]:
+    """The same elements in fewer arrays: a histogram of one element costs as much as one of a block."""
+    room, size = np.empty(4 * BLOCK, _U32), 0
+    for part in parts:
+        if size + part.size > room.size:
+            yield room[:size]
+            size = 0
+        room[size : size + part.size] = part
+        size += part.size
+    yield room[:size]
 
 
 def _rank(bins: Index, k: int) -> tuple[int, int]:
@@ -205,13 +251,12 @@ def _encode_index(index: Index, keep: Mask) -> tuple[int, bytes]:
     return _BITMAP, np.packbits(keep, bitorder="little").tobytes()
 
 
-def _decode_index(coding: int, where: NDArray[np.uint8], count: int, elements: int) -> Index:
+def _decode_index(coding: int, where: NDArray[np.uint8], count: int, elements: int) -> Index | slice:
     bitmap = _bitmap_bytes(elements)
     if coding == _ALL and count == elements and not where.size:
-        return np.arange(elements)
+        return slice(None)
     if coding == _BITMAP and count < elements and where.size == bitmap:
-        bits = np.unpackbits(where, bitorder="little")
-        index = np.flatnonzero(bits)
+        index = np.flatnonzero(np.unpackbits(where, bitorder="little").view(np.bool_))
         if index.size == count and index[-1] < elements:  # so the padding is zero
             if count >= bitmap or _gap_bytes(_gaps(index)) >= bitmap:
                 return index
@@ -221,47 +266,43 @@ def _decode_index(coding: int, where: NDArray[np.uint8], count: int, elements: i
     raise _malformed(f"coding {coding} of {count} indices in {where.size} bytes")
 
 
-def _gaps(index: Index) -> Index:
-    gaps = np.diff(index, prepend=-1)
-    gaps -= 1
+def _gaps(index: Index) -> NDArray[np.uint16]:
+    gaps = index.astype(np.uint16)
+    gaps[1:] -= gaps[:-1] + np.uint16(1)
     return gaps
 
 
-def _gap_bytes(gaps: Index) -> int:
+def _gap_bytes(gaps: NDArray[np.uint16]) -> int:
     return gaps.size + int(np.count_nonzero(gaps >= 1 << 7)) + int(np.count_nonzero(gaps >= 1 << 14))
 
 
-def _encode_gaps(gaps: Index) -> bytes:
+def _encode_gaps(gaps: NDArray[np.uint16]) -> bytes:
     """LEB128. No gap of a block needs more than three bytes, and few need more than one."""
-    first = gaps.astype(_U8)
+    last = gaps.astype(_U8)
     long = np.flatnonzero(gaps >= 1 << 7)
     if not long.size:
-        return first.tobytes()
-    first[long] |= 0x80
-    second, third = gaps[long] >> 7, gaps[long] >> 14
-    longer = np.flatnonzero(third)
-    second = second & 0x7F | (third > 0) << 7
-    after = np.concatenate([long, long[longer]]) + 1
-    bytes_after = np.concatenate([second, third[longer]]).astype(_U8)
-    order = np.argsort(after, kind="stable")  # the third byte of a gap stands behind its second
-    return np.insert(first, after[order], bytes_after[order]).tobytes()
+        return last.tobytes()
+    longer = long[gaps[long] >= 1 << 14]
+    last[long] = gaps[long] >> 7
+    last[longer] = gaps[longer] >> 14
+    before = np.concatenate([gaps[long], gaps[longer] >> 7]) & 0x7F | 0x80
+    # Of two bytes before the same last one, the first given comes first.
+    return np.insert(last, np.concatenate([long, longer]), before).tobytes()
 
 
 def _decode_gaps(where: NDArray[np.uint8], count: int, elements: int) -> Index:
     more = where >= 0x80
-    ends = np.flatnonzero(~more)
-    if ends.size != count or more[-1]:
-        raise _malformed(f"{ends.size} gaps for {count} values")
-    gaps = where[ends].astype(np.int64)
-    if ends.size < where.size:
-        length = np.diff(ends, prepend=-1)
-        long = np.flatnonzero(length > 1)
-        if length.max() > 3 or not gaps[long].all():
+    before = np.flatnonzero(more)
+    if where.size - before.size != count or more[-1]:
+        raise _malformed(f"{where.size - before.size} gaps for {count} values")
+    gaps = where[~more].astype(np.int64) if before.size else where.astype(np.int64)
+    if before.size:
+        gap = before - np.arange(before.size)  # the one that each of these bytes belongs to
+        second = np.diff(gap, prepend=-1) == 0
+        if not gaps[gap].all() or (second[1:] & second[:-1]).any():
             raise _malformed("a gap that is not in its shortest form")
-        gaps[long] <<= 7 * (length[long] - 1)
-        gaps[long] |= (where[ends[long] - length[long] + 1] & 0x7F).astype(np.int64)
-        longer = np.flatnonzero(length > 2)
-        gaps[longer] |= (where[ends[longer] - 1] & 0x7F).astype(np.int64) << 7
+        for these in (second, ~second):
+            gaps[gap[these]] = gaps[gap[these]] << 7 | where[before[these]] & 0x7F
     gaps += 1
     index = np.cumsum(gaps)
     index -= 1
@@ -274,28 +315,28 @@ def _encode_values(kept: Float32, values: Values) -> tuple[bytes, bytes]:
     """The scale, of int8 alone; and the rounded values as byte planes: all lowest bytes, then all second ones."""
     match values:
         case "fp32":
-            return b"", _planes(kept)
+            return b"", _planes(kept.view(_U32))
         case "bf16":
             return b"", _planes(_to_bf16(kept))
         case "fp16":
-            return b"", _planes(np.clip(kept, -_FP16_LARGEST, _FP16_LARGEST).astype("<f2"))
+            return b"", _planes(np.clip(kept, -_FP16_LARGEST, _FP16_LARGEST).astype("<f2").view(_U16))
         case "int8":
             scale = np.clip(np.abs(kept).max() / _LEVELS, _SCALE_SMALLEST, _SCALE_LARGEST)
             levels = np.clip(np.rint(kept / scale), -_LEVELS, _LEVELS)
-            return _SCALE.pack(scale), _planes(levels.astype(np.int8))
+            return _SCALE.pack(scale), levels.astype(np.int8).tobytes()
 
 
 def _decode_values(data: bytes | memoryview, values: Values, scale: np.float32 | None) -> Float32:
     match values:
         case "fp32":
-            kept: Float32 = _from_planes(data, 4).view(_F32)
-            if not kept.all():
+            bits = _from_planes(data, _U32)
+            if not (bits & _NO_SIGN).all():
                 raise _malformed("an exact zero is kept")
-            return kept
+            return bits.view(_F32)
         case "bf16":
-            return (_from_planes(data, 2).view(_U16).astype(_U32) << np.uint32(16)).view(_F32)
+            return (_from_planes(data, _U16).astype(_U32) << 16).view(_F32)
         case "fp16":
-            return _from_planes(data, 2).view("<f2").astype(_F32)
+            return _from_planes(data, _U16).view("<f2").astype(_F32)
         case "int8":
             assert scale is not None
             return _from_levels(np.frombuffer(data, np.int8), scale)
@@ -323,12 +364,16 @@ def _from_levels(levels: NDArray[np.int8], scale: np.float32) -> Float32:
 
 
 def _planes(kept: NDArray[Any]) -> bytes:
-    planes: bytes = kept.view(_U8).reshape(kept.size, -1).T.tobytes()
-    return planes
+    return b"".join((kept >> 8 * byte).astype(_U8).tobytes() for byte in range(kept.itemsize))
 
 
-def _from_planes(data: bytes | memoryview, width: int) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.frombuffer(data, _U8).reshape(width, -1).T).reshape(-1)
+def _from_planes(data: bytes | memoryview, dtype: np.dtype[Any]) -> NDArray[Any]:
+    planes = np.frombuffer(data, _U8).reshape(dtype.itemsize, -1)
+    kept: NDArray[Any] = planes[-1].astype(dtype)
+    for plane in planes[-2::-1]:
+        kept <<= 8
+        kept |= plane
+    return kept
 
 
 def _malformed(what: str) -> Refused:

@@ -4,7 +4,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import numpy as np
@@ -12,8 +12,9 @@ import safetensors.numpy
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from anabranch.errors import AnabranchError
+from anabranch.rules.packing import Values
 from anabranch.terms import JobFile, JobTerms, parse_job_file, parse_terms
-from anabranch.wire import identity, limits, status, tensors
+from anabranch.wire import identity, limits, packed, status, tensors
 from anabranch.wire.bundle import FederationInfo, JoinBundle, parse_bundle, parse_federation
 from anabranch.wire.header import check_header_bytes
 from anabranch.wire.manifest import parse_manifest
@@ -22,6 +23,8 @@ from tests.fuzz.target import Target
 from tests.fuzz.wire import KEY, ORIGIN, SIGNER, TIME, A, B, C, text
 from tests.wire import pki
 from tests.wire.samples import ARRAYS, MANIFEST
+
+PACKED_VALUES: tuple[Values, ...] = get_args(Values)
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
@@ -49,6 +52,33 @@ def foreign_tensor_file(data: bytes) -> None:
     same(
         tensors.read_tensors(path.with_name("canonical.safetensors"), manifest), safetensors.numpy.load(data)
     )
+
+
+def packed_file(data: bytes) -> bytes | None:
+    """Admitted by us: then it expands to finite numbers; and these, if none was rounded, pack to the same bytes."""
+    path, dense = scratch.file("update.packed", data), scratch.file("expanded.safetensors", b"")
+    values = next((v for v in PACKED_VALUES if data.startswith(packed.header(MANIFEST, v))), "fp32")
+    packing = packed.Packing(1, values)
+    packed.check_packed(path, MANIFEST, packing)
+    packed.expand(path, MANIFEST, values, dense)
+    tensors.check_values(dense, MANIFEST)
+    if values != "fp32":
+        return None
+    with tensors.TensorFile(dense, MANIFEST) as read:
+        packed.pack(read, MANIFEST, packing, path)
+    return path.read_bytes()
+
+
+def packed_files() -> list[bytes]:
+    path = scratch.file("good.packed", b"")
+    dense = scratch.file("good.safetensors", b"")
+    tensors.write_tensors(dense, MANIFEST, ARRAYS)
+    found = []
+    for values in PACKED_VALUES:
+        with tensors.TensorFile(dense, MANIFEST) as source:
+            packed.pack(source, MANIFEST, packed.Packing(1, values), path)
+        found.append(path.read_bytes())
+    return found
 
 
 def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -226,6 +256,7 @@ DOCUMENTS = (
     Target("tensor header", tensor_header, lambda: [MANIFEST.header()]),
     Target("tensor file", tensor_file, tensor_files),
     Target("foreign tensor file", foreign_tensor_file, tensor_files, shapes.tensor_file),
+    Target("packed file", packed_file, packed_files, shapes.packed_file(3)),
     Target("identity", text(lambda t: identity.parse_identity(t).uri), lambda: [u.encode() for u in (pki.SILO, pki.AGGREGATOR, pki.ADMIN)]),
     Target("certificate", certificate, certificates),
     Target("certificate chain", chain, lambda: [pki.pem(pki.leaf(ca()), ca().issuing)]),

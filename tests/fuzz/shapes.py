@@ -229,3 +229,23 @@ def tensor_file(data: bytes, random: Random) -> bytes:
     if random.randint(0, 3) == 0:
         body = octets(body, random)
     return len(header).to_bytes(8, "little") + header + body
+
+
+def packed_file(count: int) -> Shape:
+    """One of the `count` blocks changed and its length with it, or any bytes."""
+
+    def change(data: bytes, random: Random) -> bytes:
+        begin = 12 + int.from_bytes(data[8:12], "little")
+        at = begin + 4 * count
+        if random.randint(0, 4) == 0 or at > len(data):
+            return octets(data, random)
+        blocks = []
+        for place in range(begin, at, 4):
+            blocks.append(data[at : at + int.from_bytes(data[place : place + 4], "little")])
+            at += len(blocks[-1])
+        number = random.randrange(count)
+        blocks[number] = octets(blocks[number], random)
+        table = b"".join(len(block).to_bytes(4, "little") for block in blocks)
+        return data[:begin] + table + b"".join(blocks)
+
+    return change
