@@ -18,11 +18,11 @@ from typing import get_args
 
 import numpy as np
 
-from anabranch.rules.packing import BLOCK, Values
+from anabranch.rules.packing import BLOCK, Packing, Values
 from anabranch.rules.step import TensorReader
 from anabranch.wire import limits
 from anabranch.wire.manifest import Manifest, TensorSpec
-from anabranch.wire.packed import PackedFile, Packing, check_packed, pack
+from anabranch.wire.packed import PackedFile, check_packed, pack
 from anabranch.wire.tensors import TensorFile, TensorWriter
 
 TENSORS = 40  # of different scales, as a network's layers are

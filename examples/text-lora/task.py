@@ -1,4 +1,4 @@
-"""Posts by topic: a pretrained sentence encoder from a folder, LoRA beside its attention, and a head that is trained whole."""
+"""Posts by topic: a pretrained sentence encoder, LoRA beside its attention, and a head that is trained whole."""
 
 import numpy as np
 import torch

@@ -12,7 +12,7 @@ import safetensors.numpy
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from anabranch.errors import AnabranchError
-from anabranch.rules.packing import Values
+from anabranch.rules.packing import Packing, Values
 from anabranch.terms import JobFile, JobTerms, parse_job_file, parse_terms
 from anabranch.wire import identity, limits, packed, status, tensors
 from anabranch.wire.bundle import FederationInfo, JoinBundle, parse_bundle, parse_federation
@@ -58,7 +58,7 @@ def packed_file(data: bytes) -> bytes | None:
     """Admitted by us: then it expands to finite numbers; and these, if none was rounded, pack to the same bytes."""
     path, dense = scratch.file("update.packed", data), scratch.file("expanded.safetensors", b"")
     values = next((v for v in PACKED_VALUES if data.startswith(packed.header(MANIFEST, v))), "fp32")
-    packing = packed.Packing(1, values)
+    packing = Packing(1, values)
     packed.check_packed(path, MANIFEST, packing)
     packed.expand(path, MANIFEST, values, dense)
     tensors.check_values(dense, MANIFEST)
@@ -76,7 +76,7 @@ def packed_files() -> list[bytes]:
     found = []
     for values in PACKED_VALUES:
         with tensors.TensorFile(dense, MANIFEST) as source:
-            packed.pack(source, MANIFEST, packed.Packing(1, values), path)
+            packed.pack(source, MANIFEST, Packing(1, values), path)
         found.append(path.read_bytes())
     return found
 

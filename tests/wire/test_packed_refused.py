@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from anabranch.errors import Corrupt, Reason, Refused, Unavailable
-from anabranch.rules.packing import BLOCK
+from anabranch.rules.packing import BLOCK, Packing
 from anabranch.wire import limits, packed
-from anabranch.wire.packed import PackedFile, Packing, check_packed, expand, pack
+from anabranch.wire.packed import PackedFile, check_packed, expand, pack
 from anabranch.wire.tensors import Manifest, TensorSpec
 from tests.rules.conftest import Held
 from tests.rules.test_packing import VALUES
