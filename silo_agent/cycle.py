@@ -109,6 +109,11 @@ class Cycle:
         site, lease, folder = self.site, self.lease, self.folder
         journal, models = folder / "receipts.jsonl", folder / "models"
         packing = self.proposal.terms.file.download
+        if lease.view.packing != packing:
+            raise Refused(
+                Reason.MALFORMED,
+                f"version {lease.view.version} comes in another form than job {lease.job} says",
+            )
 
         def expand(packed: Path, whole: Path) -> str:
             assert packing is not None

@@ -4,8 +4,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from anabranch.errors import Reason, Refused, plain
+from anabranch.rules.packing import WIDTH, Packing, Values
 from anabranch.terms import SPLIT
 from anabranch.tlog.fields import ID
 from anabranch.tlog.receipt import Receipt
@@ -34,11 +36,12 @@ class OfferedJob:
 
 @dataclass(frozen=True)
 class View:
-    """A model version as it travels: `bytes` bytes of dense canonical safetensors whose SHA-256 is `digest`."""
+    """A model version as it travels: a file of `bytes` bytes whose SHA-256 is `digest`, packed if `packing` says so."""
 
     version: int
     digest: str
     bytes: int
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True)
@@ -188,15 +191,16 @@ def task(reply: pb.NextTaskReply) -> Lease | Wait:
 
 
 def viewed(view: pb.View) -> View:
-    if view.density != 1.0 or view.encoding != "safetensors" or view.mask_digest:
+    if view.encoding not in ("safetensors", *WIDTH) or not 0 < view.density <= 1 or view.mask_digest:
         raise Refused(
             Reason.MALFORMED,
-            f"version {view.version} comes as {view.encoding[:40]!r} with density {view.density}; "
-            "this release reads dense safetensors: upgrade this agent",
+            f"version {view.version} comes as {view.encoding[:40]!r} with density {view.density}, which this release "
+            "cannot read: upgrade this agent",
         )
     if not re.fullmatch(r"[0-9a-f]{64}", view.digest) or not 0 < view.bytes <= limits.TENSOR_FILE:
         raise Refused(Reason.MALFORMED, f"version {view.version}: no digest or size")
-    return View(view.version, view.digest, view.bytes)
+    packing = None if view.encoding == "safetensors" else Packing(view.density, cast(Values, view.encoding))
+    return View(view.version, view.digest, view.bytes, packing)
 
 
 def decided(reply: update_pb2.SubmitReply) -> Decided:
