@@ -96,8 +96,9 @@ def pack(
     """Write `source` packed to `path`, synced; the file's hex SHA-256 and its bytes.
 
     `source` is read three times, up to five where a sample of it misleads, and once if all of it may be kept. If the
-    process dies, what is at `path` has no header or is unsynced: write to a temporary name and rename it. Raises Refused(NONFINITE) naming the tensor, if a value to be
-    written is not finite, and Unavailable when the disk is full; the file is removed then.
+    process dies, what is at `path` has no header or is unsynced: write to a temporary name and rename it. Raises
+    Refused(NONFINITE) naming the tensor, if a value to be written is not finite, and Unavailable when the disk is full;
+    the file is removed then.
     """
     kept = Selection(_rank(source, manifest, packing))
     with _Writer(Path(path), manifest, packing) as writer:
