@@ -86,9 +86,10 @@ def pack(
 ) -> tuple[str, int]:
     """Write `source` packed to `path`, synced; the file's hex SHA-256 and its bytes.
 
-    `source` is read three times, or once if all of it may be kept. If the process dies, what is at `path` has no header or
-    is unsynced: write to a temporary name and rename it. Raises Refused(NONFINITE) naming the tensor, if a value to be
-    written is not finite, and Unavailable when the disk is full; the file is removed then.
+    `source` is read three times, up to five where a sample of it misleads, and once if all of it may be kept. If the
+    process dies, what is at `path` has no header or is unsynced: write to a temporary name and rename it. Raises
+    Refused(NONFINITE) naming the tensor, if a value to be written is not finite, and Unavailable when the disk is full;
+    the file is removed then.
     """
     kept = Selection(_rank(source, manifest, packing))
     with _Writer(Path(path), manifest, packing) as writer:
@@ -261,9 +262,8 @@ class _Writer:
         self._header = header(manifest, packing.values)
         self._lengths = np.zeros(_count_blocks(manifest.specs), _LENGTH)
         self._done = 0  # blocks
-        self._end = self._begun = (
-            len(self._header) + self._lengths.nbytes
-        )  # bytes; `_begun` have been told to the disk
+        self._end = len(self._header) + self._lengths.nbytes
+        self._begun = self._end  # bytes the disk has been told to write
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(path, flags, 0o644)
         try:

@@ -62,6 +62,10 @@ def packed_file(data: bytes) -> bytes | None:
     packed.check_packed(path, MANIFEST, packing)
     packed.expand(path, MANIFEST, values, dense)
     tensors.check_values(dense, MANIFEST)
+    with packed.PackedFile(path, MANIFEST, values) as found:
+        part = np.empty(2, np.float32)
+        found.read("fc.weight", 3, 5, part)
+    assert part.tobytes() == tensors.read_tensors(dense, MANIFEST)["fc.weight"].reshape(-1)[3:5].tobytes()
     if values != "fp32":
         return None
     with tensors.TensorFile(dense, MANIFEST) as read:
