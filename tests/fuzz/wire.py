@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from anabranch.errors import Reason, Refused
 from anabranch.tlog import checkpoint, entry, merkle, note, receipt, tiles
 from anabranch.v1 import audit_pb2
-from anabranch.wire import canonical, codec, dsse, statements
+from anabranch.wire import canonical, codec, dsse, limits, squeeze, statements
 from tests.fuzz import shapes
 from tests.fuzz.target import Target
 from tests.tlog.conftest import DETAILS, MemoryLog
@@ -147,6 +147,17 @@ def inclusion(data: bytes) -> None:
         assert leaf == merkle.leaf_hash(leaves[index])
 
 
+def chunk(data: bytes) -> None:
+    """A chunk as it travels when files are packed: never more than one, and it travels again."""
+    found = squeeze.unsqueeze(data)
+    assert len(found) <= limits.CHUNK
+    assert squeeze.unsqueeze(squeeze.squeeze(found)) == found
+
+
+def squeezed() -> list[bytes]:
+    return [squeeze.squeeze(data) for data in (b"", b"a chunk", bytes(range(256)) * 64, bytes(limits.CHUNK))]
+
+
 def inclusions() -> list[bytes]:
     found, leaves = log()
     return [
@@ -254,6 +265,7 @@ WIRE = (
     Target("vkey", text(vkey), lambda: [SIGNER.vkey.encode()]),
     Target("entry bundle", lambda data: tiles.encode_bundle(tiles.parse_bundle(data)), lambda: [tiles.encode_bundle(entries()[:3])]),
     Target("audit entry", one_entry, entries, shapes.json_document),
+    Target("squeezed chunk", chunk, squeezed),
     Target("inclusion proof", inclusion, inclusions),
     Target("consistency proof", consistency, consistencies),
     Target("receipt", proven, receipts, shapes.message(audit_pb2.Receipt)),

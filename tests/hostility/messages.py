@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import zstandard
 
 from anabranch.terms import JobTerms
 from anabranch.v1 import admin_pb2, enrolment_pb2, federation_pb2, update_pb2
@@ -135,8 +136,13 @@ def wide_header() -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _upload(content: Callable[[], bytes]) -> Callable[[Target], str]:
-    """An update whose statement is right and whose bytes are `content`, as far as the server takes them."""
+def _upload(
+    content: Callable[[], bytes], frame: Callable[[], bytes] | None = None
+) -> Callable[[Target], str]:
+    """An update whose statement is right and whose bytes are `content`, as far as the server takes them.
+
+    `frame`: sent instead, as what zstd made of a chunk.
+    """
 
     def send(target: Target) -> str:
         lease, data = target.lease("mallory"), content()
@@ -146,6 +152,9 @@ def _upload(content: Callable[[], bytes]) -> Callable[[Target], str]:
 
         def messages() -> Iterator[update_pb2.SubmitRequest]:
             yield update_pb2.SubmitRequest(header=header)
+            if frame is not None:
+                yield update_pb2.SubmitRequest(zstd=frame())
+                return
             for chunk in codec.chunks(data):
                 yield update_pb2.SubmitRequest(chunk=chunk)
 
@@ -235,6 +244,8 @@ MESSAGES = (
             _bomb(STRANGER, "Enrolment/Begin", "unary_unary")),
     Hostile("gzip bomb instead of a token", STRANGER, "Enrolment/Enrol", NOT_TAKEN,
             _bomb(STRANGER, "Enrolment/Enrol", "unary_unary")),
+    Hostile("zstd bomb instead of a chunk", MEMBER, "Updates/Submit", "size_limit",
+            _upload(lambda: bytes(MANIFEST.file_bytes), lambda: zstandard.compress(bytes(BOMB)))),
     Hostile("73 MB safetensors header as an update", MEMBER, "Updates/Submit", "size_limit",
             _upload(million_tensors)),
     Hostile("73 MB safetensors header as version 0", ADMIN, "Admin/SubmitJob", "size_limit", _initial),
