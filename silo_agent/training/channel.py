@@ -133,7 +133,7 @@ Failed = TypedDict(
     {
         "is": Literal["failed"],
         "cycle": NotRequired[Id],  # absent: the process could not start
-        "reason": Literal["task_failed", "task_garbage"],
+        "reason": Literal["task_failed", "task_garbage", "task_out_of_memory"],
         "exception": Word,
         "code_line": NotRequired[CodeLine],
     },

@@ -69,6 +69,10 @@ def failure(error: BaseException, archive: Path, cycle: str | None = None) -> "F
     if isinstance(error, Garbage):
         message["reason"], message["exception"] = "task_garbage", error.kind
         line = line or _definition_in(archive, error.culprit)
+    elif (
+        isinstance(error, MemoryError) or name == "OutOfMemoryError"
+    ):  # torch's, which may not be imported yet
+        message["reason"] = "task_out_of_memory"
     if not (name.isidentifier() and name.isascii() and len(name) <= 64):
         message["exception"] = "Exception"  # a type can be given any name when it is made
     if line:
@@ -162,6 +166,9 @@ class InFederation:
         if request["do"] != "begin":
             self._cycle.append(request["cycle"])
         return request
+
+    def leaving(self) -> bool:
+        return _leaving
 
     def send(self, message: "Message") -> None:
         if message["is"] == "progress":
