@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,18 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _leave)
     cycle: list[str] = []  # the one in progress
     try:
-        print("isolation:", isolation.enter(isolation.Fence(**begin["fence"])), flush=True)
+        fence = isolation.Fence(**begin["fence"])
+        holds = isolation.move(fence)
+        if begin["processes"] > 1:
+            from silo_agent.training import ranks
+
+            isolation.require_own_network(fence, holds)
+            isolation.tie(fence.parent)
+            fence = replace(fence, parent=os.getpid())
+            if (own := ranks.split(channel, begin["processes"])) is None:
+                return 0  # this process has run no code of the job
+            channel = own
+        print("isolation:", isolation.close(fence, holds), flush=True)
         setup = _set_up(begin)
         if setup.file.job.managed:
             _serve_managed(channel, setup)

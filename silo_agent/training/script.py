@@ -119,8 +119,11 @@ class Cycle:
         if self.submitted:
             raise ValueError("this cycle has been submitted already")
         numbers = metrics_of(metrics or {}, self.submit)
-        base, out = Path(self._request["parameters"]), Path(self._request["out"])
-        tensors.save_update(self._model, base, out, self._manifest)
+        if _rank() == 0:
+            base, out = Path(self._request["parameters"]), Path(self._request["out"])
+            tensors.save_update(self._model, base, out, self._manifest)
+        else:
+            tensors.gather(self._model, self._manifest)
         self._place.send(
             {
                 "is": "trained",
@@ -181,7 +184,7 @@ class Federation:
         tensors.load(self._model, Path(request["parameters"]), self._manifest)
         self._model.train()
         for folder in _saves(request).glob("*"):
-            if folder.name != request["cycle"]:
+            if folder.name != request["cycle"] and _rank() == 0:
                 shutil.rmtree(folder, ignore_errors=True)
         cycle = Cycle(request, self._place.file, self._place, self._model, self._manifest)
         saved.seed_all(cycle.seed)
@@ -225,6 +228,11 @@ def federated(model: torch.nn.Module, *, evaluate: Evaluation | None = None) -> 
     is not trained is never sent. Raises Garbage for a model with nothing to train.
     """
     return Federation(model, evaluate)
+
+
+def _rank() -> int:
+    """Of this process, in the words of torchrun, which an agent that starts several takes over."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _saves(request: Train) -> Path:
@@ -283,7 +291,7 @@ class Alone:
         return False
 
     def send(self, message: Message) -> None:
-        if message["is"] == "trained":
+        if message["is"] == "trained" and _rank() == 0:
             size, norm = self._manifest.file_bytes, check_values(self._out, self._manifest)
             print(
                 f"anabranch: dry run, nothing was sent. One cycle: {message['steps']} optimizer steps, "
