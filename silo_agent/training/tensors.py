@@ -84,8 +84,9 @@ def save_values(model: torch.nn.Module, path: Path, manifest: Manifest) -> str:
 
 def gather(model: torch.nn.Module, manifest: Manifest) -> None:
     """What a rank does while another saves: of a sharded tensor each has a part, and all must take part."""
-    for tensor in _same_tensors(model, manifest).values():
-        _whole(tensor)
+    tensors = _same_tensors(model, manifest)
+    for spec in manifest.specs:  # in the order in which it is saved
+        _whole(tensors[spec.name])
 
 
 def save_update(model: torch.nn.Module, base: Path, path: Path, manifest: Manifest) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from silo_agent.training.huggingface import _last_save
+from silo_agent.training.isolation import Isolation
+from silo_agent.training.launcher import Launcher
 
 SCRIPT = """
 import time
@@ -121,3 +123,33 @@ def test_a_save_that_was_cut_off_is_not_gone_on_from(tmp_path: Path) -> None:
         if state is not None:
             (save / "trainer_state.json").write_text(state)
     assert _last_save(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_two_ranks_save_at_the_same_step_and_go_on(
+    job: Any, tools: Any, home: Path, isolated: Isolation, tmp_path: Path
+) -> None:
+    slow, fast = tools.bound(tmp_path, {"seconds": 0.02}), tools.bound(tmp_path)
+    with Launcher(home, processes=2) as launcher:
+        stopped = launcher.start(job.folder, job.terms, slow, isolated)
+        process = None
+        try:
+            tools.wait_for(stopped, "ready")
+            stopped.request(job.train("l-1", 12))
+            reached = next(m["step"] for m in stopped.messages(60) if m["is"] == "progress" and m["step"] > 3)
+            stopped.stop(20)
+            process = launcher.start(job.folder, job.terms, fast, isolated)
+            tools.wait_for(process, "ready")
+            process.request(job.train("l-1", 12))
+            assert tools.wait_for(process, "progress")["step"] > reached
+            updates = []
+            for cycle in ("l-2", "l-1"):
+                assert tools.wait_for(process, "trained")["steps"] == 12
+                updates.append(job.update("l-1"))
+                process.request(job.train(cycle, 12))
+            assert tools.wait_for(process, "trained")["steps"] == 12
+            assert job.update("l-1") == updates[0]
+        finally:
+            stopped.stop(0)
+            if process is not None:
+                process.stop(0)
+    assert "Traceback" not in (job.folder / "training.log").read_text()
