@@ -1,7 +1,6 @@
 """A script as several processes: two ranks over gloo, on CPU, inside the fence."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -103,9 +102,7 @@ def test_two_ranks_make_the_update_of_one(begin: Any, tools: Any, tmp_path: Path
             trained = tools.wait_for(process, "trained")
             assert (trained["steps"], trained["num_examples"], trained["metrics"]) == (6, 48, {"rank": 0})
         assert job.update("l-1") == job.update("l-2")  # the same base and data
-        updates[processes] = read_tensors(
-            job.folder / "work" / "l-2.safetensors", read_manifest(job.base)
-        )
+        updates[processes] = read_tensors(job.folder / "work" / "l-2.safetensors", read_manifest(job.base))
     for name, one in updates[1].items():
         np.testing.assert_allclose(updates[2][name], one, rtol=1e-4, atol=1e-6)
         assert np.abs(one).max() > 0.01
@@ -133,7 +130,7 @@ def test_a_rank_that_dies_fails_the_task(begin: Any, tools: Any, tmp_path: Path,
 
 
 def test_a_failure_of_all_ranks_is_told_once(begin: Any, tools: Any, tmp_path: Path) -> None:
-    script = SCRIPT.replace("if rank == 1 and do == \"raise\"", "if do == \"raise\"")
+    script = SCRIPT.replace('if rank == 1 and do == "raise"', 'if do == "raise"')
     job, process = begin("rank-all", tmp_path, 2, "raise", script=script)
     process.request(job.train("l-1", 6))
     assert tools.wait_for(process, "trained")["exception"] == "KeyError"
