@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from anabranch.errors import Reason
 from anabranch.v1 import admin_pb2
@@ -35,10 +36,15 @@ with federated(model) as fl:
 CUDA = 'torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")'
 
 
+ON_A_GPU = 'torch.empty(1 << 50, dtype=torch.uint8, device="cuda")'
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+
+
 @pytest.mark.parametrize(
     ("name", "code", "task", "error"),
     [
         ("managed", MANAGED, "task.py:Large", CUDA),
+        pytest.param("real", SCRIPT, "task.py", ON_A_GPU, marks=cuda),
         ("script", SCRIPT, "task.py", CUDA),
         ("machine", SCRIPT, "task.py", "MemoryError()"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from anabranch.wire.tensors import read_manifest, read_tensors
 from silo_agent.training.isolation import Isolation
@@ -107,8 +108,6 @@ def test_two_ranks_make_the_update_of_one(begin: Any, tools: Any, tmp_path: Path
         np.testing.assert_allclose(updates[2][name], one, rtol=1e-4, atol=1e-6)
         assert np.abs(one).max() > 0.01
     if kind == "ddp":
-        import torch
-
         ranks = [torch.load(job.folder / "work" / f"rank-{rank}.pt") for rank in (0, 1)]
         assert all(torch.equal(a, b) for a, b in zip(*ranks, strict=True))
     process.stop(20)
@@ -135,6 +134,51 @@ def test_a_failure_of_all_ranks_is_told_once(begin: Any, tools: Any, tmp_path: P
     process.request(job.train("l-1", 6))
     assert tools.wait_for(process, "trained")["exception"] == "KeyError"
     assert list(process.messages(30)) == []
+
+
+SPY = """
+import json, os, socket
+import torch
+from silo_agent import federated
+
+def attempt(action):
+    try:
+        action()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+
+with federated(torch.nn.Linear(1, 1)) as fl:
+    for cycle in fl:
+        answers = {
+            "key": attempt(lambda: open((fl.data.path / "do").read_text())),
+            "memory": attempt(lambda: open(f"/proc/{os.getppid()}/mem", "rb").read(1)),
+            "network": attempt(lambda: socket.create_connection(("192.0.2.1", 9), 5)),
+            "cuda": torch.cuda.is_available() and torch.ones(2, device="cuda").sum().item(),
+        }
+        with open(f"answers-{os.environ['RANK']}.json", "w") as file:
+            json.dump(answers, file)
+        cycle.submit(num_examples=1)
+"""
+
+
+def test_no_rank_reaches_the_agent_and_each_starts_cuda_where_there_is_one(
+    begin: Any, tools: Any, home: Path, tmp_path: Path
+) -> None:
+    key = home / "identity" / "update.key"
+    job, process = begin("rank-spy", tmp_path, 2, str(key), script=SPY)
+    process.request(job.train("l-1", 1))
+    assert tools.wait_for(process, "trained")["is"] == "trained"
+    assert key.read_text() == "the agent's key"
+    for rank in (0, 1):
+        answers = json.loads((job.folder / "work" / f"answers-{rank}.json").read_text())
+        cuda = 2.0 if torch.cuda.is_available() else False
+        assert answers == {
+            "key": "PermissionError",
+            "memory": "PermissionError",
+            "network": "OSError",
+            "cuda": cuda,
+        }
 
 
 def test_stopping_ends_a_rank_that_hangs_and_what_it_started(begin: Any, tools: Any, tmp_path: Path) -> None:
