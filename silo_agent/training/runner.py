@@ -80,9 +80,8 @@ def failure(error: BaseException, archive: Path, cycle: str | None = None) -> "F
     if isinstance(error, Garbage):
         message["reason"], message["exception"] = "task_garbage", error.kind
         line = line or _definition_in(archive, error.culprit)
-    elif (
-        isinstance(error, MemoryError) or name == "OutOfMemoryError"
-    ):  # torch's, which may not be imported yet
+    # By name: torch, whose error it is, may not have been imported yet.
+    elif isinstance(error, MemoryError) or name == "OutOfMemoryError":
         message["reason"] = "task_out_of_memory"
     if not (name.isidentifier() and name.isascii() and len(name) <= 64):
         message["exception"] = "Exception"  # a type can be given any name when it is made

@@ -108,8 +108,8 @@ class Cycle:
         """
         from silo_agent.training import huggingface
 
-        output = huggingface.train(self, trainer)
         examples = len(trainer.train_dataset) if num_examples is None else num_examples
+        output = huggingface.train(self, trainer)
         self.submit(num_examples=examples, metrics={"loss": output.training_loss, **(metrics or {})})
         return output
 
