@@ -38,6 +38,15 @@ class Reason(StrEnum):
     TASK_FAILED = "task_failed"  # the job's code raised at the silo
     TASK_HUNG = "task_hung"  # the job's code made no progress
     TASK_GARBAGE = "task_garbage"  # the job's code returned something that is not an update
+    TASK_OUT_OF_MEMORY = (
+        "task_out_of_memory"  # the job's code asked for more memory than its GPU or machine has
+    )
+
+
+OUT_OF_MEMORY_REMEDY = (
+    "it needs more memory than this silo has: take a smaller batch_size or shorter inputs, accumulate gradients, "
+    "checkpoint activations, or train fewer parameters"
+)
 
 
 MESSAGE = 8192  # characters of an error

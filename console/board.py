@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from anabranch.errors import OUT_OF_MEMORY_REMEDY, Reason
 from anabranch.v1 import admin_pb2
 from console.words import printable, rate, score, size, span
 
@@ -90,8 +91,13 @@ def alarms(status: admin_pb2.JobStatus) -> Mapping[tuple[str, str, str], str]:
         if counts:
             say("counts", "; ".join(counts))
         if ":" in silo.last_reason:  # of a failed task, with the exception and the job's own line
-            say("last", f"last failure: {silo.last_reason}")
+            say("last", f"last failure: {silo.last_reason}{_remedy(silo.last_reason)}")
     return found
+
+
+def _remedy(reason: str) -> str:
+    """What to do about a failure that the job's code alone does not explain."""
+    return f" ({OUT_OF_MEMORY_REMEDY})" if reason.startswith(f"{Reason.TASK_OUT_OF_MEMORY}:") else ""
 
 
 def line(status: admin_pb2.JobStatus) -> str:

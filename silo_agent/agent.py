@@ -115,7 +115,10 @@ class Agent:
                 keep_models=c.settings.keep_models,
                 pause=self._stopping.wait,
             )
-            with Launcher(c.home.path, interpreter(rules), c.settings.threads, rules.run.gpus) as launcher:
+            run, threads = rules.run, c.settings.threads
+            with Launcher(
+                c.home.path, interpreter(rules), threads, run.gpus, processes=run.processes
+            ) as launcher:
                 supervisor = Supervisor(
                     site, launcher, isolated, interpreter(rules), self._spawn, self._stopping
                 )

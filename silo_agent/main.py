@@ -213,7 +213,7 @@ def try_here(
         def progress(step: int, of: int, loss: float | None) -> None:
             bar.update(task, completed=step, total=of, description="" if loss is None else f"loss {loss:.4g}")
 
-        tried = try_job(folder, binding, interpreter(rules), steps, progress)
+        tried = try_job(folder, binding, interpreter(rules), steps, progress, rules.run.processes)
     output.show(asdict(tried), _tried(tried), as_json)
 
 

@@ -27,7 +27,8 @@ _UNITS = {
 
 TEMPLATE = """\
 # What federated jobs may do at this site. This file wins over every job, and by default it denies:
-# as it stands, nothing runs. It is re-read while the agent runs (interpreter, isolation and gpus at its start);
+# as it stands, nothing runs. It is re-read while the agent runs (interpreter, isolation, gpus and
+# processes at its start);
 # check it with `anabranch-silo check`.
 
 # --- Data: the name a job asks for -> where it lies here ------------------------------------------------
@@ -51,6 +52,7 @@ max_update_bytes = "1GiB"               # largest model and update
 # turn = "1m"                           # then a job makes room, between two tasks, for one that has worked less
 # hours = ["20:00-06:00"]               # local time in which work may start; default: always
 # gpus = [0]                            # indices a job may see; [] for none; default: all
+# processes = 4                         # of a job that is a script, as torchrun has them: one a GPU; default: 1
 allow_revival = false                   # jobs with [revival]: this site's models may teach the shared one
 """
 
@@ -96,6 +98,7 @@ class Run(BaseModel, extra="forbid", frozen=True):
     max_update_bytes: Annotated[str, AfterValidator(_bytes)] = "1GiB"
     hours: tuple[Annotated[str, AfterValidator(_window)], ...] = ()  # empty: always
     gpus: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: all; empty: none
+    processes: int = Field(default=1, ge=1, le=64)  # of a script; a managed task has one
     jobs_at_once: int | None = Field(default=None, ge=1)  # None: all
     turn: Annotated[str, AfterValidator(_span)] = "1m"
     allow_revival: bool = False

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from anabranch.errors import Conflict, Reason, Refused, Unavailable
+from anabranch.errors import OUT_OF_MEMORY_REMEDY, Conflict, Reason, Refused, Unavailable
 from anabranch.terms import JobTerms, seconds
 from anabranch.tlog.fields import CODE_LINE
 from silo_agent.training.channel import Evaluate, Evaluated, Message, Train, Trained
@@ -31,7 +31,8 @@ class TaskFailed(Refused):
 
     def __init__(self, code: Reason, exception: str, code_line: str = "") -> None:
         where = f" at {code_line}" if code_line else ""
-        super().__init__(code, f"{exception}{where}: the job's code failed; the traceback is in training.log")
+        why = OUT_OF_MEMORY_REMEDY if code is Reason.TASK_OUT_OF_MEMORY else "the job's code failed"
+        super().__init__(code, f"{exception}{where}: {why}; the traceback is in training.log")
         self.exception = exception
         self.code_line = code_line if re.fullmatch(CODE_LINE, code_line) else ""
 

@@ -51,8 +51,10 @@ def read_job(path: Path) -> tuple[Path, JobFile]:
         ) from error
 
 
-def try_job(path: Path, data: Binding, interpreter: Path, steps: int | None, progress: Progress) -> Tried:
-    """Raises Refused; for TASK_FAILED and its like the message ends with the traceback."""
+def try_job(
+    path: Path, data: Binding, interpreter: Path, steps: int | None, progress: Progress, processes: int = 1
+) -> Tried:
+    """`processes`: of a script. Raises Refused; for TASK_FAILED and its like the message ends with the traceback."""
     source, file = read_job(path)
     with tempfile.TemporaryDirectory(prefix="anabranch-try-") as scratch:
         home = Path(scratch)
@@ -69,7 +71,7 @@ def try_job(path: Path, data: Binding, interpreter: Path, steps: int | None, pro
             manifest_sha256=manifest.digest(),
         )
         isolated = available(home, [home / "jobs", data.path], interpreter)
-        with Launcher(home, interpreter) as launcher:
+        with Launcher(home, interpreter, processes=processes) as launcher:
             trainer = Trainer(launcher, folder, terms, data, isolated)
             try:
                 return _run(trainer, folder, file, manifest, initial, steps, progress, isolated.detail)

@@ -170,6 +170,7 @@ class Worker:
         logger.error(
             "task failed",
             reason=failure.code.value,
+            error=str(failure),
             raised=failure.exception,
             code_line=failure.code_line,
             in_a_row=self._failures,

@@ -49,6 +49,7 @@ REFUSED: Final[Mapping[Reason, grpc.StatusCode]] = {
     Reason.TASK_FAILED: _Code.FAILED_PRECONDITION,
     Reason.TASK_HUNG: _Code.FAILED_PRECONDITION,
     Reason.TASK_GARBAGE: _Code.FAILED_PRECONDITION,
+    Reason.TASK_OUT_OF_MEMORY: _Code.FAILED_PRECONDITION,
 }
 KINDS: Final[Mapping[str, tuple[type[AnabranchError], grpc.StatusCode]]] = {
     "conflict": (Conflict, _Code.ABORTED),

@@ -46,7 +46,8 @@ class Begin(TypedDict):
     archive: str  # folder of the unpacked code
     work: str  # folder the process may write to
     data: dict[str, Any]  # path, params, transform; empty for a reviver, which has none
-    threads: int
+    threads: int  # of each process
+    processes: int  # more than one: the ranks of a script
     device: NotRequired[str]  # of a reviver's process: cpu, cuda:0; a silo's takes a GPU where it sees one
 
 
@@ -133,7 +134,7 @@ Failed = TypedDict(
     {
         "is": Literal["failed"],
         "cycle": NotRequired[Id],  # absent: the process could not start
-        "reason": Literal["task_failed", "task_garbage"],
+        "reason": Literal["task_failed", "task_garbage", "task_out_of_memory"],
         "exception": Word,
         "code_line": NotRequired[CodeLine],
     },
@@ -166,6 +167,10 @@ class Channel:
         """Raises BrokenPipeError when the daemon is gone."""
         self._writer.write(json.dumps(message, allow_nan=False).encode("ascii") + b"\n")
         self._writer.flush()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
 
     def report(self, progress: Progress) -> None:
         """Send it unless the last report is younger than PROGRESS_SECONDS."""

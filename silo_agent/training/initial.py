@@ -60,6 +60,9 @@ class Taking:
     def receive(self) -> None:
         return None
 
+    def leaving(self) -> bool:
+        return False
+
     def send(self, message: Message) -> NoReturn:
         raise Misuse(f"no one to send {message['is']!r} to")
 

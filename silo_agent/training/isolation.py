@@ -41,6 +41,7 @@ SAME_HASHES = {"PYTHONHASHSEED": "0"}
 
 _PDEATHSIG, _DUMPABLE, _CAPBSET_DROP, _NO_NEW_PRIVS = 1, 4, 24, 38  # prctl
 _NEWUSER, _NEWNET = 0x10000000, 0x40000000  # unshare
+_NO_NETWORK = "no network"
 _PROBE_SECONDS = 60.0
 # systemd's range for users that live as long as a service: no account is given out here.
 _FIRST_UID, _UIDS = 61184, 4336
@@ -122,31 +123,61 @@ def enter(fence: Fence) -> str:
 
     Raises OSError or RuntimeError when the fence of `fence.kind` cannot be closed: then do not run the job's code.
     """
-    if len(os.listdir("/proc/self/task")) != 1:
-        raise RuntimeError("the fence must be closed before a second thread is started")
+    return close(fence, move(fence))
+
+
+def move(fence: Fence) -> list[str]:
+    """The first half, which children share: a network and a user of their own. Returns what holds by then.
+
+    Raises as `enter`. Between the halves no code of a job may run.
+    """
+    _require_one_thread()
     holds = []
     if fence.kind != "none":
-        if no_network := _leave_network(fence.uid):
-            holds.append("no network")
+        if _leave_network(fence.uid):
+            holds.append(_NO_NETWORK)
         if fence.uid is not None:
             _become(fence.uid)
             holds.append(f"own user {fence.uid}")
         _drop_capabilities()
+    return holds
+
+
+def close(fence: Fence, holds: list[str]) -> str:
+    """The second half, for each process by itself: the files it keeps are its own, among them those CUDA starts with.
+
+    `holds`: what `move` found. Returns and raises as `enter`.
+    """
+    _require_one_thread()
+    if fence.kind != "none":
         if landlock.abi():
             # Held open for good: the kernel may forget a folder of /proc that nobody holds, and with it the rule.
             os.open(_OWN_THREADS, os.O_PATH)
-            landlock.restrict(_rules(fence), deny_tcp=not no_network)
-            holds.append(f"Landlock ABI {landlock.abi()}")
+            landlock.restrict(_rules(fence), own_network=_NO_NETWORK in holds)
+            holds = [*holds, f"Landlock ABI {landlock.abi()}"]
         elif fence.kind == "landlock":
             raise OSError("this kernel has no Landlock")
         _try(fence)
+    tie(fence.parent)
+    return ", ".join(holds) or "not isolated"
+
+
+def require_own_network(fence: Fence, holds: list[str]) -> None:
+    """Raises RuntimeError where processes of one job could not speak to each other once their fences are closed."""
+    if fence.kind != "none" and _NO_NETWORK not in holds:
+        raise RuntimeError(
+            "this kernel gives the job no network of its own: set [run] processes = 1 in policy.toml"
+        )
+
+
+def tie(parent: int) -> None:
+    """No new privileges, no core dumps, and this process ends with its parent. Raises RuntimeError if that is gone."""
     _prctl(_NO_NEW_PRIVS, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Last: the kernel forgets it when the user changes. Checked after: the agent may have died before.
+    # Last: the kernel forgets it when the user changes. Checked after: the parent may have died before.
     _prctl(_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != fence.parent:
+    if os.getppid() != parent:
         raise RuntimeError("the agent is gone")
-    return ", ".join(holds) or "not isolated"
 
 
 def command(interpreter: Path, module: str) -> list[str]:
@@ -196,6 +227,11 @@ def _try(fence: Fence) -> None:
         with contextlib.suppress(PermissionError, FileNotFoundError):
             os.listdir(path)
             raise RuntimeError(f"{path} can be read from inside; make it accessible to the agent's user only")
+
+
+def _require_one_thread() -> None:
+    if len(os.listdir("/proc/self/task")) != 1:
+        raise RuntimeError("the fence must be closed before a second thread is started")
 
 
 def _leave_network(become: int | None) -> bool:

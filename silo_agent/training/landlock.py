@@ -35,7 +35,8 @@ WRITE: Final = (
 )  # fmt: skip
 
 _TCP = 0b11  # bind and connect, since ABI 4
-_SCOPES = 0b11  # abstract UNIX sockets and signals, since ABI 6
+# Since ABI 6. Abstract sockets belong to a network: those of one's own lead nowhere else, and NCCL opens some.
+_ABSTRACT_SOCKETS, _SIGNALS = 0b01, 0b10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,17 +47,20 @@ def abi() -> int:
     return max(int(version), 0)
 
 
-def restrict(rules: Iterable[tuple[Path, int]], *, deny_tcp: bool) -> None:
+def restrict(rules: Iterable[tuple[Path, int]], *, own_network: bool) -> None:
     """Leave this process the given rights below the given paths and nothing else; paths that do not exist are
     skipped.
 
+    `own_network`: of this job alone, where its processes may speak to each other; otherwise TCP is denied.
     Irrevocable, for this thread and what it starts: call it while there is one thread. It also denies tracing,
     signalling and reading /proc/PID/mem of any process outside. It does not govern connecting to a UNIX socket by
     path, nor UDP. Raises OSError; the process is then not restricted.
     """
     handled = _handled(version := abi())
     # struct landlock_ruleset_attr grew by one field each: an older kernel refuses the longer forms.
-    fields = (handled, _TCP if deny_tcp else 0, _SCOPES)[: 1 if version < 4 else 2 if version < 6 else 3]
+    fields = (handled, *((0, _SIGNALS) if own_network else (_TCP, _SIGNALS | _ABSTRACT_SOCKETS)))[
+        : 1 if version < 4 else 2 if version < 6 else 3
+    ]
     attributes = struct.pack(f"={len(fields)}Q", *fields)
     ruleset = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     try:

@@ -57,14 +57,15 @@ class Launcher:
         threads: int = 1,
         gpus: tuple[int, ...] | None = None,
         module: str = "silo_agent.training.runner",
+        processes: int = 1,
     ) -> None:
         """`home`: the agent's folder, of which a process sees what it is given. `interpreter`: its environment has
-        anabranch[silo] and what jobs require. `threads`: of torch. `gpus`: indices; None for all, empty for none.
-        `module`: the program.
+        anabranch[silo] and what jobs require. `threads`: of torch, for one job. `gpus`: indices; None for all, empty for
+        none. `module`: the program. `processes`: of a job that is a script.
         """
         self._home = home.resolve()
         self._interpreter, self._threads, self._gpus = interpreter, threads, gpus
-        self._module = module
+        self._module, self._processes = module, processes
         self._starter = ThreadPoolExecutor(1, "launcher")
 
     def start(
@@ -89,9 +90,12 @@ class Launcher:
         if isolated.uid is not None or work.stat().st_uid != owner:
             _hand_over(job_dir, work, owner)
         command = isolation.command(self._interpreter, self._module)
-        process = self._starter.submit(TrainingProcess, command, self._environment(work), job_dir).result()
+        processes = 1 if terms.file.job.managed else self._processes
+        threads = max(self._threads // processes, 1)
+        environment = self._environment(work, threads)
+        process = self._starter.submit(TrainingProcess, command, environment, job_dir).result()
         try:
-            begin = self._begin(job_dir, terms, data, isolated)
+            begin = self._begin(job_dir, terms, data, isolated, threads, processes)
             process.request(begin if device is None else {**begin, "device": device})
         except Unavailable:
             process.stop(0)
@@ -108,18 +112,26 @@ class Launcher:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _environment(self, work: Path) -> dict[str, str]:
+    def _environment(self, work: Path, threads: int) -> dict[str, str]:
         environment = isolation.environment()
         if self._gpus is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self._gpus))
         return environment | {
             "HOME": str(work),
             "TMPDIR": str(work / "tmp"),
-            "OMP_NUM_THREADS": str(self._threads),
+            "OMP_NUM_THREADS": str(threads),
             "PYTHONUNBUFFERED": "1",
         }
 
-    def _begin(self, job_dir: Path, terms: JobTerms, data: Binding | None, isolated: Isolation) -> Begin:
+    def _begin(
+        self,
+        job_dir: Path,
+        terms: JobTerms,
+        data: Binding | None,
+        isolated: Isolation,
+        threads: int,
+        processes: int,
+    ) -> Begin:
         readable, bound = [str(job_dir)], {}
         if data is not None:
             transform = str(self._home / data.transform) if data.transform else None
@@ -141,7 +153,8 @@ class Launcher:
             "archive": str(job_dir / "archive"),
             "work": str(job_dir / "work"),
             "data": bound,
-            "threads": self._threads,
+            "threads": threads,
+            "processes": processes,
         }
 
 

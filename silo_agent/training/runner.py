@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,18 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _leave)
     cycle: list[str] = []  # the one in progress
     try:
-        print("isolation:", isolation.enter(isolation.Fence(**begin["fence"])), flush=True)
+        fence = isolation.Fence(**begin["fence"])
+        holds = isolation.move(fence)
+        if begin["processes"] > 1:
+            from silo_agent.training import ranks
+
+            isolation.require_own_network(fence, holds)
+            isolation.tie(fence.parent)
+            fence = replace(fence, parent=os.getpid())
+            if (own := ranks.split(channel, begin["processes"])) is None:
+                return 0  # this process has run no code of the job
+            channel = own
+        print("isolation:", isolation.close(fence, holds), flush=True)
         setup = _set_up(begin)
         if setup.file.job.managed:
             _serve_managed(channel, setup)
@@ -69,6 +80,9 @@ def failure(error: BaseException, archive: Path, cycle: str | None = None) -> "F
     if isinstance(error, Garbage):
         message["reason"], message["exception"] = "task_garbage", error.kind
         line = line or _definition_in(archive, error.culprit)
+    # By name: torch, whose error it is, may not have been imported yet.
+    elif isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        message["reason"] = "task_out_of_memory"
     if not (name.isidentifier() and name.isascii() and len(name) <= 64):
         message["exception"] = "Exception"  # a type can be given any name when it is made
     if line:
@@ -162,6 +176,9 @@ class InFederation:
         if request["do"] != "begin":
             self._cycle.append(request["cycle"])
         return request
+
+    def leaving(self) -> bool:
+        return _leaving
 
     def send(self, message: "Message") -> None:
         if message["is"] == "progress":

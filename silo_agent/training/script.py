@@ -7,17 +7,23 @@
             train(model, loader)              # your code, unchanged
             cycle.submit(num_examples=len(loader.dataset), metrics={"loss": loss})
 
+With a `transformers.Trainer` the body of the loop is `cycle.train(trainer)`.
+
 Run outside a federation, the same script does one cycle by itself and says so: nothing is sent anywhere.
+
+A silo may run a script as several processes, the ranks (`ranks.py`). Each gets every request and loads the base; only
+rank 0 writes the update.
 """
 
 import os
 import runpy
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -28,6 +34,10 @@ from silo_agent.training import saved, tensors
 from silo_agent.training.channel import Evaluate, Message, Request, Train
 from silo_agent.training.course import seed_of
 from silo_agent.training.task import Garbage, SiloData, metrics_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+    from transformers.trainer_utils import TrainOutput
 
 Evaluation = Callable[[torch.nn.Module, str], Mapping[str, Any]]
 
@@ -50,29 +60,92 @@ class Place(Protocol):
 
     def send(self, message: Message) -> None: ...
 
+    def leaving(self) -> bool:
+        """The agent is stopping: what the script saves now, it can go on from later."""
+        ...
+
 
 _place: Place | None = None  # set by `run`; None: the script was started by a person
 
 
 class Cycle:
-    """One fetch–train–submit. `version`: the base; `steps`: local steps the job asks for; `config`: the job file."""
+    """One fetch–train–submit."""
 
     def __init__(
-        self, request: Train, config: JobFile, submit: Callable[[int, Mapping[str, Any]], None]
+        self, request: Train, config: JobFile, place: Place, model: torch.nn.Module, manifest: Manifest
     ) -> None:
-        self.version = request["version"]
-        self.steps = request["steps"]
-        self.config = config
-        self._submit = submit
+        self.version = request["version"]  # the base
+        self.steps = request["steps"]  # local steps the job asks for
+        self.step = 0  # steps done; it counts by itself: set it only when you go on from a save
+        self.config = config  # the job file
+        self.seed = seed_of(config.job.seed, request["cycle"])  # of this cycle, the same when it is resumed
         self.submitted = False
+        self._request, self._place, self._model, self._manifest = request, place, model, manifest
+
+    @property
+    def folder(self) -> Path:
+        """For saves of this cycle: empty when it begins, and as it was left when the agent was killed inside it."""
+        folder = _saves(self._request) / self._request["cycle"]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @property
+    def leaving(self) -> bool:
+        """The agent is stopping: save to `folder` and end the script, and the cycle goes on from there later."""
+        return self._place.leaving()
+
+    def train(
+        self,
+        trainer: "Trainer",
+        *,
+        num_examples: int | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> "TrainOutput":
+        """`trainer.train()` for this cycle, then `submit`. Returns what `trainer.train()` does.
+
+        It goes on from the last save of a cycle that was cut off. `num_examples`: by default the length of the
+        trainer's data set. Raises ValueError for a trainer whose optimizer has already seen another cycle.
+        """
+        from silo_agent.training import huggingface
+
+        examples = len(trainer.train_dataset) if num_examples is None else num_examples
+        output = huggingface.train(self, trainer)
+        self.submit(num_examples=examples, metrics={"loss": output.training_loss, **(metrics or {})})
+        return output
 
     def submit(self, *, num_examples: int, metrics: Mapping[str, Any] | None = None) -> None:
-        """Hand in the model as it is now. Once per cycle. Raises ValueError the second time, Garbage for no
-        numbers."""
+        """Hand in the model as it is now. Once per cycle, on every rank. Raises ValueError the second time, Garbage for
+        no numbers."""
         if self.submitted:
             raise ValueError("this cycle has been submitted already")
-        self._submit(num_examples, metrics or {})
+        numbers = metrics_of(metrics or {}, self.submit)
+        if _rank() == 0:
+            base, out = Path(self._request["parameters"]), Path(self._request["out"])
+            tensors.save_update(self._model, base, out, self._manifest)
+        else:
+            tensors.gather(self._model, self._manifest)
+        self._place.send(
+            {
+                "is": "trained",
+                "cycle": self._request["cycle"],
+                "num_examples": int(num_examples),
+                "steps": self.step,
+                "metrics": numbers,
+            }
+        )
         self.submitted = True
+
+    def _count(self, *_: object) -> None:
+        """An optimizer has made a step."""
+        self.step += 1
+        self._place.send(
+            {
+                "is": "progress",
+                "cycle": self._request["cycle"],
+                "step": self.step,
+                "steps": max(self.step, self.steps),
+            }
+        )
 
 
 class Federation:
@@ -110,40 +183,15 @@ class Federation:
     def _cycle(self, request: Train) -> Iterator[Cycle]:
         tensors.load(self._model, Path(request["parameters"]), self._manifest)
         self._model.train()
-        saved.seed_all(seed_of(self._place.file.job.seed, request["cycle"]))
-        steps = 0
-
-        def count(*_: object) -> None:
-            nonlocal steps
-            steps += 1
-            self._place.send(
-                {
-                    "is": "progress",
-                    "cycle": request["cycle"],
-                    "step": steps,
-                    "steps": max(steps, request["steps"]),
-                }
-            )
-
-        def submit(num_examples: int, metrics: Mapping[str, Any]) -> None:
-            numbers = metrics_of(metrics, submit)
-            tensors.save_update(
-                self._model, Path(request["parameters"]), Path(request["out"]), self._manifest
-            )
-            self._place.send(
-                {
-                    "is": "trained",
-                    "cycle": request["cycle"],
-                    "num_examples": int(num_examples),
-                    "steps": steps,
-                    "metrics": numbers,
-                }
-            )
-
-        self._open = Cycle(request, self._place.file, submit)
-        hook = register_optimizer_step_post_hook(count)
+        for folder in _saves(request).glob("*"):
+            if folder.name != request["cycle"] and _rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        cycle = Cycle(request, self._place.file, self._place, self._model, self._manifest)
+        saved.seed_all(cycle.seed)
+        self._open = cycle
+        hook = register_optimizer_step_post_hook(cycle._count)
         try:
-            yield self._open
+            yield cycle
         finally:
             hook.remove()
         self._require_submitted()
@@ -180,6 +228,15 @@ def federated(model: torch.nn.Module, *, evaluate: Evaluation | None = None) -> 
     is not trained is never sent. Raises Garbage for a model with nothing to train.
     """
     return Federation(model, evaluate)
+
+
+def _rank() -> int:
+    """Of this process, in the words of torchrun, which an agent that starts several takes over."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _saves(request: Train) -> Path:
+    return Path(request["out"]).parent / "cycles"
 
 
 def run(script: Path, place: Place) -> None:
@@ -230,8 +287,11 @@ class Alone:
         self._folder.cleanup()
         return None
 
+    def leaving(self) -> bool:
+        return False
+
     def send(self, message: Message) -> None:
-        if message["is"] == "trained":
+        if message["is"] == "trained" and _rank() == 0:
             size, norm = self._manifest.file_bytes, check_values(self._out, self._manifest)
             print(
                 f"anabranch: dry run, nothing was sent. One cycle: {message['steps']} optimizer steps, "

@@ -71,13 +71,22 @@ def load(model: torch.nn.Module, path: Path, manifest: Manifest) -> None:
     tensors = _same_tensors(model, manifest)
     with TensorFile(path, manifest) as file, torch.no_grad():
         for spec in manifest.specs:
-            tensors[spec.name].copy_(_read(file, spec))
+            tensors[spec.name].copy_(_placed(_read(file, spec), tensors[spec.name]))
 
 
 def save_values(model: torch.nn.Module, path: Path, manifest: Manifest) -> str:
     """Write the values of what travels; the file's hex SHA-256. The file appears whole or not at all."""
     tensors = _same_tensors(model, manifest)
-    return _write(path, manifest, ((spec, _as_float32(tensors[spec.name])) for spec in manifest.specs))
+    return _write(
+        path, manifest, ((spec, _as_float32(_whole(tensors[spec.name]))) for spec in manifest.specs)
+    )
+
+
+def gather(model: torch.nn.Module, manifest: Manifest) -> None:
+    """What a rank does while another saves: of a sharded tensor each has a part, and all must take part."""
+    tensors = _same_tensors(model, manifest)
+    for spec in manifest.specs:  # in the order in which it is saved
+        _whole(tensors[spec.name])
 
 
 def save_update(model: torch.nn.Module, base: Path, path: Path, manifest: Manifest) -> str:
@@ -92,7 +101,7 @@ def save_update(model: torch.nn.Module, base: Path, path: Path, manifest: Manife
 
         def pieces() -> Iterator[tuple[TensorSpec, torch.Tensor]]:
             for spec in manifest.specs:
-                tensor = tensors[spec.name]
+                tensor = _whole(tensors[spec.name])
                 yield (
                     spec,
                     _delta(tensor, _read(file, spec)) if spec.role == "trainable" else _as_float32(tensor),
@@ -114,6 +123,20 @@ def _read(file: TensorFile, spec: TensorSpec) -> torch.Tensor:
     values = np.empty(spec.shape, np.dtype("<f4"))
     file.read(spec.name, 0, spec.elements, values)
     return torch.from_numpy(values)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that ranks have sharded among them (`fully_shard`); on every rank at once."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _placed(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`values` in the shards of `like`."""
+    if hasattr(like, "device_mesh") and hasattr(like, "placements"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(values.to(like.device), like.device_mesh, like.placements)
+    return values
 
 
 def _delta(trained: torch.Tensor, base: torch.Tensor) -> torch.Tensor:

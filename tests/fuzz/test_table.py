@@ -60,6 +60,7 @@ OURS = {
     "silo_agent/training/isolation.py:_probe": OWN_CHILD,
     "silo_agent/training/isolation.py:_ways": OWN_HASH,
     "silo_agent/training/runner.py:_set_up": BELIEVED,
+    "silo_agent/training/huggingface.py:_last_save": "a save of the job's own trainer, read where that runs",
     "silo_agent/training/script.py:__init__": "the job file beside a script that its author starts by hand",
     "silo_agent/training/task.py:split": OWN_HASH,
     "silo_agent/trial.py:_tail": SHOWN,

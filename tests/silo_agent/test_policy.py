@@ -42,6 +42,7 @@ def test_the_policy_that_enrolment_writes_denies_every_job() -> None:
         ("[run]\nhours = ['20-6']", "run.hours"),
         ("[run]\nhours = ['08:00-08:00']", "run.hours"),
         ("[run]\ngpus = [-1]", "run.gpus"),
+        ("[run]\nprocesses = 0", "run.processes"),
         ("[data.Bad]\npath = '/x'", "data"),
         ("[data.default]\npath = 'relative'", "absolute"),
         ("[approve]\nterms = ['abc']", "approve.terms"),
