@@ -5,9 +5,30 @@ the entries of largest |delta|, taken from what was trained out of the view. The
 each other, and what is left out of an update is gone: nobody keeps it for later.
 """
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
 from pydantic import BaseModel, Field, model_validator
 
-from anabranch.rules.packing import Packing, Values
+Values = Literal["fp32", "bf16", "fp16", "int8"]
+WIDTH: Final[Mapping[Values, int]] = MappingProxyType(
+    {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+)  # bytes of a value
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a file of tensors travels."""
+
+    density: float  # of the trainable elements, at most this part; above 0, at most 1
+    values: Values
+
+    def kept(self, elements: int) -> int:
+        """At most so many of `elements`."""
+        return math.floor(self.density * elements)
 
 
 class Link(BaseModel, extra="forbid", frozen=True):

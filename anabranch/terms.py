@@ -15,8 +15,7 @@ import rfc8785
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from anabranch.errors import Reason, Refused, plain
-from anabranch.link import Link
-from anabranch.rules.packing import Packing
+from anabranch.link import Link, Packing
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
 DIGEST = r"^[0-9a-f]{64}$"

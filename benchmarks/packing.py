@@ -18,7 +18,8 @@ from typing import get_args
 
 import numpy as np
 
-from anabranch.rules.packing import BLOCK, Packing, Values
+from anabranch.link import Packing, Values
+from anabranch.rules.packing import BLOCK
 from anabranch.rules.step import TensorReader
 from anabranch.wire import limits
 from anabranch.wire.manifest import Manifest, TensorSpec

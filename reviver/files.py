@@ -8,7 +8,7 @@ from typing import Protocol
 
 from anabranch import durable
 from anabranch.errors import Reason, Refused
-from anabranch.rules.packing import Packing
+from anabranch.link import Packing
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.wire import limits
 from anabranch.wire.packed import expand, most_bytes

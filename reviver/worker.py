@@ -22,7 +22,7 @@ import structlog
 from rfc8785 import dumps
 
 from anabranch.errors import Conflict, Corrupt, Reason, Refused, Unavailable
-from anabranch.rules.packing import Packing
+from anabranch.link import Packing
 from anabranch.terms import JobTerms
 from anabranch.wire import limits
 from anabranch.wire.tensors import Manifest, TensorFile

@@ -18,9 +18,9 @@ import structlog
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import AnabranchError, Corrupt, Refused
+from anabranch.link import Packing
 from anabranch.rules import step as rules
 from anabranch.rules.buffer import Delta, Source, Term
-from anabranch.rules.packing import Packing
 from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor, Target

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from anabranch.rules.packing import Packing
+from anabranch.link import Packing
 from anabranch.wire.packed import PackedFile, open_tensors
 from anabranch.wire.tensors import Manifest, TensorFile
 from server.blobs.local import BlobStore

@@ -120,6 +120,13 @@ class Jobs:
         optimizer_manifest(
             tensors, parsed.file.aggregation.server_optimizer
         )  # its tensors fit the limits as well
+        for packing in filter(None, (parsed.file.download, parsed.file.upload)):
+            elements = sum(spec.elements for spec in tensors.trainable())
+            if not packing.kept(elements):
+                raise Refused(
+                    Reason.MALFORMED,
+                    f"link: a density of {packing.density} leaves none of {elements} entries",
+                )
         check_file(initial, tensors)
         check_values(initial, tensors)
         for small in (terms, manifest, archive):

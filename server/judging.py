@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from anabranch.rules.packing import Packing
+from anabranch.link import Packing
 from anabranch.wire.header import check_header_bytes
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.packed import check_packed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from anabranch.errors import Reason, Refused, plain
-from anabranch.rules.packing import WIDTH, Packing, Values
+from anabranch.link import WIDTH, Packing, Values
 from anabranch.terms import SPLIT
 from anabranch.tlog.fields import ID
 from anabranch.tlog.receipt import Receipt

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from anabranch import durable
 from anabranch.errors import Corrupt, Reason, Refused, wording
-from anabranch.rules.packing import Packing
+from anabranch.link import Packing
 from anabranch.wire import dsse, limits, statements
 from anabranch.wire.packed import pack
 from anabranch.wire.statements import UpdateStatement

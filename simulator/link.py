@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anabranch.rules.packing import Packing
+from anabranch.link import Packing
 from anabranch.wire import codec
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.packed import PackedFile, pack

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from anabranch.rules.packing import Packing
+from anabranch.link import Packing
 from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
 from server.blobs.local import BlobStore

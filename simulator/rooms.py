@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from anabranch import __version__
 from anabranch.errors import Misuse, Refused
-from anabranch.rules.packing import Packing
+from anabranch.link import Packing
 from anabranch.terms import JobTerms, seconds
 from anabranch.tlog.checkpoint import Checkpoint, open_checkpoint
 from anabranch.tlog.entry import Actor, Entry

@@ -9,16 +9,15 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.errors import Misuse, Reason, Refused
+from anabranch.link import WIDTH, Values
 
 BLOCK: Final = 1 << 16  # elements
-Values = Literal["fp32", "bf16", "fp16", "int8"]
-WIDTH: Final[dict[Values, int]] = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # bytes of a value
 
 Float32 = NDArray[np.float32]
 Bits = NDArray[np.uint32]
@@ -41,18 +40,6 @@ _HIGH_BINS: Final = 1 << 15
 _LOW_BINS: Final = 1 << 16
 _STRIDE: Final = 17  # few layers have a width that repeats with it
 _MOST_BINS: Final = 16  # looked into at once: 8 MiB of counters
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How a file of tensors travels."""
-
-    density: float  # of the trainable elements, at most this part; above 0, at most 1
-    values: Values
-
-    def kept(self, elements: int) -> int:
-        """At most so many of `elements`."""
-        return math.floor(self.density * elements)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from anabranch import durable
 from anabranch.errors import Reason, Refused
+from anabranch.link import Packing, Values
 from anabranch.rules.packing import (
     BLOCK,
-    Packing,
     Selection,
     Threshold,
-    Values,
     decode,
     encode,
     most_block,

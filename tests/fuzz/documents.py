@@ -12,7 +12,7 @@ import safetensors.numpy
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from anabranch.errors import AnabranchError
-from anabranch.rules.packing import Packing, Values
+from anabranch.link import Packing, Values
 from anabranch.terms import JobFile, JobTerms, parse_job_file, parse_terms
 from anabranch.wire import identity, limits, packed, status, tensors
 from anabranch.wire.bundle import FederationInfo, JoinBundle, parse_bundle, parse_federation

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anabranch.errors import Misuse, Reason
-from anabranch.rules.packing import BLOCK, Packing
+from anabranch.link import Packing
+from anabranch.rules.packing import BLOCK
 from anabranch.wire import limits, packed, tensors
 from anabranch.wire.packed import PackedFile, check_packed, expand, most_bytes, pack
 from anabranch.wire.tensors import Manifest, TensorSpec

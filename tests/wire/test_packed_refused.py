@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from anabranch.errors import Corrupt, Reason, Refused, Unavailable
-from anabranch.rules.packing import BLOCK, Packing
+from anabranch.link import Packing
+from anabranch.rules.packing import BLOCK
 from anabranch.wire import limits, packed
 from anabranch.wire.packed import PackedFile, check_packed, expand, pack
 from anabranch.wire.tensors import Manifest, TensorSpec
