@@ -11,7 +11,6 @@ import json
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -20,20 +19,19 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from anabranch.errors import AnabranchError, Corrupt, Refused
 from anabranch.link import Packing
 from anabranch.rules import step as rules
-from anabranch.rules.buffer import Delta, Source, Term
-from anabranch.rules.profile import NUMERIC_PROFILE
+from anabranch.rules.buffer import Delta, Source
 from anabranch.terms import JobTerms, parse_terms
-from anabranch.tlog.entry import Actor, Target
+from anabranch.tlog.entry import Actor
 from anabranch.wire import canonical
 from anabranch.wire.tensors import TensorWriter
 from server import freezing, groups, lifecycle, metrics, sharing, views
 from server.blobs.local import BlobStore
-from server.core.allocation import Sketches
 from server.core.buffer import Closing, StillOpen, Waiting, close
 from server.core.revival import in_time
 from server.core.sketch import sketched
 from server.gaps import Gap, Reached, nothing
 from server.inputs import Inputs
+from server.publishing import Computed, log_aggregation, log_version
 from server.state import records
 from server.state.database import Reader
 from server.state.tables import jobs, revivals, steps, updates, versions
@@ -67,17 +65,6 @@ _ADD_STEP, _ADD_VERSION = insert(steps), insert(versions)
 _USE = update(revivals).where(revivals.c.id == bindparam("revival")).values(status="used")
 _END_STEP = update(steps).where(steps.c.id == bindparam("step"))
 _MOVE_HEAD = update(jobs).where(jobs.c.id == bindparam("job"))
-
-
-@dataclass(frozen=True)
-class Computed:
-    """Digests of a computed version; its blobs are on stable storage."""
-
-    parameters: str
-    optimizer: str | None
-    ema: str | None
-    view: views.Encoded | None = None
-    sketches: tuple[Sketches, ...] = ()  # of its newest inputs, where jobs share silos by scores
 
 
 class Aggregation:
@@ -279,8 +266,8 @@ class Aggregation:
             _abandon(tx, frozen)
             return False
         number = job.head + 1
-        self._log_aggregation(tx, frozen, terms)
-        entry = _log_version(tx, self._observer, frozen.job, number, snapshot, manifest.file_bytes, frozen.id)
+        log_aggregation(tx, self._observer, frozen, terms)
+        entry = log_version(tx, self._observer, frozen.job, number, snapshot, manifest.file_bytes, frozen.id)
         row = {
             "job": frozen.job,
             "number": number,
@@ -306,96 +293,14 @@ class Aggregation:
         lifecycle.conclude(tx, self._observer, frozen.job)
         return True
 
-    def _log_aggregation(self, tx: Transaction, frozen: Step, terms: JobTerms) -> None:
-        plan, number = rules.plan(terms, frozen.buffer, frozen.scalars), frozen.buffer.head + 1
-        deltas = freezing.digests(tx.connection, frozen.job, [Delta(i.update) for i in frozen.buffer.inputs])
-        inputs = [
-            {
-                "update": one.update,
-                "silo": one.silo,
-                "delta_sha256": deltas[Delta(one.update)],
-                "base": one.base,
-                "staleness": one.staleness,
-                "weight": canonical.hexfloat(weight),
-                "coefficient": canonical.hexfloat(coefficient),
-                **({"arrived": one.arrived, "windows": one.windows} if one.windows else {}),
-            }
-            for one, weight, coefficient in zip(
-                frozen.buffer.inputs, plan.weights, plan.coefficients, strict=True
-            )
-        ]
-        tx.log(
-            "aggregation.performed",
-            actor=self._observer,
-            target=Target(kind="model", id=f"{frozen.job}/{number}"),
-            job=frozen.job,
-            detail={
-                "version": number,
-                "base": frozen.buffer.head,
-                "step": frozen.id,
-                "strategy": terms.file.aggregation.strategy,
-                "inputs": inputs,
-                "further": [_further(term) for term in plan.further] or None,
-                "participants": list(frozen.buffer.participants) or None,
-                "revival": frozen.buffer.revival,
-                "scalars": hexed(frozen.scalars.strategy),
-                "optimizer": {
-                    "name": terms.file.aggregation.server_optimizer.name,
-                    **hexed(frozen.scalars.optimizer),
-                },
-                "absent": list(frozen.absent),
-                "closed_by": frozen.closed_by,
-                "numeric_profile": NUMERIC_PROFILE,
-            },
-        )
-
     def _give_up(self, tx: Transaction, frozen: Step, reason: str) -> None:
         _abandon(tx, frozen)
         lifecycle.change(tx, self._observer, frozen.job, "pause", reason)
 
 
-def publish_initial(
-    tx: Transaction, actor: Actor, job: str, terms: JobTerms, size: int, view: views.Encoded | None
-) -> None:
-    """Version 0 is what the job's owner submitted; its blobs are already on stable storage."""
-    digest = terms.initial_sha256
-    row = {
-        "job": job,
-        "number": 0,
-        "parameters": digest,
-        "bytes": size,
-        "scalars": "{}",
-        "published_at": tx.now,
-        "entry": _log_version(tx, actor, job, 0, Computed(digest, None, None), size, None),
-        **views.log(tx, actor, job, 0, terms, view),
-    }
-    tx.connection.execute(insert(versions).values(row))
-
-
 def _packing(source: Source, terms: JobTerms) -> Packing | None:
     """Only updates travelled: versions and what a reviver distilled are stored whole."""
     return terms.file.upload if isinstance(source, Delta) else None
-
-
-def _log_version(
-    tx: Transaction, actor: Actor, job: str, number: int, snapshot: Computed, size: int, step: str | None
-) -> int:
-    detail = {
-        "version": number,
-        "parent": number - 1 if number else None,
-        "parameters_sha256": snapshot.parameters,
-        "optimizer_sha256": snapshot.optimizer,
-        "ema_sha256": snapshot.ema,
-        "bytes": size,
-        "step": step,
-    }
-    target = Target(kind="model", id=f"{job}/{number}", sha256=snapshot.parameters)
-    known = {name: value for name, value in detail.items() if value is not None}
-    return tx.log("model.published", actor=actor, target=target, job=job, detail=known)
-
-
-def _further(term: Term) -> dict[str, Any]:
-    return {**vars(term.source), "coefficient": canonical.hexfloat(term.coefficient)}
 
 
 def closing_of(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:

@@ -17,9 +17,9 @@ from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, limits, statements
 from anabranch.wire.tensors import check_file, check_values, parse_manifest
 from server import card, lifecycle, views
-from server.aggregation import publish_initial
 from server.audit.log import Log
 from server.blobs.local import BlobStore
+from server.publishing import publish_initial
 from server.scheduling import View, view_of
 from server.sharing import Sharing
 from server.state import records
