@@ -44,6 +44,9 @@ AdminDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Base = Annotated[
+    Path | None, typer.Option(help="Folder of the base model that the job file names as [job] base.")
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `anabranch job list` shows it.")]
 
 
@@ -58,11 +61,12 @@ def job_submit(
     initial: Annotated[
         Path | None, typer.Option(help="Start from this safetensors file instead of the task's model().")
     ] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Pack a job, build version 0 and offer it to the silos for approval."""
     folder, file = read(path)
-    with connect(admin) as connection, prepared(folder, file, initial) as job:
+    with connect(admin) as connection, prepared(folder, file, initial, base) as job:
         done = submit_job(connection, job)
     output.show(
         {"job": done.job, "terms_sha256": done.terms_sha256, "log_index": done.entry.index},
@@ -76,12 +80,14 @@ def job_submit(
 def job_try(
     folder: Annotated[Path, typer.Argument(help="Folder with job.toml.")],
     data: Annotated[Path, typer.Option(help="A data path as a silo's policy would bind it.")],
+    base: Base = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a few steps of a job on local data, just as a silo would, without a federation."""
     program = str(Path(sysconfig.get_path("scripts")) / "anabranch-silo")
     argv = [program, "try", str(folder), "--data", str(data.absolute()), *(["--json"] if as_json else [])]
+    argv += ["--base", str(base.absolute())] if base is not None else []
     argv += ["--steps", str(steps)] if steps else []
     raise typer.Exit(subprocess.run(argv, check=False).returncode)
 

@@ -169,6 +169,7 @@ class Worker:
         self._failures += 1
         logger.error(
             "task failed",
+            error=str(failure),
             reason=failure.code.value,
             raised=failure.exception,
             code_line=failure.code_line,

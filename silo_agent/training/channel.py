@@ -47,6 +47,7 @@ class Begin(TypedDict):
     work: str  # folder the process may write to
     data: dict[str, Any]  # path, params, transform; empty for a reviver, which has none
     threads: int
+    base: NotRequired[str]  # folder of the base model that the job names
     device: NotRequired[str]  # of a reviver's process: cpu, cuda:0; a silo's takes a GPU where it sees one
 
 
