@@ -254,7 +254,7 @@ def test_the_script_example_in_a_federation(tools: Any, job_folder: Any, start: 
     assert (messages[-1]["cycle"], messages[-1]["steps"]) == ("l-1", 15)
     assert messages[-1]["num_examples"] > 250
     assert messages[-1]["metrics"]["loss"] < 3
-    manifest = initial.build(job.folder / "archive", job.file, job.folder / "again")
+    manifest = initial.build(job.folder / "archive", job.file, job.folder / "again").manifest
     assert check_file(job.folder / "work" / "l-1.safetensors", manifest).bytes == manifest.file_bytes
     process.request(job.evaluate("e-2"))  # of the same version: training left no trace in it
     assert tools.wait_for(process, "evaluated") == before | {"cycle": "e-2"}
