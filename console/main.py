@@ -17,6 +17,7 @@ from anabranch.errors import Reason, Refused
 from anabranch.terms import NAME, Strategy, seconds
 from anabranch.v1 import admin_pb2
 from console import documents, output, silos, watch
+from console.adapter import Wanted
 from console.board import jobs_table
 from console.client import UNARY_SECONDS, Logged, connect, logged, presentable
 from console.export import export as export_model
@@ -156,15 +157,27 @@ def job_export(
     admin: AdminDir,
     file: Annotated[Path, typer.Option("--output", "-o", help="Where to write the safetensors file.")],
     version: Annotated[str, typer.Option(help="head, best, ema or a number.")] = "head",
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Write a checkpoint of the whole model too, adapters added; needs --code."
+        ),
+    ] = False,
+    code: Annotated[
+        Path | None,
+        typer.Option(help="The folder that was submitted: makes again what is not in the file."),
+    ] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model version and its model card. The export is itself an entry of the audit log."""
+    """Write a model version and its model card, and for LoRA the folder that peft loads. It is an entry of the log."""
     with connect(admin) as connection:
-        done = export_model(connection, job, version, file)
+        done = export_model(connection, job, version, file, Wanted(code, base, merge))
+    beside = {"peft adapter": done.beside.adapter, "merged checkpoint": done.beside.merged}
     output.show(
         done.document(),
         f"version {done.version}: {done.path} ({size(done.bytes)}, sha256 {done.sha256}), {_entry(done.entry)}\n"
-        f"model card: {done.card}",
+        f"model card: {done.card}" + "".join(f"\n{what}: {path}" for what, path in beside.items() if path),
         as_json,
     )
 

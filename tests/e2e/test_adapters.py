@@ -100,7 +100,9 @@ def test_lora_through_to_a_published_version(federation: Federation) -> None:
     merged = {entry["detail"]["silo"] for entry in federation.entries("update.received")}
     assert merged == {"hospital-a"}
     path = federation.root / "model.safetensors"
-    federation.call("anabranch", "job", "export", job, "-o", path)
+    done = federation.call("anabranch", "job", "export", job, "-o", path)
+    assert Path(done["adapter"], "adapter_config.json").is_file()
+    assert "frozen weights" in path.with_suffix(".md").read_text()
     kinds = {name.split(".")[-3] for name in load_file(path)}
     assert kinds == {"lora_A", "lora_B", "modules_to_save"}
 
