@@ -165,6 +165,11 @@ class Synthetic(BaseModel, extra="forbid", frozen=True):
     noise: float = Field(default=0.1, ge=0)
 
 
+def _none(models: dict[str, Model]) -> bool:
+    """Such a key is not told: scenarios that do without it read as they always did."""
+    return not models
+
+
 class Scenario(BaseModel, extra="forbid", frozen=True):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     horizon: Span
@@ -179,7 +184,7 @@ class Scenario(BaseModel, extra="forbid", frozen=True):
     silos: tuple[Group, ...] = ()
     population: int | None = Field(default=None, ge=1, le=MOST_SILOS)  # with `delays`
     data: dict[Name, Data] = {}  # by the name a job file gives to the binding
-    models: dict[Name, Model] = {}  # base models, likewise
+    models: dict[Name, Model] = Field(default={}, exclude_if=_none)  # base models, likewise
     measure: Measure | None = None
     synthetic: Synthetic | None = None
 
