@@ -39,7 +39,9 @@ class TaskFailed(Refused):
 
     def __init__(self, code: Reason, exception: str, code_line: str = "") -> None:
         where = f" at {code_line}" if code_line else ""
-        meaning = MEANING.get(exception, "the job's code failed; the traceback is in training.log")
+        meaning = "the job's code failed; the traceback is in training.log"
+        if code is Reason.TASK_GARBAGE:
+            meaning = MEANING.get(exception, meaning)
         super().__init__(code, f"{exception}{where}: {meaning}")
         self.exception = exception
         self.code_line = code_line if re.fullmatch(CODE_LINE, code_line) else ""
