@@ -37,14 +37,16 @@ class Wanted:
     base: Path | None = None
     merge: bool = False
 
-    def check(self, terms: JobTerms) -> None:
-        """Raises Refused when these cannot make what is asked for, before anything is written."""
-        if not self.merge and self.code is None:
-            return
-        if self.code is None:
+    def __post_init__(self) -> None:
+        if self.merge and self.code is None:
             raise Refused(
                 Reason.MALFORMED, "--merge makes the job's model again: add --code FOLDER, what was submitted"
             )
+
+    def check(self, terms: JobTerms) -> None:
+        """Raises Refused when these are not what the job is made of, before anything is written."""
+        if self.code is None:
+            return
         if (found := sha256(pack(self.code))) != terms.archive_sha256:
             raise Refused(
                 Reason.CODE_DIGEST_MISMATCH,
@@ -122,7 +124,9 @@ def _config(adapter: Adapter, travelling: Manifest, base: Path | None) -> dict[s
 def _rebuild(
     what: Literal["adapter", "merged"], model: Path, terms: JobTerms, wanted: Wanted, folder: Path
 ) -> None:
-    assert wanted.code is not None, "it was checked"
+    assert wanted.code is not None, "or there would be nothing to run"
+    if folder.exists():
+        raise Refused(Reason.MALFORMED, f"{folder} is there already: remove it, or name another file with -o")
     with tempfile.TemporaryDirectory(prefix="anabranch-export-") as scratch:
         approved = Path(scratch) / "terms.json"
         approved.write_bytes(terms.encode())

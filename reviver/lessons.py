@@ -95,7 +95,7 @@ def lessons_of(
     model = build_model(task, file, base)
     manifest = tensors.manifest_of(model, file.training.buffers)
     check_manifest(manifest, terms.manifest_sha256)
-    check_base(base_digest(model, file.adapter, file.training.buffers), terms.base_sha256, base)
+    check_base(base_digest(model, file.training.buffers), terms.base_sha256, base)
     try:
         return Lessons(reviver_of(task, model, file.revival, file.job.seed, device), manifest)
     except Unsupported as found:

@@ -36,7 +36,7 @@ class ManagedTrainer:
         torch.use_deterministic_algorithms(torch.cuda.is_available())
         model = build_model(self.task(), self.file, self.base)
         self.manifest = tensors.manifest_of(model, self.file.training.buffers)
-        self.base_sha256 = base_digest(model, self.file.adapter, self.file.training.buffers)
+        self.base_sha256 = base_digest(model, self.file.training.buffers)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "initial.safetensors"
         tensors.save_values(model, path, self.manifest)

@@ -30,13 +30,13 @@ def adapted(model: torch.nn.Module, adapter: Adapter | None) -> torch.nn.Module:
     return _with_heads(model, adapter.heads) if adapter.kind == "head" else _with_lora(model, adapter)
 
 
-def base_digest(model: torch.nn.Module, adapter: Adapter | None, buffers: Buffers) -> str | None:
+def base_digest(model: torch.nn.Module, buffers: Buffers) -> str | None:
     """SHA-256 over name, type, shape and bytes of all that neither trains nor travels but is part of the model.
 
-    None: the model was not adapted and nothing of it is frozen. Holds one tensor in memory besides the model, and that
+    None: no parameter is frozen. Holds one tensor in memory besides the model, and that
     only where it lies on a GPU or is not contiguous.
     """
-    if adapter is None and all(parameter.requires_grad for parameter in model.parameters()):
+    if all(parameter.requires_grad for parameter in model.parameters()):
         return None
     digest = hashlib.sha256()
     for name, tensor in sorted(_staying(model, buffers)):

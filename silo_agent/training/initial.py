@@ -34,7 +34,7 @@ def build(archive: Path, file: JobFile, out: Path, base: Path | None = None) -> 
     model = build_model(load_task(archive, file.job.task, file.job.params), file, base)
     manifest = tensors.manifest_of(model, file.training.buffers)
     tensors.save_values(model, out, manifest)
-    return Made(manifest, base_digest(model, file.adapter, file.training.buffers))
+    return Made(manifest, base_digest(model, file.training.buffers))
 
 
 def _from_script(archive: Path, file: JobFile, out: Path) -> Manifest:

@@ -61,7 +61,7 @@ class Managed:
         self._datasets: dict[str, Dataset] = {}
         model = build_model(task, file, base)
         self.manifest = tensors.manifest_of(model, file.training.buffers)
-        self.base_sha256 = base_digest(model, file.adapter, file.training.buffers)
+        self.base_sha256 = base_digest(model, file.training.buffers)
         self.model = model.to(self._device)
         self._pristine = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
 

@@ -24,7 +24,7 @@ def whole(code: Path, terms: JobTerms, version: Path, base: Path | None) -> torc
     model = build_model(load_task(code, file.job.task, file.job.params), file, base)
     manifest = tensors.manifest_of(model, file.training.buffers)
     check_manifest(manifest, terms.manifest_sha256)
-    check_base(base_digest(model, file.adapter, file.training.buffers), terms.base_sha256, base)
+    check_base(base_digest(model, file.training.buffers), terms.base_sha256, base)
     tensors.load(model, version, manifest)
     return model.eval()
 

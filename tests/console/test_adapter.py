@@ -166,6 +166,8 @@ def test_a_frozen_a_is_made_again(release: Release, tmp_path: Path) -> None:
     assert folder is not None
     model = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base), folder)
     assert torch.equal(answered(model), made.answers)
+    with pytest.raises(Refused, match="model-adapter is there already"):
+        write(made.path, made.terms, Wanted(made.code, base))
 
 
 def test_a_model_that_is_not_transformers(release: Release) -> None:
@@ -193,7 +195,7 @@ def test_what_is_given_has_to_be_what_the_job_is_made_of(release: Release, tmp_p
     base = bert(tmp_path / "tiny")
     made = release(LORA, base=base)
     with pytest.raises(Refused, match="--merge makes the job's model again: add --code") as found:
-        Wanted(merge=True).check(made.terms)
+        Wanted(merge=True)
     assert found.value.code is Reason.MALFORMED
     with pytest.raises(Refused, match="add --base PATH"):
         Wanted(made.code, merge=True).check(made.terms)

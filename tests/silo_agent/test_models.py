@@ -8,9 +8,12 @@ from typer.testing import CliRunner
 from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, parse_job_file
 from silo_agent.approval import Proposal, check_runnable, describe
+from silo_agent.check import HOPS, Visit
+from silo_agent.config import Home
 from silo_agent.main import app
 from silo_agent.messages import OfferedJob
 from silo_agent.policy import Bound, Policy, admit, bound, parse_policy
+from silo_agent.probe import HopFailed
 
 DATA = '[data.default]\npath = "/"\n'
 MODEL = '[models.tiny]\npath = "/srv/models/tiny"\n'
@@ -86,3 +89,13 @@ def test_trying_a_job_without_its_base_says_what_to_give(tmp_path: Path) -> None
     done = CliRunner().invoke(app, ["try", str(tmp_path), "--data", "/", "--dir", str(tmp_path / "none")])
     assert isinstance(done.exception, Refused)
     assert "give --base PATH" in str(done.exception)
+
+
+def test_check_looks_whether_the_base_is_there(tmp_path: Path) -> None:
+    visit = Visit(
+        Home(tmp_path), lambda: 0.0, policy=rules(DATA + f'[models.tiny]\npath = "{tmp_path}/tiny"')
+    )
+    with pytest.raises(HopFailed, match=r"policy.toml \[models.tiny\]: .*/tiny does not exist here"):
+        dict(HOPS)["data"](visit)
+    (tmp_path / "tiny").mkdir()
+    assert f"model tiny = {tmp_path}/tiny" in str(dict(HOPS)["data"](visit))
