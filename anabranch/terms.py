@@ -6,7 +6,6 @@ audit log names. `JobFile` is the part a person writes as TOML; submission adds 
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -14,8 +13,16 @@ from typing import Annotated, Any, Literal
 import rfc8785
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from anabranch.adapting import Adapter as Adapter
+from anabranch.aggregating import CALIBRATED as CALIBRATED
+from anabranch.aggregating import EQUAL
+from anabranch.aggregating import Aggregation as Aggregation
+from anabranch.aggregating import Hinge as Hinge
+from anabranch.aggregating import ServerOptimizer as ServerOptimizer
+from anabranch.aggregating import Strategy as Strategy
 from anabranch.errors import Reason, Refused, plain
 from anabranch.link import Link, Packing
+from anabranch.unsaid import unsaid
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
 DIGEST = r"^[0-9a-f]{64}$"
@@ -30,57 +37,6 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 NOT_TOML = (ValueError, RecursionError)  # what `tomllib` raises; not all of it is TOMLDecodeError
 FAULTS = 20  # of one document are explained
 FAULT = 300  # characters of each
-
-Strategy = Literal["fedavg", "fedbuff", "fedasync", "afl-dw", "ca2fl", "fedfix", "fedcompass"]
-
-# Keys that only some strategies or server optimizers read. Standing at their default they say nothing, so they may.
-READ_BY: Mapping[str, tuple[str, ...]] = {
-    "buffer": ("fedbuff", "ca2fl"),
-    "staleness_exponent": ("fedbuff", "fedasync", "fedcompass"),
-    "normalise": ("fedbuff",),
-    "alpha": ("fedasync", "fedcompass"),
-    "hinge": ("fedasync", "fedcompass"),
-    "mixes": ("fedcompass",),
-    "local_steps_min": ("fedcompass",),
-    "latest_factor": ("fedcompass",),
-    "s_max": ("afl-dw",),
-    "interval": ("fedfix",),
-    "min_arrival": ("fedfix",),
-    "momentum": ("sgd",),
-    "beta1": ("adam", "adamw", "yogi"),
-    "beta2": ("adam", "adamw", "yogi"),
-    "epsilon": ("adam", "adamw", "yogi"),
-    "weight_decay": ("adamw",),
-}
-# Defaults of their own.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "fedasync": {"buffer": 1, "alpha": 0.6},
-    "afl-dw": {"buffer": 1},
-    "fedfix": {"min_arrival": 0.1},
-    "fedcompass": {"alpha": 0.9, "mixes": "models", "latest_factor": 1.2},
-    "adamw": {"weight_decay": 0.01},
-}
-# What the job file has to say, and why.
-NEEDED: Mapping[str, tuple[str, str]] = {
-    "afl-dw": (
-        "s_max",
-        "the staleness at which half of an update counts; about 0.75 times the number of silos",
-    ),
-    "fedfix": ("interval", "how long a window is, for example 10m"),
-    "fedcompass": (
-        "local_steps_min",
-        "the fewest steps of a task; training.local_steps is the most, for example five times as many",
-    ),
-}
-CALIBRATED = (
-    50  # updates per version with ca2fl, at most: the log entry of a version names every silo besides
-)
-EQUAL = ("fedasync", "afl-dw", "ca2fl", "fedfix", "fedcompass")  # no record count enters these rules
-
-
-def _unsaid(value: Any) -> bool:
-    """Such a key is not in the canonical form: terms that do without it have the digest they always had."""
-    return value is None
 
 
 def seconds(text: str | int | float) -> float:
@@ -97,6 +53,9 @@ class Job(BaseModel, extra="forbid", frozen=True):
     name: Annotated[Name, Field(max_length=48)]  # a job's id is longer by nine
     task: str  # "task.py:Class" (managed training) or "train.py" (a script with its own loop)
     data: Name = "default"  # the binding a silo's policy resolves to a path
+    base: Name | None = Field(
+        default=None, exclude_if=unsaid
+    )  # the model binding a silo's policy resolves to the folder that Task.model(base) reads
     requires: tuple[str, ...] = ()  # distributions that must be importable at the silo; never installed
     seed: int = Field(default=0, ge=0, le=2**31 - 1)  # of Task.model()
     params: dict[str, str | int | float | bool] = {}  # handed to the task as given
@@ -134,120 +93,12 @@ class Training(BaseModel, extra="forbid", frozen=True):
     batch_size: int = Field(default=32, ge=1, le=2**31 - 1)
     optimizer: Optimizer = Optimizer()
     proximal: float | None = Field(
-        default=None, gt=0, exclude_if=_unsaid
+        default=None, gt=0, exclude_if=unsaid
     )  # FedProx's mu: adds (mu/2) * |w - base|^2 to the loss
     buffers: Literal["average", "local", "none"] = "average"  # BatchNorm running statistics and the like
     precision: Literal["fp32"] = "fp32"
     save_every: str = "5m"  # optimizer, RNG and sampler, so that a killed agent resumes inside a cycle
     progress_timeout: str = "10m"  # a task that makes no step for this long is stopped
-
-
-def _with_own_defaults(data: Any, key: str, otherwise: str) -> Any:
-    if not isinstance(data, dict):
-        return data
-    name = data.get(key, otherwise)
-    return {**DEFAULTS.get(name, {}), **data} if isinstance(name, str) else data
-
-
-def _only_what_is_read(said: BaseModel, name: str) -> None:
-    """Raises ValueError for a key that `name` does not read, and for one it cannot do without."""
-    for key, field in type(said).model_fields.items():
-        readers = READ_BY.get(key, (name,))
-        silent = DEFAULTS.get(name, {}).get(key, field.default)
-        if name not in readers and getattr(said, key) != silent:
-            raise ValueError(
-                f"{key} is a key of {' and '.join(readers)}; {name} does not read it, leave it out"
-            )
-    key, why = NEEDED.get(name, ("", ""))
-    if key and getattr(said, key) is None:
-        raise ValueError(f"{name} needs {key}: {why}")
-
-
-class ServerOptimizer(BaseModel, extra="forbid", frozen=True):
-    """`theta += lr * direction`; formulas in `anabranch.rules.optimizers`."""
-
-    name: Literal["sgd", "adam", "adamw", "yogi"] = "sgd"
-    lr: float = Field(default=1.0, gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.99, ge=0, lt=1)
-    epsilon: float = Field(default=1e-3, gt=0)
-    weight_decay: float | None = Field(default=None, ge=0, exclude_if=_unsaid)  # decoupled
-    delay_threshold: int | None = Field(
-        default=None, ge=0, exclude_if=_unsaid
-    )  # versions; an older update in the buffer lowers lr to 1/its staleness
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_defaults(cls, data: Any) -> Any:
-        return _with_own_defaults(data, "name", "sgd")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "ServerOptimizer":
-        _only_what_is_read(self, self.name)
-        return self
-
-
-class Hinge(BaseModel, extra="forbid", frozen=True):
-    """Weight 1 up to a staleness of `until`, then 1 / (slope * (staleness - until) + 1)."""
-
-    slope: float = Field(default=10.0, gt=0)
-    until: int = Field(default=4, ge=0)  # versions
-
-
-class Aggregation(BaseModel, extra="forbid", frozen=True):
-    """From updates to a version; formulas in `anabranch.rules`, each key explained in docs/strategies.md."""
-
-    strategy: Strategy = "fedbuff"
-    buffer: int = Field(default=2, ge=1, le=100)  # updates per version
-    max_wait: str = "10m"  # closes a buffer (or a fedavg round) that would stall
-    staleness_exponent: float = Field(default=0.0, ge=0, le=1)  # weight (1+staleness)^-a; 0 switches it off
-    normalise: Literal["count", "weights"] = "weights"  # divide by the number of updates, or their weights
-    alpha: float | None = Field(
-        default=None, gt=0, le=1, exclude_if=_unsaid
-    )  # of the silo's model in the mix
-    hinge: Hinge | None = Field(default=None, exclude_if=_unsaid)  # instead of staleness_exponent
-    s_max: float | None = Field(
-        default=None, gt=0, exclude_if=_unsaid
-    )  # versions; half of an update counts at this staleness, nothing at twice of it
-    interval: str | None = Field(default=None, exclude_if=_unsaid)  # a version at the end of each
-    min_arrival: float | None = Field(
-        default=None, gt=0, le=1, exclude_if=_unsaid
-    )  # no measured arrival rate counts as less: an update weighs at most 1/min_arrival
-    mixes: Literal["models", "deltas"] | None = Field(
-        default=None, exclude_if=_unsaid
-    )  # the silo's whole model, base and delta, or what it adds
-    local_steps_min: int | None = Field(
-        default=None, ge=1, le=2**31 - 1, exclude_if=_unsaid
-    )  # of a task, so that a slow silo arrives with the others; training.local_steps is the most
-    latest_factor: float | None = Field(
-        default=None, ge=1, le=100, exclude_if=_unsaid
-    )  # a group that is expected in 10 minutes is waited for 10 * latest_factor
-    max_staleness: int = Field(default=1000, ge=0)  # versions
-    max_update_norm: float | None = Field(default=None, gt=0)
-    server_optimizer: ServerOptimizer = ServerOptimizer()
-    ema: float | None = Field(
-        default=0.9, ge=0, lt=1
-    )  # decay per version of the average beside the head; 0: no average
-
-    @field_validator("ema")
-    @classmethod
-    def _none_for_zero(cls, ema: float | None) -> float | None:
-        return ema or None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_defaults(cls, data: Any) -> Any:
-        return _with_own_defaults(data, "strategy", "fedbuff")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "Aggregation":
-        _only_what_is_read(self, self.strategy)
-        if self.hinge is not None and self.staleness_exponent:
-            raise ValueError("staleness_exponent and hinge are two ways to weight by staleness; keep one")
-        if self.strategy == "ca2fl" and self.buffer > CALIBRATED:
-            raise ValueError(f"buffer is at most {CALIBRATED} with ca2fl")
-        return self
 
 
 class Revival(BaseModel, extra="forbid", frozen=True):
@@ -269,7 +120,7 @@ class Revival(BaseModel, extra="forbid", frozen=True):
     synthesis_batch: int = Field(default=64, ge=2, le=4096)
     synthesis_teachers: int = Field(default=3, ge=1, le=100)  # drawn for each synthesis
     s_max: float | None = Field(
-        default=None, gt=0, exclude_if=_unsaid
+        default=None, gt=0, exclude_if=unsaid
     )  # paper: half of an update is replaced at this staleness, all of it at twice of it
 
     @model_validator(mode="after")
@@ -306,12 +157,19 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
     job: Job
     silos: Silos = Silos()
     training: Training = Training()
+    adapter: Adapter | None = Field(default=None, exclude_if=unsaid)
     aggregation: Aggregation = Aggregation()
     evaluation: Evaluation = Evaluation()
     stop: Stop = Stop()
     retention: Retention = Retention()
-    revival: Revival | None = Field(default=None, exclude_if=_unsaid)
-    link: Link | None = Field(default=None, exclude_if=_unsaid)
+    revival: Revival | None = Field(default=None, exclude_if=unsaid)
+    link: Link | None = Field(default=None, exclude_if=unsaid)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Distributions that a silo has to have, those of the platform's own work for this job included."""
+        lora = self.adapter is not None and self.adapter.kind == "lora"
+        return (*self.job.requires, *(["peft"] if lora else []))
 
     @property
     def download(self) -> Packing | None:
@@ -356,6 +214,11 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
                 f"aggregation.local_steps_min ({least}) is above training.local_steps "
                 f"({self.training.local_steps}), which is the most"
             )
+        if not self.job.managed and (self.adapter is not None or self.job.base is not None):
+            said = "adapter" if self.adapter is not None else "job.base"
+            raise ValueError(
+                f"{said}: {self.job.task} has a loop of its own and builds its model by itself; name a task.py:Class"
+            )
         if self.revival is not None and not self.job.managed:
             raise ValueError(
                 f"revival: {self.job.task} has a loop of its own; only a task says what its inputs are"
@@ -394,6 +257,9 @@ class JobTerms(BaseModel, extra="forbid", frozen=True):
     archive_sha256: Digest  # the code
     initial_sha256: Digest  # version 0, canonical safetensors
     manifest_sha256: Digest  # names, shapes and classes of the tensors that travel
+    base_sha256: Digest | None = Field(
+        default=None, exclude_if=unsaid
+    )  # what the model holds and neither trains nor sends; None: nothing is frozen
 
     def encode(self) -> bytes:
         """Canonical JSON, UTF-8."""

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from anabranch.errors import Reason, Refused
+from anabranch.terms import parse_terms
 from anabranch.v1 import admin_pb2
-from console import output
+from console import adapter, output
 from console.client import Admin, Logged, logged
 
 EXPORT_SECONDS = 3600
+FILE_ALONE = adapter.Wanted()
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Exported:
     sha256: str
     bytes: int
     entry: Logged
+    beside: adapter.Written
 
     def document(self) -> dict[str, Any]:
         return {
@@ -36,11 +39,16 @@ class Exported:
             "sha256": self.sha256,
             "bytes": self.bytes,
             "log_index": self.entry.index,
+            "adapter": str(self.beside.adapter) if self.beside.adapter else None,
+            "merged": str(self.beside.merged) if self.beside.merged else None,
         }
 
 
-def export(admin: Admin, job: str, selector: str, path: Path) -> Exported:
-    """Write `job`'s version (`head`, `best`, `ema` or a number) to `path` and its card beside it.
+def export(
+    admin: Admin, job: str, selector: str, path: Path, wanted: adapter.Wanted = FILE_ALONE
+) -> Exported:
+    """Write `job`'s version (`head`, `best`, `ema` or a number) to `path` and its card beside it, and for an adapted
+    model the folders of `adapter.write`.
 
     Raises Refused(NOT_FOUND) from the server, Refused(DIGEST_MISMATCH) when what arrived is not what is logged.
     """
@@ -64,11 +72,14 @@ def export(admin: Admin, job: str, selector: str, path: Path) -> Exported:
                 f"version {header.version} arrived with digest {found}, the server announced {header.digest} and its"
                 f" log entry {entry.index} says {entry.detail.get('sha256')}; nothing was written",
             )
+        terms = parse_terms(header.terms)
+        wanted.check(terms)
         path.unlink(missing_ok=True)
         os.link(spool.name, path)
         path.chmod(0o644)
         card.write_bytes(header.card)
-    return Exported(path, card, header.version, found, path.stat().st_size, entry)
+        beside = adapter.write(path, terms, wanted)
+    return Exported(path, card, header.version, found, path.stat().st_size, entry, beside)
 
 
 def receive(replies: Any, spool: Any) -> tuple[admin_pb2.ExportModelHeader, str]:

@@ -17,6 +17,7 @@ from anabranch.errors import Reason, Refused
 from anabranch.terms import NAME, Strategy, seconds
 from anabranch.v1 import admin_pb2
 from console import documents, output, silos, watch
+from console.adapter import Wanted
 from console.board import jobs_table
 from console.client import UNARY_SECONDS, Logged, connect, logged, presentable
 from console.export import export as export_model
@@ -44,6 +45,9 @@ AdminDir = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Base = Annotated[
+    Path | None, typer.Option(help="Folder of the base model that the job file names as [job] base.")
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Job id, as `anabranch job list` shows it.")]
 
 
@@ -58,11 +62,12 @@ def job_submit(
     initial: Annotated[
         Path | None, typer.Option(help="Start from this safetensors file instead of the task's model().")
     ] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Pack a job, build version 0 and offer it to the silos for approval."""
     folder, file = read(path)
-    with connect(admin) as connection, prepared(folder, file, initial) as job:
+    with connect(admin) as connection, prepared(folder, file, initial, base) as job:
         done = submit_job(connection, job)
     output.show(
         {"job": done.job, "terms_sha256": done.terms_sha256, "log_index": done.entry.index},
@@ -76,12 +81,14 @@ def job_submit(
 def job_try(
     folder: Annotated[Path, typer.Argument(help="Folder with job.toml.")],
     data: Annotated[Path, typer.Option(help="A data path as a silo's policy would bind it.")],
+    base: Base = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a few steps of a job on local data, just as a silo would, without a federation."""
     program = str(Path(sysconfig.get_path("scripts")) / "anabranch-silo")
     argv = [program, "try", str(folder), "--data", str(data.absolute()), *(["--json"] if as_json else [])]
+    argv += ["--base", str(base.absolute())] if base is not None else []
     argv += ["--steps", str(steps)] if steps else []
     raise typer.Exit(subprocess.run(argv, check=False).returncode)
 
@@ -150,15 +157,27 @@ def job_export(
     admin: AdminDir,
     file: Annotated[Path, typer.Option("--output", "-o", help="Where to write the safetensors file.")],
     version: Annotated[str, typer.Option(help="head, best, ema or a number.")] = "head",
+    merge: Annotated[
+        bool,
+        typer.Option(
+            "--merge", help="Write a checkpoint of the whole model too, adapters added; needs --code."
+        ),
+    ] = False,
+    code: Annotated[
+        Path | None,
+        typer.Option(help="The folder that was submitted: makes again what is not in the file."),
+    ] = None,
+    base: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model version and its model card. The export is itself an entry of the audit log."""
+    """Write a model version and its model card, and for LoRA the folder that peft loads. It is an entry of the log."""
     with connect(admin) as connection:
-        done = export_model(connection, job, version, file)
+        done = export_model(connection, job, version, file, Wanted(code, base, merge))
+    beside = {"peft adapter": done.beside.adapter, "merged checkpoint": done.beside.merged}
     output.show(
         done.document(),
         f"version {done.version}: {done.path} ({size(done.bytes)}, sha256 {done.sha256}), {_entry(done.entry)}\n"
-        f"model card: {done.card}",
+        f"model card: {done.card}" + "".join(f"\n{what}: {path}" for what, path in beside.items() if path),
         as_json,
     )
 

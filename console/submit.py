@@ -18,11 +18,12 @@ from anabranch.terms import JobFile, JobTerms, parse_job_file
 from anabranch.v1 import admin_pb2
 from anabranch.wire import limits
 from anabranch.wire.canonical import sha256
-from anabranch.wire.manifest import Manifest, parse_manifest
+from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import canonicalise, check_file, check_values
 from console.client import Admin, Logged, logged
 from silo_agent.training.archive import pack
 from silo_agent.training.isolation import SAME_HASHES
+from silo_agent.training.made import Made, parse_made
 
 TRACEBACK_CHARACTERS = 4000
 INITIAL_SECONDS = 600  # building a model may load a large base model from disk
@@ -67,24 +68,29 @@ def read(path: Path) -> tuple[Path, JobFile]:
 
 
 @contextmanager
-def prepared(folder: Path, file: JobFile, initial: Path | None = None) -> Iterator[Prepared]:
-    """Pack `folder` and build version 0, by the task's `model()` in a process of its own or from `initial`.
+def prepared(
+    folder: Path, file: JobFile, initial: Path | None = None, base: Path | None = None
+) -> Iterator[Prepared]:
+    """Pack `folder` and build version 0, by the task's `model()` in a process of its own or from `initial`. `base`: the
+    folder of the base model that the job names.
 
-    Raises Refused when the archive is too large, or the model cannot be built or holds non-finite values.
+    Raises Refused when that is missing, the archive is too large, or the model cannot be built or holds non-finite values.
     """
+    _check_base(file, base)
     archive = pack(folder)
     with tempfile.TemporaryDirectory(prefix="anabranch-submit-") as scratch:
         built = Path(scratch) / "initial.safetensors"
-        manifest = _build(folder, file, built)
+        made = _build(folder, file, built, base)
         if initial is not None:
-            _take(initial, manifest, built)
-        check_values(built, manifest)
-        encoded = manifest.encode()
+            _take(initial, made.manifest, built)
+        check_values(built, made.manifest)
+        encoded = made.manifest.encode()
         terms = JobTerms(
             file=file,
             archive_sha256=sha256(archive),
             initial_sha256=_file_sha256(built),
             manifest_sha256=sha256(encoded),
+            base_sha256=made.base_sha256,
         )
         yield Prepared(terms, archive, encoded, built)
 
@@ -111,7 +117,20 @@ def messages(job: Prepared) -> Iterator[admin_pb2.SubmitJobRequest]:
             yield admin_pb2.SubmitJobRequest(chunk=chunk)
 
 
-def _build(folder: Path, file: JobFile, out: Path) -> Manifest:
+def _check_base(file: JobFile, base: Path | None) -> None:
+    name = file.job.base
+    if name is None and base is not None:
+        raise Refused(Reason.MALFORMED, f"--base {base}: the job file names no base model; [job] base does")
+    if name is not None and (base is None or not base.exists()):
+        given = f"--base {base} does not exist" if base is not None else "its folder is not given"
+        raise Refused(
+            Reason.NOT_FOUND,
+            f"the job adapts the base model {name!r} and {given}: add --base PATH, the folder that silos bind as "
+            f"[models.{name}]",
+        )
+
+
+def _build(folder: Path, file: JobFile, out: Path, base: Path | None) -> Made:
     """Let the task make version 0 in a process of its own: the console itself never imports torch."""
     description = out.with_name("job.json")
     description.write_text(file.model_dump_json())
@@ -123,6 +142,7 @@ def _build(folder: Path, file: JobFile, out: Path) -> Manifest:
         str(folder),
         str(description),
         str(out),
+        *([str(base)] if base is not None else []),
     ]
     try:
         done = subprocess.run(
@@ -135,9 +155,9 @@ def _build(folder: Path, file: JobFile, out: Path) -> Manifest:
     if done.returncode:
         told = done.stderr.decode("utf-8", "replace").strip()[-TRACEBACK_CHARACTERS:]
         raise Refused(Reason.TASK_FAILED, f"version 0 could not be built from {folder}:\n{told}")
-    manifest = parse_manifest(done.stdout.removesuffix(b"\n"))
-    check_file(out, manifest)
-    return manifest
+    made = parse_made(done.stdout)
+    check_file(out, made.manifest)
+    return made
 
 
 def _take(initial: Path, manifest: Manifest, out: Path) -> None:

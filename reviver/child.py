@@ -33,11 +33,13 @@ class Child:
         isolated: Isolation,
         device: Device,
         stopping: threading.Event,
+        base: Path | None = None,
     ) -> None:
+        """`base`: folder of the base model that the job names."""
         self.terms, self.device = terms, device  # the device of the next process
         self.known: dict[str, str] = {}  # silo → its update in the process's memory
         self._launcher, self._job_dir, self._isolated = launcher, job_dir, isolated
-        self._stopping = stopping
+        self._stopping, self._base = stopping, base
         self._process: TrainingProcess | None = None
 
     def start(self, until: float) -> None:
@@ -47,7 +49,7 @@ class Child:
         self.stop()
         try:
             self._process = self._launcher.start(
-                self._job_dir, self.terms, None, self._isolated, self.device.name
+                self._job_dir, self.terms, None, self._isolated, self.device.name, self._base
             )
         except Unavailable as error:
             raise TaskFailed(Reason.TASK_FAILED, "NotStarted") from error

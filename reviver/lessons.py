@@ -13,6 +13,7 @@ from reviver.public import public_of
 from reviver.reviver import Reviver
 from reviver.trial import Unsupported
 from silo_agent.training import tensors
+from silo_agent.training.adapters import base_digest, check_base
 from silo_agent.training.channel import Rested, Revive, Revived, Teaching
 from silo_agent.training.managed import build_model
 from silo_agent.training.runner import check_manifest
@@ -23,15 +24,12 @@ Values = Mapping[str, torch.Tensor]
 
 @dataclass
 class Lessons:
-    reviver: Reviver | Unsupported
+    reviver: Reviver
     manifest: Manifest
 
     def revive(self, task: Revive) -> Revived | Rested:
         """Writes what distilling added to the head, or says why there is nothing. Raises Refused for a broken file."""
         cycle, reviver = task["cycle"], self.reviver
-        if isinstance(reviver, Unsupported):
-            print(reviver, flush=True)
-            return {"is": "rested", "cycle": cycle, "reason": "unsupported", "why": reviver.why}
         for one in task["teachers"]:
             self._learn(reviver, one)
         if not len(reviver.teachers):  # what came was not finite, or far from all others
@@ -70,18 +68,38 @@ class Lessons:
         write_tensors(out, self.manifest, values)
 
 
-def lessons_of(archive: Path, terms: JobTerms, device: torch.device) -> Lessons:
-    """Runs the job's code: may raise anything it raises, and Garbage when its model is not the approved one."""
+@dataclass
+class Unable:
+    """In the place of `Lessons`, of a job that cannot be revived."""
+
+    found: Unsupported
+
+    def revive(self, task: Revive) -> Rested:
+        print(self.found, flush=True)
+        return {"is": "rested", "cycle": task["cycle"], "reason": "unsupported", "why": self.found.why}
+
+
+def lessons_of(
+    archive: Path, terms: JobTerms, device: torch.device, base: Path | None = None
+) -> Lessons | Unable:
+    """Runs the job's code: may raise anything it raises, and Garbage when its model is not the approved one. `base`:
+    the folder of the base model that the job names."""
     file = terms.file
     assert file.revival is not None  # or there would be no task
+    if file.job.base is not None and base is None:
+        what = (
+            f"it adapts the base model {file.job.base!r}; start the reviver with --base {file.job.base}=PATH"
+        )
+        return Unable(Unsupported("no_base", what))
     task = load_task(archive, file.job.task, file.job.params)
-    model = build_model(task, file.job.seed)
+    model = build_model(task, file, base)
     manifest = tensors.manifest_of(model, file.training.buffers)
     check_manifest(manifest, terms.manifest_sha256)
+    check_base(base_digest(model, file.training.buffers), terms.base_sha256, base)
     try:
         return Lessons(reviver_of(task, model, file.revival, file.job.seed, device), manifest)
     except Unsupported as found:
-        return Lessons(found, manifest)
+        return Unable(found)
 
 
 def reviver_of(

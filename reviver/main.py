@@ -1,10 +1,11 @@
 """`anabranch-reviver`: run a reviver of a federation. It dials out, and needs nothing but its certificate."""
 
 import importlib.util
+import re
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ import typer
 
 from anabranch import durable, exits
 from anabranch.errors import Reason, Refused, Unavailable, wording
+from anabranch.terms import NAME
 from anabranch.tlog.note import NoteVerifier
 from anabranch.wire.bundle import parse_federation
 from anabranch.wire.identity import parse_chain
@@ -71,6 +73,12 @@ def run(
             help="What jobs compute on; auto: a GPU that works, else the CPU, also for a job that fails on the GPU.",
         ),
     ] = "auto",
+    base: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH", help="Folder of a base model that jobs name as [job] base. Repeatable."
+        ),
+    ] = None,
     unconfined: Annotated[
         bool, typer.Option("--unconfined", help="Run jobs' code also where it cannot be fenced off.")
     ] = False,
@@ -81,20 +89,20 @@ def run(
     """Run a reviver until it is told to stop (SIGTERM, Ctrl-C). It survives the server's restarts, and its own."""
     protect_agent()
     output.log_to_stderr("json" if as_json else "human")
-    place = Home(home)
+    place, bases = Home(home), _bases(base or [])
     _require_torch()
     move_in(bundle, place)
     who = _identified(place)
     with alone(place):
         no_evidence(place)
-        isolated = _isolation(place, unconfined)
+        isolated = _isolation(place, unconfined, bases)
         devices = choose(device, place.path, isolated)
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopping.set())
         logger.info("starting", identity=who.who.uri, server=who.federation.server, home=str(home))
         logger.info("jobs compute on", device=str(devices[0]), threads=threads)
-        _serve(place, who, threads, isolated, devices, stopping)
+        _serve(place, who, threads, isolated, devices, stopping, bases)
 
 
 def _serve(
@@ -104,6 +112,7 @@ def _serve(
     isolated: Isolation,
     devices: Sequence[Device],
     stopping: threading.Event,
+    bases: Mapping[str, Path],
 ) -> None:
     client = Client(who.federation.server, who.ca, who.key, who.chain, None)
     verifier = NoteVerifier.from_vkey(who.federation.log_vkey)
@@ -112,7 +121,7 @@ def _serve(
     try:
         gpus = () if devices[0].name == "cpu" else None
         with Launcher(home.path, threads=threads, gpus=gpus, module="reviver.runner") as launcher:
-            Worker(home, client, log, launcher, isolated, devices, stopping).run()
+            Worker(home, client, log, launcher, isolated, devices, stopping, bases).run()
     finally:
         client.close()
 
@@ -167,9 +176,24 @@ def _identified(home: Home) -> TlsIdentity:
     return who
 
 
-def _isolation(home: Home, unconfined: bool) -> Isolation:
+def _bases(said: Sequence[str]) -> dict[str, Path]:
+    """`["minilm=/srv/models/minilm"]`. Raises Refused(MALFORMED, NOT_FOUND)."""
+    found = {}
+    for text in said:
+        name, equals, path = text.partition("=")
+        if not equals or not re.fullmatch(NAME, name):
+            raise Refused(
+                Reason.MALFORMED, f"--base {text}: write NAME=PATH, for example minilm=/srv/models/minilm"
+            )
+        if not Path(path).exists():
+            raise Refused(Reason.NOT_FOUND, f"--base {text}: {path} does not exist")
+        found[name] = Path(path).resolve()
+    return found
+
+
+def _isolation(home: Home, unconfined: bool, bases: Mapping[str, Path]) -> Isolation:
     durable.make_dir(home.path / "jobs")
-    isolated = available(home.path, [home.path / "jobs"])
+    isolated = available(home.path, [home.path / "jobs", *bases.values()])
     if not isolated.holds and not unconfined:
         raise Refused(
             Reason.POLICY,

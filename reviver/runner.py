@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from silo_agent.training import isolation
 
 if TYPE_CHECKING:
-    from reviver.lessons import Lessons
+    from reviver.lessons import Lessons, Unable
     from silo_agent.training.channel import Begin, Channel
 
 
@@ -40,7 +40,7 @@ def main() -> int:
     return 0
 
 
-def _set_up(begin: "Begin") -> "Lessons":
+def _set_up(begin: "Begin") -> "Lessons | Unable":
     from reviver.device import settle
 
     device = settle(begin["device"])
@@ -50,10 +50,11 @@ def _set_up(begin: "Begin") -> "Lessons":
     from reviver.lessons import lessons_of
 
     torch.set_num_threads(begin["threads"])
-    return lessons_of(Path(begin["archive"]), JobTerms.model_validate(begin["terms"]), device)
+    base = Path(begin["base"]) if "base" in begin else None
+    return lessons_of(Path(begin["archive"]), JobTerms.model_validate(begin["terms"]), device, base)
 
 
-def _serve(channel: "Channel", lessons: "Lessons", cycle: list[str]) -> None:
+def _serve(channel: "Channel", lessons: "Lessons | Unable", cycle: list[str]) -> None:
     while (request := channel.receive()) is not None and request["do"] == "revive":
         cycle[:] = [request["cycle"]]
         channel.send(lessons.revive(request))

@@ -12,10 +12,11 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -73,10 +74,12 @@ class Worker:
         isolated: Isolation,
         devices: Sequence[Device],
         stopping: threading.Event,
+        bases: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
+        """`bases`: folders of base models by the name that jobs give them."""
         self._home, self._client, self._log = home, client, log
         self._launcher, self._isolated, self._stopping = launcher, isolated, stopping
-        self._devices = devices
+        self._devices, self._bases = devices, bases
         self._jobs: dict[str, _Job] = {}  # the one used last comes last
         self._resting: dict[str, float] = {}  # job → until when, in monotonic seconds
         self._faults: dict[str, int] = {}  # job → failures in a row
@@ -159,7 +162,8 @@ class Worker:
         if task.job not in self._jobs:
             self._make_room()
             place, first = files.directory, self._devices[0]
-            child = Child(self._launcher, place, terms, self._isolated, first, self._stopping)
+            base = self._bases.get(terms.file.job.base or "")
+            child = Child(self._launcher, place, terms, self._isolated, first, self._stopping, base)
             self._jobs[task.job] = _Job(child)
         job = self._jobs[task.job] = self._jobs.pop(task.job)
         patience = time.monotonic() + SHARE * (until - time.monotonic())

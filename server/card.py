@@ -43,6 +43,7 @@ def model_card(connection: Connection, job: Any, version: int, digest: str, sele
         f"- strategy {terms.aggregation.strategy}, server optimizer {terms.aggregation.server_optimizer.name} "
         f"(lr {terms.aggregation.server_optimizer.lr:g}), {terms.steps} local steps per update",
         f"- {_revived(terms, version, revived)}",
+        *_adapted(job.terms),
         "",
         "| silo | updates merged | mean staleness | revivals taught |",
         "| --- | --- | --- | --- |",
@@ -53,11 +54,36 @@ def model_card(connection: Connection, job: Any, version: int, digest: str, sele
         "",
         f"Evaluated by {_evaluated(connection, job.id, version)} silos on their own `{terms.evaluation.split}` records.",
         "",
-        "Load it with `safetensors.torch.load_file`. `anabranch-audit replay` on an export of the audit log recomputes "
+        f"{_loading(terms)} `anabranch-audit replay` on an export of the audit log recomputes "
         "this file, byte for byte, from the signed updates.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _adapted(approved: bytes) -> list[str]:
+    """What of the model trained, and what this file is of no use without."""
+    terms = parse_terms(approved)
+    adapter, base = terms.file.adapter, terms.file.job.base
+    lines = []
+    if adapter is not None:
+        pair = f", rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter.kind == "lora" else ""
+        frozen = ", A frozen and not in this file" if adapter.freeze_a else ""
+        heads = f"; trained whole: {', '.join(adapter.heads)}" if adapter.heads else ""
+        lines.append(f"- adapter {adapter.kind}{pair}{frozen}{heads}")
+    if terms.base_sha256 is not None:
+        what = f"base model `{base}`, " if base is not None else ""
+        lines.append(f"- {what}frozen weights `{terms.base_sha256}`, which are not in this file")
+    return lines
+
+
+def _loading(terms: JobFile) -> str:
+    if terms.adapter is not None and terms.adapter.kind == "lora":
+        return (
+            "Load the folder beside it with `peft.PeftModel.from_pretrained(base, FOLDER)`; `anabranch job export --merge` "
+            "writes one checkpoint of the whole."
+        )
+    return "Load it with `safetensors.torch.load_file`."
 
 
 def _evaluated(connection: Connection, job: str, version: int) -> int:

@@ -75,6 +75,7 @@ class ExportedModel:
     version: int
     digest: str
     card: bytes  # Markdown, UTF-8
+    terms: bytes  # canonical
     bytes: int
     receipt: Receipt
 
@@ -312,7 +313,8 @@ class Jobs:
 
         receipt = self.writer.run(decide, "export").receipts[0]
         path = self.blobs.require(digest)
-        return ExportedModel(path, version, digest, written.encode(), path.stat().st_size, receipt)
+        size, terms = path.stat().st_size, bytes(row.terms)
+        return ExportedModel(path, version, digest, written.encode(), terms, size, receipt)
 
 
 def _select(connection: Connection, job: Any, selector: str) -> tuple[int, str]:

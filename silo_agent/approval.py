@@ -21,7 +21,7 @@ from packaging.version import InvalidVersion, Version
 
 from anabranch import durable
 from anabranch.errors import Corrupt, Reason, Refused, plain, wording
-from anabranch.terms import JobTerms, parse_terms
+from anabranch.terms import JobFile, JobTerms, parse_terms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.manifest import Manifest, parse_manifest
@@ -142,13 +142,12 @@ def standing(proposal: Proposal, policy: Policy, decisions: Decisions) -> Decisi
 
 def check_runnable(proposal: Proposal, policy: Policy, interpreter: Path) -> None:
     """Whether an approved job could run here at all. Raises Refused(POLICY, NOT_FOUND) naming what is missing."""
-    binding = admit(policy, proposal.terms, proposal.manifest.file_bytes if proposal.manifest else None)
-    if not binding.path.exists():
-        raise Refused(
-            Reason.NOT_FOUND,
-            f"policy.toml [data.{proposal.terms.file.job.data}]: {binding.path} does not exist on this machine",
-        )
-    missing = missing_requires(interpreter, proposal.terms.file.job.requires)
+    bound = admit(policy, proposal.terms, proposal.manifest.file_bytes if proposal.manifest else None)
+    wanted = proposal.terms.file.job
+    for key, path in ((f"data.{wanted.data}", bound.data.path), (f"models.{wanted.base}", bound.base)):
+        if path is not None and not path.exists():
+            raise Refused(Reason.NOT_FOUND, f"policy.toml [{key}]: {path} does not exist on this machine")
+    missing = missing_requires(interpreter, proposal.terms.file.requires)
     if missing:
         raise Refused(
             Reason.NOT_FOUND,
@@ -258,7 +257,10 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ("code", f"{file.job.task} of archive {terms.archive_sha256}"),
         ("kind", "managed training loop" if file.job.managed else "a script with its own training loop"),
         ("parameters", ", ".join(f"{k} = {v}" for k, v in sorted(file.job.params.items())) or "none"),
-        ("requires", ", ".join(file.job.requires) or "nothing beyond the agent's own packages"),
+        ("requires", ", ".join(file.requires) or "nothing beyond the agent's own packages"),
+        ("trains", _trained(file)),
+        *([("base model", f"{file.job.base!r}, never sent")] if file.job.base is not None else []),
+        *([("frozen", f"SHA-256 {terms.base_sha256}")] if terms.base_sha256 is not None else []),
         ("your data", f"{file.job.data!r}, split {file.evaluation.split!r} for evaluations"),
         (
             "per cycle",
@@ -272,6 +274,20 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ("updates kept", f"{file.retention.updates} after the end or the last release, at the server"),
     ]
     return [(label, plain(text, SHOWN)) for label, text in told]
+
+
+def _trained(file: JobFile) -> str:
+    adapter = file.adapter
+    if adapter is None or adapter.kind == "full":
+        return "all that the task leaves trainable"
+    heads = f"{', '.join(adapter.heads)} whole" if adapter.heads else "no module whole"
+    if adapter.kind == "head":
+        return heads
+    targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
+    half = ", B alone" if adapter.freeze_a else ""
+    return (
+        f"LoRA of rank {adapter.rank}{half} at {targets or 'what peft takes for the architecture'}; {heads}"
+    )
 
 
 def _size(count: int) -> str:

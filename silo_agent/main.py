@@ -194,12 +194,15 @@ def withdraw(job: JobRef, directory: Dir = HERE, yes: Yes = False, as_json: Json
 def try_here(
     folder: Annotated[Path, typer.Argument(help="Folder with job.toml, or the TOML file itself.")],
     data: Annotated[Path | None, typer.Option(help="A data path instead of the policy's binding.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="The base model's folder instead of the policy's binding.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
     directory: Dir = HERE,
     as_json: Json = False,
 ) -> None:
     """Run a job's code on this site's data for a few steps, without a federation. Nothing is sent."""
-    binding, rules = _binding(folder, data, Home(directory))
+    bound, rules = _bound(folder, data, base, Home(directory))
     with Bar(
         TextColumn("steps"),
         BarColumn(),
@@ -213,23 +216,32 @@ def try_here(
         def progress(step: int, of: int, loss: float | None) -> None:
             bar.update(task, completed=step, total=of, description="" if loss is None else f"loss {loss:.4g}")
 
-        tried = try_job(folder, binding, interpreter(rules), steps, progress, rules.run.processes)
+        tried = try_job(folder, bound, interpreter(rules), steps, progress, rules.run.processes)
     output.show(asdict(tried), _tried(tried), as_json)
 
 
-def _binding(folder: Path, data: Path | None, home: Home) -> tuple[policy.Binding, policy.Policy]:
+def _bound(
+    folder: Path, data: Path | None, base: Path | None, home: Home
+) -> tuple[policy.Bound, policy.Policy]:
     from silo_agent.trial import read_job
 
     rules = policy.load_policy(home.policy) if home.policy.exists() else policy.Policy()
-    if data is not None:
-        return policy.Binding(path=data.resolve()), rules
-    name = read_job(folder)[1].job.data
-    binding = rules.data.get(name)
+    wanted = read_job(folder)[1].job
+    binding = policy.Binding(path=data.resolve()) if data is not None else rules.data.get(wanted.data)
     if binding is None:
         raise Refused(
-            Reason.POLICY, f"{home.policy} binds no data {name!r}: add [data.{name}], or give --data PATH"
+            Reason.POLICY,
+            f"{home.policy} binds no data {wanted.data!r}: add [data.{wanted.data}], or give --data PATH",
         )
-    return binding, rules
+    if wanted.base is None:
+        return policy.Bound(binding, None), rules
+    model = policy.Model(path=base.resolve()) if base is not None else rules.models.get(wanted.base)
+    if model is None:
+        raise Refused(
+            Reason.POLICY,
+            f"{home.policy} binds no model {wanted.base!r}: add [models.{wanted.base}], or give --base PATH",
+        )
+    return policy.Bound(binding, model.path), rules
 
 
 def _tried(tried: Tried) -> str:

@@ -5,6 +5,7 @@ The agent re-reads the file while it runs. A policy that cannot be read allows n
 
 import re
 import tomllib
+from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,6 +38,10 @@ TEMPLATE = """\
 # params = { site = "north" }           # loader parameters of this site, data.params
 # transform = "transform.py:normalise"  # this site's own transform, beside this file
 
+# --- Base models: the name a job asks for -> the folder it lies in here, read only --------------------------
+# [models.minilm]
+# path = "/srv/models/minilm"           # handed to the job's model() as base
+
 # --- Jobs whose terms may start without asking ----------------------------------------------------------
 # A job is named by the SHA-256 of its terms (code, settings, initial model): `anabranch-silo jobs` shows it.
 # Without an entry here a person approves each job: `anabranch-silo approve JOB`.
@@ -62,6 +67,13 @@ def _bytes(text: str) -> str:
     return text
 
 
+def absolute(path: Path) -> Path:
+    """Raises ValueError."""
+    if not path.is_absolute():
+        raise ValueError(f"{str(path)!r} must be an absolute path")
+    return path
+
+
 def _span(text: str) -> str:
     if not 0 <= seconds(text) <= 86400:
         raise ValueError(f"{text!r}: a turn lasts at most a day")
@@ -83,9 +95,26 @@ class Binding(BaseModel, extra="forbid", frozen=True):
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
-        if not path.is_absolute():
-            raise ValueError(f"{str(path)!r} must be an absolute path")
-        return path
+        return absolute(path)
+
+
+class Model(BaseModel, extra="forbid", frozen=True):
+    """A base model of this site: what jobs adapt, and what never leaves."""
+
+    path: Path
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return absolute(path)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What one job may use here."""
+
+    data: Binding
+    base: Path | None  # folder of the base model, if the job names one
 
 
 class Approve(BaseModel, extra="forbid", frozen=True):
@@ -106,6 +135,7 @@ class Run(BaseModel, extra="forbid", frozen=True):
 
 class Policy(BaseModel, extra="forbid", frozen=True):
     data: dict[Name, Binding] = {}
+    models: dict[Name, Model] = {}
     approve: Approve = Approve()
     run: Run = Run()
 
@@ -162,18 +192,23 @@ def load_policy(path: Path) -> Policy:
     return parse_policy(text, str(path))
 
 
-def admit(policy: Policy, terms: JobTerms, model_bytes: int | None = None) -> Binding:
-    """The data binding these terms may use here. Raises Refused(POLICY) naming the rule that forbids them.
+def admit(policy: Policy, terms: JobTerms, model_bytes: int | None = None) -> Bound:
+    """The data and the base model these terms may use here. Raises Refused(POLICY) naming the rule that forbids them.
 
     `model_bytes` is the size of the model file, when it is already known; an update has the same size.
     """
-    name = terms.file.job.data
-    binding = policy.data.get(name)
-    if binding is None:
+    name, base = terms.file.job.data, terms.file.job.base
+    if name not in policy.data:
         raise Refused(
             Reason.POLICY,
             f"policy.toml [data.{name}]: job {terms.file.job.name} asks for data {name!r} and this site binds "
             f"{', '.join(sorted(policy.data)) or 'none'}; add [data.{name}] with its path to allow it",
+        )
+    if base is not None and base not in policy.models:
+        raise Refused(
+            Reason.POLICY,
+            f"policy.toml [models.{base}]: job {terms.file.job.name} adapts the base model {base!r} and this site binds "
+            f"{', '.join(sorted(policy.models)) or 'none'}; add [models.{base}] with the path of its folder to allow it",
         )
     if model_bytes is not None and model_bytes > parse_bytes(policy.run.max_update_bytes):
         raise Refused(
@@ -181,7 +216,16 @@ def admit(policy: Policy, terms: JobTerms, model_bytes: int | None = None) -> Bi
             f"policy.toml [run] max_update_bytes = {policy.run.max_update_bytes!r}: updates of job "
             f"{terms.file.job.name} have {model_bytes} bytes",
         )
-    return binding
+    return Bound(policy.data[name], policy.models[base].path if base is not None else None)
+
+
+def bound(policy: Policy, terms: JobTerms) -> Bound | None:
+    """What these terms name, if this site binds all of it."""
+    job = terms.file.job
+    data, model = policy.data.get(job.data), policy.models.get(job.base or "")
+    if data is None or (job.base is not None and model is None):
+        return None
+    return Bound(data, model.path if model is not None else None)
 
 
 def admit_isolation(policy: Policy, isolated: bool, finding: str) -> None:

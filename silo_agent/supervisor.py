@@ -18,7 +18,7 @@ from silo_agent import approval, policy
 from silo_agent.approval import STATUS, Decisions, Proposal
 from silo_agent.cycle import Site
 from silo_agent.messages import OfferedJob
-from silo_agent.policy import Binding, Policy
+from silo_agent.policy import Bound, Policy
 from silo_agent.receipts import Untrusted
 from silo_agent.submit import NOT_ABOUT_THE_UPDATE
 from silo_agent.trainer import GRACE
@@ -37,7 +37,7 @@ Spawn = Callable[[str, Callable[[], None]], threading.Thread]
 class _Running:
     worker: Worker
     thread: threading.Thread
-    data: Binding
+    bound: Bound
 
 
 @dataclass
@@ -85,8 +85,9 @@ class Supervisor:
         self._turns.allow(rules.run.jobs_at_once, seconds(rules.run.turn))
         for job, running in list(self._running.items()):
             proposal = running.worker.proposal
-            bound = rules.data.get(proposal.terms.file.job.data)
-            if approval.standing(proposal, rules, self._decisions) != "approve" or bound != running.data:
+            if approval.standing(
+                proposal, rules, self._decisions
+            ) != "approve" or running.bound != policy.bound(rules, proposal.terms):
                 self._end(job, "this silo's rules changed")
         return True
 
@@ -158,8 +159,8 @@ class Supervisor:
         worker = Worker(
             self.site, proposal, self._rules, self.launcher, self.isolated, self._turns, self.stopping
         )
-        data = self._policy.data[proposal.terms.file.job.data]
-        self._running[job.id] = _Running(worker, self.spawn(f"job {job.id}", worker.run), data)
+        bound = policy.admit(self._policy, proposal.terms)
+        self._running[job.id] = _Running(worker, self.spawn(f"job {job.id}", worker.run), bound)
         self._say(job.id, "approved; ready for its tasks", name=proposal.terms.file.job.name)
 
     def _announce(self, proposal: Proposal, decision: approval.Decision) -> None:

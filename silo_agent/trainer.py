@@ -15,13 +15,21 @@ import structlog
 from anabranch.errors import OUT_OF_MEMORY_REMEDY, Conflict, Reason, Refused, Unavailable
 from anabranch.terms import JobTerms, seconds
 from anabranch.tlog.fields import CODE_LINE
+from silo_agent.policy import Bound
 from silo_agent.training.channel import Evaluate, Evaluated, Message, Train, Trained
 from silo_agent.training.isolation import Isolation
-from silo_agent.training.launcher import Binding, Launcher, TrainingProcess
+from silo_agent.training.launcher import Launcher, TrainingProcess
 
 TICK = 0.25  # seconds between two looks at whether to go on
 STARTING = 300.0  # seconds to import torch and the job's code and build its model, at least
 GRACE = 15.0  # seconds a process is given to save its cycle when the agent stops
+
+# Failures that this site, not the job's owner, puts right.
+MEANING = {
+    "OtherBase": "the base model here is not the one the job was submitted with; training.log names the folder, both "
+    "digests and what to do",
+    "NoPeft": "the job adapts with LoRA and peft is not installed here: pip install 'anabranch[lora]'",
+}
 
 logger = structlog.get_logger("training")
 
@@ -31,8 +39,12 @@ class TaskFailed(Refused):
 
     def __init__(self, code: Reason, exception: str, code_line: str = "") -> None:
         where = f" at {code_line}" if code_line else ""
-        why = OUT_OF_MEMORY_REMEDY if code is Reason.TASK_OUT_OF_MEMORY else "the job's code failed"
-        super().__init__(code, f"{exception}{where}: {why}; the traceback is in training.log")
+        meaning = "the job's code failed; the traceback is in training.log"
+        if code is Reason.TASK_OUT_OF_MEMORY:
+            meaning = f"{OUT_OF_MEMORY_REMEDY}; the traceback is in training.log"
+        elif code is Reason.TASK_GARBAGE:
+            meaning = MEANING.get(exception, meaning)
+        super().__init__(code, f"{exception}{where}: {meaning}")
         self.exception = exception
         self.code_line = code_line if re.fullmatch(CODE_LINE, code_line) else ""
 
@@ -57,15 +69,10 @@ class Trainer:
     """For one thread; `stop` may also be called when nothing runs."""
 
     def __init__(
-        self, launcher: Launcher, job_dir: Path, terms: JobTerms, data: Binding, isolated: Isolation
+        self, launcher: Launcher, job_dir: Path, terms: JobTerms, bound: Bound, isolated: Isolation
     ) -> None:
-        self._launcher, self._job_dir, self._terms, self._data, self._isolated = (
-            launcher,
-            job_dir,
-            terms,
-            data,
-            isolated,
-        )
+        self._launcher, self._job_dir, self._terms = launcher, job_dir, terms
+        self._bound, self._isolated = bound, isolated
         self._patience = seconds(terms.file.training.progress_timeout)
         self._process: TrainingProcess | None = None
 
@@ -112,7 +119,9 @@ class Trainer:
         if self._process is not None and self._process.alive:
             return self._process
         self.stop()
-        self._process = self._launcher.start(self._job_dir, self._terms, self._data, self._isolated)
+        self._process = self._launcher.start(
+            self._job_dir, self._terms, self._bound.data, self._isolated, base=self._bound.base
+        )
         logger.info("training process started", pid=self._process.pid, isolation=self._isolated.kind)
         ready = self._answer(self._process, watch, max(STARTING, self._patience))
         if ready["is"] != "ready":

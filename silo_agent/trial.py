@@ -13,13 +13,14 @@ from typing import Any
 from anabranch.errors import Reason, Refused, wording
 from anabranch.terms import JobFile, JobTerms, parse_job_file
 from anabranch.wire.canonical import sha256
-from anabranch.wire.manifest import Manifest, parse_manifest
+from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import check_file, check_values, read_tensors, write_tensors
-from silo_agent.policy import Binding
+from silo_agent.policy import Bound
 from silo_agent.trainer import TaskFailed, Trainer, Watch
 from silo_agent.training.archive import pack, unpack
 from silo_agent.training.isolation import available, command, environment
 from silo_agent.training.launcher import Launcher
+from silo_agent.training.made import Made, parse_made
 
 MODEL_SECONDS = 600.0  # to build version 0
 TAIL = 4000  # characters of the training log that are shown when the code fails
@@ -52,7 +53,7 @@ def read_job(path: Path) -> tuple[Path, JobFile]:
 
 
 def try_job(
-    path: Path, data: Binding, interpreter: Path, steps: int | None, progress: Progress, processes: int = 1
+    path: Path, bound: Bound, interpreter: Path, steps: int | None, progress: Progress, processes: int = 1
 ) -> Tried:
     """`processes`: of a script. Raises Refused; for TASK_FAILED and its like the message ends with the traceback."""
     source, file = read_job(path)
@@ -63,18 +64,20 @@ def try_job(
         archive = pack(source)
         unpack(archive, folder / "archive")
         initial = folder / "models" / "initial.safetensors"
-        manifest = _version_0(folder, file, initial, interpreter)
+        made = _version_0(folder, file, initial, interpreter, bound.base)
         terms = JobTerms(
             file=file,
             archive_sha256=sha256(archive),
             initial_sha256=sha256(initial.read_bytes()),
-            manifest_sha256=manifest.digest(),
+            manifest_sha256=made.manifest.digest(),
+            base_sha256=made.base_sha256,
         )
-        isolated = available(home, [home / "jobs", data.path], interpreter)
+        reach = [home / "jobs", bound.data.path, *([bound.base] if bound.base is not None else [])]
+        isolated = available(home, reach, interpreter)
         with Launcher(home, interpreter, processes=processes) as launcher:
-            trainer = Trainer(launcher, folder, terms, data, isolated)
+            trainer = Trainer(launcher, folder, terms, bound, isolated)
             try:
-                return _run(trainer, folder, file, manifest, initial, steps, progress, isolated.detail)
+                return _run(trainer, folder, file, made.manifest, initial, steps, progress, isolated.detail)
             except TaskFailed as failure:
                 trainer.stop()  # only when the process has ended is the whole of what it printed in its log
                 raise Refused(failure.code, f"{failure}\n{_tail(folder / 'training.log')}") from failure
@@ -140,7 +143,7 @@ def _evaluate(trainer: Trainer, file: JobFile, parameters: Path, cycle: str) -> 
         raise
 
 
-def _version_0(folder: Path, file: JobFile, out: Path, interpreter: Path) -> Manifest:
+def _version_0(folder: Path, file: JobFile, out: Path, interpreter: Path, base: Path | None) -> Made:
     out.parent.mkdir()
     description = folder / "job.json"
     description.write_text(file.model_dump_json(), "utf-8")
@@ -149,6 +152,7 @@ def _version_0(folder: Path, file: JobFile, out: Path, interpreter: Path) -> Man
         folder / "archive",
         description,
         out,
+        *([base] if base is not None else []),
     ]
     try:
         done = subprocess.run(
@@ -159,7 +163,7 @@ def _version_0(folder: Path, file: JobFile, out: Path, interpreter: Path) -> Man
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip()[-TAIL:]
         raise Refused(Reason.TASK_FAILED, f"version 0 could not be built from the job's code:\n{said}")
-    return parse_manifest(done.stdout.strip())
+    return parse_made(done.stdout)
 
 
 def _apply(initial: Path, delta: Path, out: Path, manifest: Manifest) -> None:

@@ -169,8 +169,8 @@ class Worker:
         self._failures += 1
         logger.error(
             "task failed",
-            reason=failure.code.value,
             error=str(failure),
+            reason=failure.code.value,
             raised=failure.exception,
             code_line=failure.code_line,
             in_a_row=self._failures,

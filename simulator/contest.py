@@ -206,6 +206,8 @@ def key(plan: Plan, digests: dict[Path, str]) -> str:
     for name, one in plan.scenario.data.items():
         held = (one.validation if measure.records == "validation" else one.test) if measure else None
         data[name] = [known(path, tree_sha256) for path in (one.path, held) if path is not None]
+    for name, model in plan.scenario.models.items():
+        data[f"models.{name}"] = [known(model.path, tree_sha256)]
     jobs = [
         {"file": job.file.model_dump(mode="json"), "archive_sha256": known(job.folder, archive_sha256)}
         for job in plan.jobs

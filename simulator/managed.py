@@ -9,6 +9,7 @@ import torch
 
 from anabranch.terms import JobFile
 from silo_agent.training import tensors
+from silo_agent.training.adapters import base_digest
 from silo_agent.training.managed import Managed, build_model
 from silo_agent.training.task import SiloData, Task
 from simulator.engine import Trained
@@ -26,14 +27,16 @@ class ManagedTrainer:
     data: Sequence[Path]
     measured: Path | None
     folder: Path
+    base: Path | None = None  # the folder of the base model that the job names
     _loaded: "OrderedDict[int, Managed]" = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
         # Without a GPU one thread is enough, and no operation is refused that silos may use.
         torch.use_deterministic_algorithms(torch.cuda.is_available())
-        model = build_model(self.task(), self.file.job.seed)
+        model = build_model(self.task(), self.file, self.base)
         self.manifest = tensors.manifest_of(model, self.file.training.buffers)
+        self.base_sha256 = base_digest(model, self.file.training.buffers)
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "initial.safetensors"
         tensors.save_values(model, path, self.manifest)
@@ -84,7 +87,7 @@ class ManagedTrainer:
             work = self.folder / f"silo-{number}"
             work.mkdir(exist_ok=True)
             data = SiloData(path, {"silo": number, "silos": len(self.data)})
-            self._loaded[number] = Managed(self.task(), self.file, data, work)
+            self._loaded[number] = Managed(self.task(), self.file, data, work, self.base)
         self._loaded.move_to_end(number)
         return self._loaded[number]
 

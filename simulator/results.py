@@ -105,7 +105,7 @@ def summary(finished: Finished) -> dict[str, Any]:
 
 def described(scenario: Scenario) -> dict[str, Any]:
     """Without where its files lie on this machine."""
-    places = {"data": {"__all__": {"path", "test", "validation"}}}
+    places = {"data": {"__all__": {"path", "test", "validation"}}, "models": {"__all__": {"path"}}}
     return scenario.model_dump(mode="json", by_alias=True, exclude=places)
 
 

@@ -48,7 +48,7 @@ class JobReviver:
 def reviver_of(trainer: ManagedTrainer, settings: Revival, seed: int, seconds: float) -> JobReviver | None:
     """None: the task does not say what its inputs are. Raises Refused for a job that cannot be revived."""
     task = trainer.task()
-    model = build_model(task, trainer.file.job.seed)
+    model = build_model(task, trainer.file, trainer.base)
     try:
         reviver = lessons.reviver_of(task, model, settings, seed)
     except Unsupported as found:

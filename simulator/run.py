@@ -156,6 +156,7 @@ def prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Tra
         archive_sha256=sha256(archive),
         initial_sha256=trainer.initial.digest(),
         manifest_sha256=trainer.manifest.digest(),
+        base_sha256=trainer.base_sha256,
     )
     return Planned(job.file.job.name, terms, trainer.manifest, archive, trainer.initial), trainer
 
@@ -193,6 +194,11 @@ def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "Manag
             Reason.MALFORMED,
             f"the job reads the binding {wanted.data!r}; the scenario has no [data.{wanted.data}]",
         )
+    if wanted.base is not None and wanted.base not in scenario.models:
+        raise Refused(
+            Reason.MALFORMED,
+            f"the job adapts the base model {wanted.base!r}; the scenario has no [models.{wanted.base}]",
+        )
     data = scenario.data[wanted.data]
     measured = None
     if scenario.measure is not None:
@@ -208,4 +214,5 @@ def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "Manag
     )
     task = partial(load_task, job.folder, wanted.task, wanted.params)
     paths = deal(data, silos, scenario.seed, scratch / "data")
-    return ManagedTrainer(task, file, paths, measured, scratch)
+    base = scenario.models[wanted.base].path if wanted.base is not None else None
+    return ManagedTrainer(task, file, paths, measured, scratch, base)

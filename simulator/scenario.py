@@ -139,6 +139,10 @@ class Data(BaseModel, extra="forbid", frozen=True):
     )
 
 
+class Model(BaseModel, extra="forbid", frozen=True):
+    path: Path
+
+
 class Measure(BaseModel, extra="forbid", frozen=True):
     """What the experimenter sees and no silo spends time on: the head, looked at now and again."""
 
@@ -161,6 +165,11 @@ class Synthetic(BaseModel, extra="forbid", frozen=True):
     noise: float = Field(default=0.1, ge=0)
 
 
+def _none(models: dict[str, Model]) -> bool:
+    """Such a key is not told: scenarios that do without it read as they always did."""
+    return not models
+
+
 class Scenario(BaseModel, extra="forbid", frozen=True):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     horizon: Span
@@ -175,6 +184,7 @@ class Scenario(BaseModel, extra="forbid", frozen=True):
     silos: tuple[Group, ...] = ()
     population: int | None = Field(default=None, ge=1, le=MOST_SILOS)  # with `delays`
     data: dict[Name, Data] = {}  # by the name a job file gives to the binding
+    models: dict[Name, Model] = Field(default={}, exclude_if=_none)  # base models, likewise
     measure: Measure | None = None
     synthetic: Synthetic | None = None
 
@@ -231,9 +241,9 @@ def read_scenario(path: Path) -> Scenario:
         raise Refused(Reason.MALFORMED, f"{path}: {explain(error)}") from error
     except NOT_TOML as error:
         raise Refused(Reason.MALFORMED, f"{path} is not TOML: {error}") from error
-    return scenario.model_copy(
-        update={"data": {name: _beside(path, data) for name, data in scenario.data.items()}}
-    )
+    models = {name: Model(path=path.parent / model.path) for name, model in scenario.models.items()}
+    data = {name: _beside(path, data) for name, data in scenario.data.items()}
+    return scenario.model_copy(update={"data": data, "models": models})
 
 
 def _beside(file: Path, data: Data) -> Data:

@@ -21,6 +21,7 @@ class SyntheticTrainer:
 
     settings: Synthetic
     seed: int
+    base_sha256: None = None  # a vector has nothing that is frozen
 
     def __post_init__(self) -> None:
         size = self.settings.parameters

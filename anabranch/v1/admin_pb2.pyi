@@ -259,18 +259,20 @@ class ExportModelRequest(_message.Message):
     def __init__(self, job: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class ExportModelHeader(_message.Message):
-    __slots__ = ("version", "digest", "bytes", "card", "receipt")
+    __slots__ = ("version", "digest", "bytes", "card", "receipt", "terms")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     CARD_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
     version: int
     digest: str
     bytes: int
     card: bytes
     receipt: _audit_pb2.Receipt
-    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., bytes: _Optional[int] = ..., card: _Optional[bytes] = ..., receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ...) -> None: ...
+    terms: bytes
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[str] = ..., bytes: _Optional[int] = ..., card: _Optional[bytes] = ..., receipt: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., terms: _Optional[bytes] = ...) -> None: ...
 
 class ExportModelReply(_message.Message):
     __slots__ = ("header", "chunk")

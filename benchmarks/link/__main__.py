@@ -49,9 +49,7 @@ def prepare(out: Path) -> None:
     """Records, job, scenario and comparison in one folder."""
     if not (out / "test.npz").exists():
         data.newsgroups(out)
-    (out / "job").mkdir(exist_ok=True)
-    shutil.copy(data.EXAMPLE / "task.py", out / "job" / "task.py")
-    shutil.copy(HERE / "job.toml", out / "job" / "job.toml")
+    shutil.copytree(HERE / "job", out / "job", dirs_exist_ok=True)
     shutil.copy(HERE / "compare.toml", out / "compare.toml")
     scenario = (HERE / "scenario.toml").read_text()
     (out / "scenario.toml").write_text(f'{scenario}\n[models.minilm]\npath = "{data.encoder()}"\n')

@@ -1,47 +1,37 @@
-"""Posts by topic: a pretrained sentence encoder, LoRA beside its attention, and a head that is trained whole."""
+"""Classes of short texts, by a transformers encoder from a folder: the job file says what of it trains."""
 
-import numpy as np
+import csv
+
 import torch
-from torch.utils.data import TensorDataset
-from transformers import AutoModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 
-class Classifier(torch.nn.Module):
-    """Token ids, 0 where there are none any more, to a score for each topic."""
-
-    def __init__(self, encoder, topics):
-        super().__init__()
-        self.encoder = encoder
-        self.head = torch.nn.Linear(encoder.config.hidden_size, topics)
-
-    def forward(self, ids):
-        there = (ids != 0).long()
-        words = self.encoder(input_ids=ids, attention_mask=there).last_hidden_state
-        weights = there.unsqueeze(-1).to(words.dtype)
-        return self.head((words * weights).sum(1) / weights.sum(1).clamp(min=1))
-
-
-class Posts:
-    def __init__(self, topics: int = 20, whole: bool = False) -> None:
-        self.topics = topics
-        self.whole = whole  # a file is of one split already
+class Texts:
+    def __init__(self, classes: int = 2, words: int = 128) -> None:
+        self.classes, self.words = classes, words
 
     def model(self, base):
-        return Classifier(AutoModel.from_pretrained(base, add_pooling_layer=False), self.topics)
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        return AutoModelForSequenceClassification.from_pretrained(base, num_labels=self.classes)
 
     def dataset(self, data, split):
-        with np.load(data.path) as file:
-            x, y = file["x"].astype(np.int64), file["y"].astype(np.int64)
-        mine = np.array([self.whole or data.split(row.tobytes()) == split for row in x], bool)
-        return TensorDataset(torch.from_numpy(x[mine]), torch.from_numpy(y[mine]))
+        with open(data.path, encoding="utf-8", newline="") as file:
+            rows = [(row["text"], int(row["label"])) for row in csv.DictReader(file)]
+        return [row for row in rows if data.split(row[0]) == split]
+
+    def collate(self, rows):
+        texts, labels = zip(*rows, strict=True)
+        batch = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.words, return_tensors="pt"
+        )
+        return dict(batch, labels=torch.tensor(labels))
 
     def loss(self, model, batch):
-        x, y = batch
-        return torch.nn.functional.cross_entropy(model(x), y)
+        return model(**batch).loss
 
     def evaluate(self, model, batches):
-        right = count = 0
-        for x, y in batches:
-            right += int((model(x).argmax(1) == y).sum())
-            count += len(y)
-        return {"accuracy": right / count, "num_examples": count}
+        correct, count = 0, 0
+        for batch in batches:
+            correct += int((model(**batch).logits.argmax(1) == batch["labels"]).sum())
+            count += len(batch["labels"])
+        return {"accuracy": correct / count}

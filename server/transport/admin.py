@@ -93,6 +93,7 @@ class Admin:
             bytes=model.bytes,
             card=model.card,
             receipt=codec.receipt_to_proto(model.receipt),
+            terms=model.terms,
         )
         yield pb.ExportModelReply(header=header)
         async with aclosing(read_chunks(model.path, 0)) as chunks:

@@ -48,6 +48,7 @@ class Begin(TypedDict):
     data: dict[str, Any]  # path, params, transform; empty for a reviver, which has none
     threads: int  # of each process
     processes: int  # more than one: the ranks of a script
+    base: NotRequired[str]  # folder of the base model that the job names
     device: NotRequired[str]  # of a reviver's process: cpu, cuda:0; a silo's takes a GPU where it sees one
 
 

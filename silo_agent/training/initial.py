@@ -1,8 +1,9 @@
-"""Version 0 of a job: `python -m silo_agent.training.initial ARCHIVE_DIR TERMS_JSON OUT`.
+"""Version 0 of a job: `python -m silo_agent.training.initial ARCHIVE_DIR TERMS_JSON OUT [BASE]`.
 
 Run where the job is submitted, on the submitter's own code. TERMS_JSON is a file with the job file as JSON (terms do
-not exist yet: they name the digest of what is made here). Writes the canonical tensor file OUT and prints the
-manifest, canonical JSON.
+not exist yet: they name the digest of what is made here). BASE is the folder of the base model that the job names.
+Writes the canonical tensor file OUT and prints the manifest, canonical JSON, and on a second line the digest of what is
+frozen, if anything is.
 """
 
 import contextlib
@@ -18,20 +19,22 @@ from anabranch.errors import Misuse
 from anabranch.terms import JobFile
 from anabranch.wire.tensors import Manifest
 from silo_agent.training import script, tensors
+from silo_agent.training.adapters import base_digest
 from silo_agent.training.channel import Message
+from silo_agent.training.made import Made
 from silo_agent.training.managed import build_model
 from silo_agent.training.task import Garbage, SiloData, load_task
 
 
-def build(archive: Path, file: JobFile, out: Path) -> Manifest:
+def build(archive: Path, file: JobFile, out: Path, base: Path | None = None) -> Made:
     """Make the job's model under its seed and write it to `out`. Runs the job's code, raises what it raises, and
     Garbage."""
     if not file.job.managed:
-        return _from_script(archive, file, out)
-    model = build_model(load_task(archive, file.job.task, file.job.params), file.job.seed)
+        return Made(_from_script(archive, file, out), None)
+    model = build_model(load_task(archive, file.job.task, file.job.params), file, base)
     manifest = tensors.manifest_of(model, file.training.buffers)
     tensors.save_values(model, out, manifest)
-    return manifest
+    return Made(manifest, base_digest(model, file.training.buffers))
 
 
 def _from_script(archive: Path, file: JobFile, out: Path) -> Manifest:
@@ -68,7 +71,7 @@ class Taking:
 
 
 def main(arguments: list[str]) -> None:
-    archive, description, out = map(Path, arguments)
+    archive, description, out, *base = map(Path, arguments)
     value: Any = json.loads(description.read_bytes())
     file = JobFile.model_validate(value.get("file", value))
     torch.set_num_threads(1)
@@ -76,12 +79,14 @@ def main(arguments: list[str]) -> None:
     answer = os.dup(1)
     os.dup2(2, 1)
     try:
-        manifest = build(archive.resolve(), file, out)
+        made = build(archive.resolve(), file, out, *base)
     except Garbage as error:
         sys.exit(
             str(error)
         )  # what is wrong with the task in a sentence; a traceback would only show our code
-    os.write(answer, manifest.encode() + b"\n")
+    said = made.encode()
+    while said:  # a manifest may be longer than what one write takes
+        said = said[os.write(answer, said) :]
 
 
 if __name__ == "__main__":

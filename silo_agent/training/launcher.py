@@ -75,12 +75,14 @@ class Launcher:
         data: Binding | None,
         isolated: Isolation,
         device: str | None = None,
+        base: Path | None = None,
     ) -> "TrainingProcess":
         """Start the process of one job. The first message is "ready" or "failed"; importing torch takes seconds.
 
         `job_dir`: holds `archive/` (the unpacked code) and the models; `work/` and `training.log` are made in it.
         Updates are to be written to `work/`. `isolated`: what `isolation.available` found. `device`: what it computes on,
-        as torch calls it; None where the program chooses. Raises Unavailable when no process can be started.
+        as torch calls it; None where the program chooses. `base`: folder of the base model that the job names. Raises
+        Unavailable when no process can be started.
         """
         job_dir = job_dir.resolve()
         work = job_dir / "work"
@@ -95,7 +97,7 @@ class Launcher:
         environment = self._environment(work, threads)
         process = self._starter.submit(TrainingProcess, command, environment, job_dir).result()
         try:
-            begin = self._begin(job_dir, terms, data, isolated, threads, processes)
+            begin = self._begin(job_dir, terms, data, isolated, base, threads, processes)
             process.request(begin if device is None else {**begin, "device": device})
         except Unavailable:
             process.stop(0)
@@ -129,10 +131,11 @@ class Launcher:
         terms: JobTerms,
         data: Binding | None,
         isolated: Isolation,
+        base: Path | None,
         threads: int,
         processes: int,
     ) -> Begin:
-        readable, bound = [str(job_dir)], {}
+        readable, bound = [str(job_dir), *([str(base)] if base is not None else [])], {}
         if data is not None:
             transform = str(self._home / data.transform) if data.transform else None
             readable += [str(data.path), *([transform.rpartition(":")[0]] if transform else [])]
@@ -146,7 +149,7 @@ class Launcher:
             readable=tuple(readable),
             writable=(str(job_dir / "work"),),
         )
-        return {
+        begin: Begin = {
             "do": "begin",
             "fence": asdict(fence),
             "terms": terms.model_dump(mode="json"),
@@ -156,6 +159,7 @@ class Launcher:
             "threads": threads,
             "processes": processes,
         }
+        return begin if base is None else {**begin, "base": str(base)}
 
 
 class TrainingProcess:

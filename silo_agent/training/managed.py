@@ -20,6 +20,7 @@ import torch
 
 from anabranch.terms import JobFile, Optimizer, seconds
 from silo_agent.training import saved, tensors
+from silo_agent.training.adapters import adapted, base_digest
 from silo_agent.training.channel import Evaluate, Evaluated, Progress, Train, Trained
 from silo_agent.training.course import Course, Position, seed_of, shuffled
 from silo_agent.training.task import Dataset, Garbage, SiloData, Task, metrics_of, records
@@ -50,14 +51,18 @@ class Managed:
         file: JobFile,
         data: SiloData,
         work: Path,
+        base: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`base`: the folder that the job's model binding names, if it names one."""
         self._task, self._file, self._data, self._clock = task, file, data, clock
         self._cycle_file, self._between_file = work / "cycle.safetensors", work / "between.safetensors"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._datasets: dict[str, Dataset] = {}
-        self.model = build_model(task, file.job.seed).to(self._device)
-        self.manifest = tensors.manifest_of(self.model, file.training.buffers)
+        model = build_model(task, file, base)
+        self.manifest = tensors.manifest_of(model, file.training.buffers)
+        self.base_sha256 = base_digest(model, file.training.buffers)
+        self.model = model.to(self._device)
         self._pristine = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
 
     def train(
@@ -238,15 +243,26 @@ class Managed:
         return _to(collate(records(dataset, indices, self._data.transform)), self._device)
 
 
-def build_model(task: Task, seed: int) -> torch.nn.Module:
-    """`Task.model()` under the job's seed: the same model at the submitter and at every silo. Raises Garbage."""
-    saved.seed_all(seed_of("model", seed))
-    model = task.model()
+def build_model(task: Task, file: JobFile, base: Path | None = None) -> torch.nn.Module:
+    """`Task.model()` under the job's seed, then the job's adapter: the same model at the submitter and at every silo.
+
+    Raises Garbage, also when the job names a base model and none is given.
+    """
+    saved.seed_all(seed_of("model", file.job.seed))
+    if file.job.base is None:
+        model = task.model()
+    elif base is None:
+        raise Garbage(
+            "NoBase", f"the job reads the base model {file.job.base!r}: give its folder with --base PATH"
+        )
+    else:
+        model = task.model(base)
     if not isinstance(model, torch.nn.Module):
         raise Garbage(
             "NotAModel", f"model() returned {type(model).__name__}, not a torch.nn.Module", task.model
         )
-    return model
+    saved.seed_all(seed_of("adapter", file.job.seed))  # whatever making the model drew
+    return adapted(model, file.adapter)
 
 
 def optimizer_for(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Optimizer:

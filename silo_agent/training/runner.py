@@ -33,6 +33,8 @@ class Setup:
     archive: Path
     work: Path
     data: "SiloData"
+    base: Path | None  # the folder of the base model, if the job names one
+    base_sha256: str | None  # of what is frozen
 
 
 def main() -> int:
@@ -108,17 +110,21 @@ def _set_up(begin: "Begin") -> Setup:
         archive=Path(begin["archive"]),
         work=Path(begin["work"]),
         data=SiloData(Path(data["path"]), data["params"], **transform),
+        base=Path(begin["base"]) if "base" in begin else None,
+        base_sha256=terms.base_sha256,
     )
 
 
 def _serve_managed(channel: "Channel", setup: Setup) -> None:
+    from silo_agent.training.adapters import check_base
     from silo_agent.training.managed import Managed
     from silo_agent.training.task import load_task
 
     def build() -> Managed:
-        job = setup.file.job
-        managed = Managed(load_task(setup.archive, job.task, job.params), setup.file, setup.data, setup.work)
+        task = load_task(setup.archive, setup.file.job.task, setup.file.job.params)
+        managed = Managed(task, setup.file, setup.data, setup.work, setup.base)
         check_manifest(managed.manifest, setup.manifest_sha256)
+        check_base(managed.base_sha256, setup.base_sha256, setup.base)
         return managed
 
     managed: Managed | None = build()

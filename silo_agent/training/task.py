@@ -41,9 +41,9 @@ class Task(Protocol):
     is replaced, only the model, the optimizer, the random state and the position in the data come back.
     """
 
-    def model(self) -> "torch.nn.Module":
+    def model(self, base: Path = ...) -> "torch.nn.Module":
         """A fresh model. Called with the job's seed set, the same one at every silo: what is not trained must be
-        equal."""
+        equal. A job that names a base model (`[job] base`) is called with its folder here, any other without."""
         ...
 
     def dataset(self, data: "SiloData", split: str) -> "Dataset":

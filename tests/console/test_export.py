@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from demo_log import FED, JOB, SERVER
 
 from anabranch.errors import Refused, Unavailable
+from anabranch.terms import JobTerms, parse_job_file
 from anabranch.tlog.checkpoint import Checkpoint, sign
 from anabranch.tlog.entry import Actor, Target, encode_entry, new_entry, uuid7
 from anabranch.tlog.merkle import leaf_hash
@@ -42,6 +43,12 @@ def receipt(digest: str = DIGEST, signer: NoteSigner = SIGNER):
     return codec.receipt_to_proto(Receipt(data, 0, (), checkpoint))
 
 
+FILE = parse_job_file('[job]\nname = "digits"\ntask = "task.py:Task"\n')
+TERMS = JobTerms(
+    file=FILE, archive_sha256="a" * 64, initial_sha256="b" * 64, manifest_sha256="c" * 64
+).encode()
+
+
 def admin(replies) -> Admin:
     pinned = SimpleNamespace(log_vkey=SIGNER.vkey, log_origin=f"{FED}/log")
     return Admin(pinned, SimpleNamespace(ExportModel=lambda request, timeout: iter(replies)))
@@ -49,7 +56,7 @@ def admin(replies) -> Admin:
 
 def replies(model: bytes = MODEL, *, digest: str = DIGEST, size: int = len(MODEL), proof=None):
     header = admin_pb2.ExportModelHeader(
-        version=3, digest=digest, bytes=size, card=b"# digits\n", receipt=proof or receipt()
+        version=3, digest=digest, bytes=size, card=b"# digits\n", receipt=proof or receipt(), terms=TERMS
     )
     yield admin_pb2.ExportModelReply(header=header)
     for start in range(0, len(model), 1 << 20):

@@ -188,6 +188,12 @@ ASYNCHRONOUS_TOML = b"""
 [job]
 name = "digits"
 task = "task.py:Digits"
+base = "tiny"
+[adapter]
+rank = 4
+targets = ["query", "value"]
+heads = ["classifier"]
+freeze_a = true
 [training]
 proximal = 0.01
 [aggregation]
@@ -211,8 +217,8 @@ def terms() -> list[bytes]:
     file, mixing = (parse_job_file(text.decode()) for text in (JOB_TOML, ASYNCHRONOUS_TOML))
     bare = JobFile.model_validate({"job": {"name": "a", "task": "train.py"}})
     return [
-        JobTerms(file=one, archive_sha256=A, initial_sha256=B, manifest_sha256=C).encode()
-        for one in (file, mixing, bare)
+        JobTerms(file=one, archive_sha256=A, initial_sha256=B, manifest_sha256=C, base_sha256=base).encode()
+        for one, base in ((file, None), (mixing, A), (bare, None))
     ]
 
 

@@ -195,6 +195,8 @@ def proxy_answer(data: bytes) -> None:
 POLICY = b"""[data.default]
 path = "/srv/data/digits"
 params = { site = "north" }
+[models.tiny]
+path = "/srv/models/tiny"
 [approve]
 terms = ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
 [run]

@@ -126,7 +126,7 @@ class Job:
 
     def __post_init__(self) -> None:
         job = self.terms.file.job
-        model = build_model(load_task(self.folder / "archive", job.task, job.params), 0)
+        model = build_model(load_task(self.folder / "archive", job.task, job.params), self.terms.file)
         self.manifest = tensors.manifest_of(model, "average")
         self.terms = self.terms.model_copy(update={"manifest_sha256": self.manifest.digest()})
         chance, models = torch.Generator().manual_seed(1), self.folder / "models"

@@ -113,7 +113,7 @@ def job(folder: Path, kind: str) -> tuple[JobTerms, Manifest]:
     (folder / "archive" / "task.py").write_text(TASK)
     params = f'[job.params]\nkind = "{kind}"\n'
     file = parse_job_file(JOB + params)
-    model = build_model(load_task(folder / "archive", file.job.task, file.job.params), file.job.seed)
+    model = build_model(load_task(folder / "archive", file.job.task, file.job.params), file)
     manifest = tensors.manifest_of(model, file.training.buffers)
     digest, none = manifest.digest(), "0" * 64
     terms = JobTerms(file=file, archive_sha256=none, initial_sha256=none, manifest_sha256=digest)

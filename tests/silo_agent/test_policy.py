@@ -59,7 +59,7 @@ def test_a_wrong_policy_is_refused_by_name_and_says_that_nothing_runs(text: str,
 
 def test_a_bound_data_set_admits_the_job_that_asks_for_it_and_no_other() -> None:
     rules = parse_policy(BOUND + "params = { site = 'north', rate = 0.5 }", "policy.toml")
-    assert admit(rules, terms()).params == {"site": "north", "rate": 0.5}
+    assert admit(rules, terms()).data.params == {"site": "north", "rate": 0.5}
     with pytest.raises(Refused, match="asks for data 'other' and this site binds default"):
         admit(rules, terms("other"))
 

@@ -62,17 +62,21 @@ class JobOnDisk:
         return (self.folder / "work" / f"{cycle}.safetensors").read_bytes()
 
 
-def make_job(folder: Path, code: Path, **changes: Any) -> JobOnDisk:
-    """Unpacked code, version 0 and terms, as approval leaves them. `changes`: of `[training]`."""
+def make_job(folder: Path, code: Path, model: Path | None = None, **changes: Any) -> JobOnDisk:
+    """Unpacked code, version 0 and terms, as approval leaves them. `model`: the base. `changes`: of `[training]`."""
     archive = folder / "archive"
     shutil.copytree(code, archive, ignore=shutil.ignore_patterns("__pycache__"))
     file = parse_job_file((archive / "job.toml").read_text("utf-8"))
     file = file.model_copy(update={"training": file.training.model_copy(update=changes)})
     (folder / "models").mkdir()
     base = folder / "models" / "0.safetensors"
-    manifest = initial.build(archive, file, base)
+    made = initial.build(archive, file, base, model)
     terms = JobTerms(
-        file=file, archive_sha256="0" * 64, initial_sha256="0" * 64, manifest_sha256=manifest.digest()
+        file=file,
+        archive_sha256="0" * 64,
+        initial_sha256="0" * 64,
+        manifest_sha256=made.manifest.digest(),
+        base_sha256=made.base_sha256,
     )
     return JobOnDisk(folder, terms, base)
 

@@ -310,7 +310,7 @@ def test_the_silos_transform_sees_every_record(make: Any, digits: Path) -> None:
 
 def test_optimizers_of_the_job_file(make: Any) -> None:
     job = make()
-    model = build_model(load_task(job.folder / "archive", "task.py:Task", {}), 5)
+    model = build_model(load_task(job.folder / "archive", "task.py:Task", {}), job.file)
     settings = job.file.training.optimizer
     for name, kind in (("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)):
         made = optimizer_for(model, settings.model_copy(update={"name": name, "weight_decay": 0.5}))

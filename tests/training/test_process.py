@@ -14,9 +14,10 @@ import pytest
 
 from anabranch.errors import Reason, Refused, Unavailable
 from anabranch.terms import parse_job_file
-from anabranch.wire.tensors import check_file, check_values, parse_manifest
+from anabranch.wire.tensors import check_file, check_values
 from silo_agent.training import initial, launcher
 from silo_agent.training.isolation import Isolation
+from silo_agent.training.made import parse_made
 from silo_agent.training.managed import Managed
 from silo_agent.training.task import SiloData, load_task
 
@@ -253,7 +254,7 @@ def test_the_script_example_in_a_federation(tools: Any, job_folder: Any, start: 
     assert (messages[-1]["cycle"], messages[-1]["steps"]) == ("l-1", 15)
     assert messages[-1]["num_examples"] > 250
     assert messages[-1]["metrics"]["loss"] < 3
-    manifest = initial.build(job.folder / "archive", job.file, job.folder / "again")
+    manifest = initial.build(job.folder / "archive", job.file, job.folder / "again").manifest
     assert check_file(job.folder / "work" / "l-1.safetensors", manifest).bytes == manifest.file_bytes
     process.request(job.evaluate("e-2"))  # of the same version: training left no trace in it
     assert tools.wait_for(process, "evaluated") == before | {"cycle": "e-2"}
@@ -320,8 +321,9 @@ def test_version_0_is_the_same_wherever_it_is_made(tools: Any, tmp_path: Path) -
         capture_output=True,
         check=True,
     )
-    manifest = parse_manifest(made.stdout.rstrip(b"\n"))
-    assert manifest == initial.build(tools.examples / "digits-script", file, tmp_path / "again")
+    assert parse_made(made.stdout) == initial.build(
+        tools.examples / "digits-script", file, tmp_path / "again"
+    )
     assert (tmp_path / "out").read_bytes() == (tmp_path / "again").read_bytes()
     assert b"hello" in made.stderr
     assert b"not reached" not in made.stderr
