@@ -84,7 +84,7 @@ def _with_lora(model: torch.nn.Module, adapter: Adapter) -> torch.nn.Module:
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets) or None
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type] # peft divides it by r and asks no more
+        lora_alpha=adapter.alpha,  # peft divides it by r and asks no more
         lora_dropout=adapter.dropout,
         target_modules=targets,
         modules_to_save=list(adapter.heads) or None,
