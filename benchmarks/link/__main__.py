@@ -25,7 +25,6 @@ class Row:
 
     name: str
     accuracy: tuple[float, ...]  # of the head, over the last fifth of the run; for each seed
-    averaged: tuple[float, ...]  # of the average beside it
     down: float  # bytes on the wire of one run: versions
     up: float  # updates
     file: int  # bytes of a whole update
@@ -61,12 +60,10 @@ def read(folder: Path) -> list[Row]:
     for entrant in document["entrants"]:
         runs = [reading.played(reading.load(folder / "runs" / key)) for key in entrant["runs"]]
         jobs = [run.document["jobs"][0] for run in runs]
-        curves = [reading.curve(run, document["job"], document["metric"], "averaged") for run in runs]
         rows.append(
             Row(
                 entrant["name"],
                 tuple(job["final"][document["metric"]] for job in jobs),
-                tuple(float(curve.values[-1]) for curve in curves),
                 fmean(job["bytes_down"] for job in jobs),
                 fmean(job["bytes_up"] for job in jobs),
                 jobs[0]["file_bytes"],
@@ -79,13 +76,13 @@ def table(rows: list[Row]) -> str:
     """Markdown. The first row is what the others are held against."""
     whole = rows[0].down + rows[0].up
     lines = [
-        "| | accuracy | average | down, MB | up, MB | fewer bytes than the first |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | accuracy | down, MB | up, MB | fewer bytes than the first |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         moved = row.down + row.up
         sizes = f"{row.down / 1e6:.2f} | {row.up / 1e6:.2f} | {whole / moved:.1f} ×"
-        lines.append(f"| {row.name} | {fmean(row.accuracy):.1%} | {fmean(row.averaged):.1%} | {sizes} |")
+        lines.append(f"| {row.name} | {fmean(row.accuracy):.1%} | {sizes} |")
     return "\n".join(lines)
 
 
