@@ -60,7 +60,8 @@ def main() -> int:
             if (own := ranks.split(channel, begin["processes"])) is None:
                 return 0  # this process has run no code of the job
             channel = own
-        print("isolation:", isolation.close(fence, holds), flush=True)
+        sys.stdout.write(f"isolation: {isolation.close(fence, holds)}\n")  # at once: ranks share the file
+        sys.stdout.flush()
         setup = _set_up(begin)
         if setup.file.job.managed:
             _serve_managed(channel, setup)

@@ -9,6 +9,7 @@ import torch
 from anabranch.errors import Reason
 from anabranch.v1 import admin_pb2
 from console.board import alarms
+from silo_agent.policy import Bound
 from silo_agent.trainer import TaskFailed, Trainer, Watch
 
 MANAGED = """
@@ -63,7 +64,7 @@ def test_out_of_memory_is_a_reason_of_its_own(
     (tmp_path / "task.py").write_text(code.format(error=error))
     (tmp_path / "job.toml").write_text(f'[job]\nname = "large"\ntask = "{task}"\n')
     job = tools.make_job(job_folder(f"large-{name}"), tmp_path)
-    trainer = Trainer(launcher, job.folder, job.terms, tools.bound(tmp_path), isolated)
+    trainer = Trainer(launcher, job.folder, job.terms, Bound(tools.bound(tmp_path), None), isolated)
     try:
         with pytest.raises(TaskFailed, match="smaller batch_size") as failed:
             trainer.train(job.train("l-1"), Watch(lambda: None, lambda *_: None))  # type: ignore[arg-type]
