@@ -266,7 +266,10 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
             "per cycle",
             f"{file.steps} steps of {t.batch_size} records, {t.optimizer.name} at lr {t.optimizer.lr}",
         ),
-        ("you send", f"one update of {size} per cycle; buffers: {t.buffers}; scores of every evaluation"),
+        (
+            "you send",
+            f"one update of {size}{_part(file)} per cycle; buffers: {t.buffers}; scores of every evaluation",
+        ),
         ("record counts", counts),
         ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
         *([("revival", REVIVAL)] if file.revival is not None else []),
@@ -288,6 +291,13 @@ def _trained(file: JobFile) -> str:
     return (
         f"LoRA of rank {adapter.rank}{half} at {targets or 'what peft takes for the architecture'}; {heads}"
     )
+
+
+def _part(file: JobFile) -> str:
+    packing = file.upload
+    if packing is None:
+        return ""
+    return f", of it the largest {packing.density:.3%} as {packing.values}"
 
 
 def _size(count: int) -> str:

@@ -84,6 +84,12 @@ def test_who_approves_is_told_what_trains_and_what_stays(adapter: str, said: str
     assert ("peft" in told["requires"]) == ("LoRA" in said)
 
 
+def test_who_approves_is_told_how_much_of_an_update_leaves() -> None:
+    sparse = terms(adapter='[link]\nupload_density = 0.0625\nupload_values = "int8"')
+    assert "of it the largest 6.250% as int8" in dict(describe(proposal(sparse)))["you send"]
+    assert "of it" not in dict(describe(proposal(terms())))["you send"]
+
+
 def test_trying_a_job_without_its_base_says_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text('[job]\nname = "j"\ntask = "t.py:T"\nbase = "tiny"\n')
     done = CliRunner().invoke(app, ["try", str(tmp_path), "--data", "/", "--dir", str(tmp_path / "none")])
