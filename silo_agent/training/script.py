@@ -140,13 +140,15 @@ class Cycle:
     def _count(self, *_: object) -> None:
         """An optimizer has made a step."""
         self.step += 1
+        speed = self._meter.speed()
         self._place.send(
             {
                 "is": "progress",
                 "cycle": self._request["cycle"],
                 "step": self.step,
                 "steps": max(self.step, self.steps),
-                **self._meter.speed(),
+                "samples_per_second": speed["samples_per_second"],
+                "tokens_per_second": speed["tokens_per_second"],
             }
         )
 
