@@ -188,7 +188,7 @@ def _status(
         waiting,
         _by_silo(connection.execute(counted)),
         held,
-        0 if terms.file.link is None else records.version_row(connection, job.id, 0).bytes,
+        0 if terms.file.link is None else records.file_bytes(terms.manifest_sha256, job.manifest),
     )
     expected = len(records.participants(connection, job.id))
     speed, arrivals = _pace(connection, job, now)
