@@ -29,7 +29,7 @@ def pictures(ground, count, random):
     mean, deviation = GROUNDS[ground]
     y = random.integers(0, 3, count)
     x = random.normal(mean, deviation, (count, 3, SIZE, SIZE))
-    for picture, kind in zip(x, y):
+    for picture, kind in zip(x, y, strict=True):
         where = shape(kind, random.integers(9, SIZE - 9, 2), random.integers(5, 9))
         picture[:, where] += random.uniform(40, 90, (3, 1))
     return x.clip(0, 255).astype(np.uint8), y
