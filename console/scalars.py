@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Scalars:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise Refused(Reason.NOT_FOUND, MISSING) from None
-        self._open = lambda job: SummaryWriter(str(folder / job), flush_secs=FLUSH_SECONDS)
+        self._open: Callable[[str], Any] = lambda job: SummaryWriter(str(folder / job), flush_secs=FLUSH_SECONDS)
         self._runs: dict[str, Any] = {}
         self._heads: dict[str, int] = {}
         self._scores: dict[tuple[str, str], tuple[int, float]] = {}  # job, name → the newest written
