@@ -26,7 +26,9 @@ class Scalars:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise Refused(Reason.NOT_FOUND, MISSING) from None
-        self._open: Callable[[str], Any] = lambda job: SummaryWriter(str(folder / job), flush_secs=FLUSH_SECONDS)
+        self._open: Callable[[str], Any] = lambda job: SummaryWriter(
+            str(folder / job), flush_secs=FLUSH_SECONDS
+        )
         self._runs: dict[str, Any] = {}
         self._heads: dict[str, int] = {}
         self._scores: dict[tuple[str, str], tuple[int, float]] = {}  # job, name → the newest written
