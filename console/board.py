@@ -1,7 +1,7 @@
 """How jobs are doing, for a person at a terminal of 80 columns or more."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from anabranch.errors import OUT_OF_MEMORY_REMEDY, Reason
 from anabranch.v1 import admin_pb2
-from console.words import printable, rate, score, size, span
+from console.words import printable, rate, score, short, size, span
 
 STATUS_STYLE = {"running": "green", "completed": "green", "paused": "yellow", "aborted": "red"}
 STATE_STYLE = {
@@ -60,6 +60,9 @@ def block(status: admin_pb2.JobStatus, every_silo: bool) -> Iterator[RenderableT
     if every_silo:
         yield Text()
         yield _silos(status)
+        if telling := [silo for silo in status.silos if silo.samples_per_second or silo.whole_bytes]:
+            yield Text()
+            yield _traffic(telling)
     else:
         yield _counted(status)
     troubles = list(alarms(status).values())
@@ -177,6 +180,22 @@ def _silos(status: admin_pb2.JobStatus) -> RenderableType:
             f"{silo.mean_staleness:.1f}",
             size(silo.bytes),
             scores.get(silo.silo, Text("–", style="dim")),
+        )
+    return table
+
+
+def _traffic(silos: Sequence[admin_pb2.SiloStatus]) -> RenderableType:
+    """How fast they train now, and what `[link]` saved. 80 columns do not have room for it beside the rest."""
+    table = _table("silo", "samples/s", "tokens/s", "data", "whole", "saved")
+    for silo in silos:
+        speeds = (silo.samples_per_second, silo.tokens_per_second)
+        saved = f"{silo.whole_bytes / silo.bytes:.1f}×" if silo.bytes and silo.whole_bytes else "–"
+        table.add_row(
+            Text(silo.silo, style="bold"),
+            *(short(speed) if speed else "–" for speed in speeds),
+            size(silo.bytes),
+            size(silo.whole_bytes) if silo.whole_bytes else "–",
+            saved,
         )
     return table
 

@@ -21,6 +21,7 @@ from console.adapter import Wanted
 from console.board import jobs_table
 from console.client import UNARY_SECONDS, Logged, connect, logged, presentable
 from console.export import export as export_model
+from console.scalars import Scalars
 from console.submit import prepared, read
 from console.submit import submit as submit_job
 from console.words import size
@@ -115,13 +116,20 @@ def job_watch(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document per look, each on a line of its own.")
     ] = False,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write versions, scores and speeds there too, for TensorBoard."),
+    ] = None,
 ) -> None:
     """Follow jobs until they end: who trains, is late, lost, failing or refused and why; buffer, speed, scores, server.
 
     Redraws on a terminal; elsewhere one line per version and per trouble that begins. Exit code 1 if one was aborted.
     """
+    scalars = Scalars(tensorboard) if tensorboard else None
     with connect(admin) as connection:
-        looks = watch.overviews(connection, job, interval)
+        looks: watch.Looks = watch.overviews(connection, job, interval)
+        if scalars is not None:
+            looks = scalars.written(looks)
         if once:
             watch.show_once(looks, as_json, every_silo=bool(job))
             return

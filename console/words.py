@@ -13,6 +13,15 @@ def size(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def short(number: float) -> str:
+    """`12.3k`; below 100 with one digit after the point."""
+    for unit in ("", "k", "M", "G"):
+        if number < 1000 or unit == "G":
+            return f"{number:.1f}{unit}" if number < 100 else f"{number:.0f}{unit}"
+        number /= 1000
+    raise AssertionError("unreachable")
+
+
 def span(seconds: float) -> str:
     """The largest unit only: `3 min`; a dash for what a server says that is no length of time."""
     if not math.isfinite(seconds):

@@ -84,6 +84,14 @@ class Limits(BaseModel):
     bytes_per_hour: int = Field(default=1 << 40, ge=1 << 20)
 
 
+class Metrics(BaseModel):
+    """What `/metrics` says to whoever reaches the port."""
+
+    model_config = _CLOSED
+
+    name_silos: bool = False  # how fast each of them trains, by its name
+
+
 class ServerConfig(BaseModel):
     model_config = _CLOSED
 
@@ -93,6 +101,7 @@ class ServerConfig(BaseModel):
     advertise: Advertise
     certificates: Certificates = Certificates()
     limits: Limits = Limits()
+    metrics: Metrics = Metrics()
     drain: Duration = "20s"  # how long running calls may go on after SIGTERM
     allocation: Rule = "turns"  # how jobs that run at once share silos
     shares: dict[Name, Weight] = {}  # with fedast-static: weights by the name of a job; others weigh 1
@@ -173,4 +182,6 @@ def write_config(config: ServerConfig) -> str:
 
 def _value(value: object) -> str:
     assert isinstance(value, str | int | float)  # strings here are addresses, names and durations: no escapes
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)

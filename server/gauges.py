@@ -1,6 +1,7 @@
 """What `job watch` shows, for Prometheus: read when it is scraped, so that nothing is told of a job that has ended.
 
-States and reasons are closed sets; silos are counted, never named: whoever can reach the port is not one of them.
+States and reasons are closed sets; silos are counted and not named, unless server.toml says so: whoever can reach the
+port is not one of them.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 
 from server.core.doing import State
 from server.core.revival import Outcome
-from server.status import JobStatus
+from server.status import JobStatus, SiloStatus
 from server.vitals import ServerStatus
 
 Of = Callable[[JobStatus], float]
@@ -36,6 +37,33 @@ PER_JOB: dict[str, tuple[str, Of]] = {
         "By how much the latest open lease is past its deadline.",
         lambda job: max((silo.late_seconds for silo in job.silos), default=0.0),
     ),
+    "anabranch_job_samples_per_second": (
+        "What its silos train on now, together.",
+        lambda job: sum(silo.samples_per_second for silo in job.silos),
+    ),
+    "anabranch_job_tokens_per_second": (
+        "Of those whose batches show tokens.",
+        lambda job: sum(silo.tokens_per_second for silo in job.silos),
+    ),
+    "anabranch_job_update_bytes": (
+        "Merged updates, as they were sent.",
+        lambda job: sum(silo.bytes for silo in job.silos),
+    ),
+    "anabranch_job_update_whole_bytes": (
+        "The same updates without [link]; 0 when the job has none.",
+        lambda job: sum(silo.whole_bytes for silo in job.silos),
+    ),
+}
+OfSilo = Callable[[SiloStatus], float]
+PER_SILO: dict[str, tuple[str, OfSilo]] = {
+    "anabranch_silo_samples_per_second": (
+        "What a silo trains on now; only of silos that train.",
+        lambda silo: silo.samples_per_second,
+    ),
+    "anabranch_silo_tokens_per_second": (
+        "The same in tokens, where its batches show them.",
+        lambda silo: silo.tokens_per_second,
+    ),
 }
 SERVER = {
     "anabranch_memory_peak_bytes": ("Largest resident size so far.", "memory_peak_bytes"),
@@ -47,8 +75,13 @@ SERVER = {
 class Gauges:
     """A collector of prometheus_client."""
 
-    def __init__(self, jobs: Callable[[], list[JobStatus]], server: Callable[[], ServerStatus]) -> None:
-        self._jobs, self._server = jobs, server
+    def __init__(
+        self,
+        jobs: Callable[[], list[JobStatus]],
+        server: Callable[[], ServerStatus],
+        name_silos: bool = False,
+    ) -> None:
+        self._jobs, self._server, self._name_silos = jobs, server, name_silos
 
     def collect(self) -> Iterator[Metric]:
         found, server = self._jobs(), self._server()
@@ -66,8 +99,20 @@ class Gauges:
                 states.add_metric([job.job, state], doing[state])
         yield states
         yield from _revivals(found)
+        if self._name_silos:
+            yield from _speeds(found)
         for name, (text, field) in SERVER.items():
             yield GaugeMetricFamily(name, text, value=getattr(server, field))
+
+
+def _speeds(found: Sequence[JobStatus]) -> Iterator[Metric]:
+    for name, (text, of) in PER_SILO.items():
+        family = GaugeMetricFamily(name, text, labels=["job", "silo"])
+        for job in found:
+            for silo in job.silos:
+                if of(silo):
+                    family.add_metric([job.job, silo.silo], of(silo))
+        yield family
 
 
 def _revivals(found: Sequence[JobStatus]) -> Iterator[Metric]:

@@ -1,6 +1,7 @@
 """Health and metrics on a plaintext port of their own, for probes that have no certificate.
 
-Nothing here says who is connected or what is trained. The port is for the machine or the cluster, not for silos.
+Nothing here says what is trained, and who is connected only with `[metrics] name_silos` in server.toml. The port is for the
+machine or the cluster, not for silos.
 """
 
 import socket

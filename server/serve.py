@@ -95,7 +95,7 @@ def serve(directory: Path, config: ServerConfig, log_format: str) -> None:
     judge_clock(core.reader, world.clock())
     core.start()
     restore_metrics(core)
-    REGISTRY.register(Gauges(lambda: core.jobs.going_on(()), vitals.look))
+    REGISTRY.register(Gauges(lambda: core.jobs.going_on(()), vitals.look, config.metrics.name_silos))
     ports = Ports(
         rooms, calls, Failures(core.writer, core.observer), authority, config, world.clock, time.monotonic
     )

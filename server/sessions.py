@@ -6,8 +6,7 @@ seconds. Rooms call this from any thread; mailboxes live on the event loop.
 
 import asyncio
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 TWIN = (
@@ -43,6 +42,16 @@ class Drain:
 
 
 Push = JobChanged | AbortLease | Revoked | Drain
+
+
+@dataclass(frozen=True)
+class LeaseProgress:
+    """How far a lease is, as its agent says."""
+
+    step: int = 0  # of `steps`; 0, 0: not told yet
+    steps: int = 0
+    samples_per_second: float = 0.0  # of training; 0.0: not known
+    tokens_per_second: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Sessions:
         self._clock = clock
         self._lock = threading.Lock()
         self._presence: dict[str, Presence] = {}
-        self._progress: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)  # silo → lease → steps
+        self._progress: dict[str, Mapping[str, LeaseProgress]] = {}  # silo → lease
         self._mailboxes: set[Mailbox] = set()
 
     def presence(self, silo: str) -> Presence:
@@ -106,13 +115,13 @@ class Sessions:
         """Unix seconds of the newest message of its session; 0.0: never."""
         return self.presence(silo).last_seen
 
-    def progress(self, lease: str) -> tuple[int, int]:
-        """Step and steps of a lease as its agent last reported them; (0, 0) before the first report."""
+    def progress(self, lease: str) -> LeaseProgress:
+        """Of a lease, as its agent last reported it."""
         with self._lock:
             for leases in self._progress.values():
                 if lease in leases:
                     return leases[lease]
-        return 0, 0
+        return LeaseProgress()
 
     def count(self) -> int:
         """Open sessions."""
@@ -141,8 +150,8 @@ class Sessions:
             self._presence[silo] = Presence(before.sessions + 1, now, release)
         return mailbox
 
-    def heard(self, mailbox: Mailbox, progress: Iterable[tuple[str, int, int]]) -> bool:
-        """A heartbeat with (lease, step, steps) of everything the agent works on; replaces the last report.
+    def heard(self, mailbox: Mailbox, progress: Mapping[str, LeaseProgress]) -> bool:
+        """A heartbeat with the leases of everything the agent works on; replaces the last report.
 
         True: a younger session of the same agent has long been talking too, so there are two. One that broke and was
         opened again is not: nothing comes out of the old stream any more.
@@ -151,7 +160,7 @@ class Sessions:
         with self._lock:
             mailbox.heard = now
             self._presence[silo] = replace(self._presence[silo], last_seen=now)
-            self._progress[silo] = {lease: (step, steps) for lease, step, steps in progress}
+            self._progress[silo] = progress
             return any(
                 other.agent == mailbox.agent
                 and other.opened > mailbox.opened

@@ -20,6 +20,7 @@ from server.core.pace import NEWEST, pace
 from server.core.revival import Report
 from server.lifecycle import ENDED
 from server.scheduling import failing
+from server.sessions import LeaseProgress
 from server.sharing import Share, Sharing
 from server.state import records
 from server.state.database import Reader
@@ -43,7 +44,7 @@ class Presence(Protocol):
 
     def connected(self, silo: str) -> bool: ...
     def last_seen(self, silo: str) -> float: ...  # unix seconds, 0.0: never
-    def progress(self, lease: str) -> tuple[int, int]: ...  # step, steps
+    def progress(self, lease: str) -> LeaseProgress: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class SiloStatus:
     refused: int
     retired: int
     mean_staleness: float
-    bytes: int
+    bytes: int  # of merged updates, as they were sent
+    whole_bytes: int  # of the same updates without [link]; 0: the job has none
+    samples_per_second: float  # of its training now, as its agent says; 0.0: not known
+    tokens_per_second: float
     tallies: tuple[Tally, ...]
     failures: int  # leases that failed in a row
     retry_seconds: float  # until it may have its next lease
@@ -130,6 +134,7 @@ class _Facts:
     waiting: Mapping[str, int]  # silo → updates received or frozen
     tallies: Mapping[str, Sequence[Any]]  # silo → rows
     leases: Mapping[str, Sequence[Any]]  # silo → its open leases, of all jobs
+    whole: int  # bytes of an update without [link]; 0: the job has none
 
 
 def job_statuses(
@@ -183,6 +188,7 @@ def _status(
         waiting,
         _by_silo(connection.execute(counted)),
         held,
+        0 if terms.file.link is None else records.file_bytes(terms.manifest_sha256, job.manifest),
     )
     expected = len(records.participants(connection, job.id))
     speed, arrivals = _pace(connection, job, now)
@@ -267,7 +273,7 @@ def _silo(
         counts[row.outcome] += row.count
     held = facts.leases.get(silo, ())
     lease = next((one for one in held if one.job == job.id), None)
-    step, steps = presence.progress(lease.id) if lease else (0, 0)
+    told = presence.progress(lease.id) if lease else LeaseProgress()
     failed = [row for row in counted if row.outcome in FAILED]
     waits = failing(connection, silo, job, now) if failed and job.status == "running" else Backoff(0, 0.0)
     connected, last_seen = presence.connected(silo), presence.last_seen(silo)
@@ -289,8 +295,10 @@ def _silo(
         late_seconds=max(0.0, now - lease.deadline) if lease else 0.0,
         base=lease.version if lease else 0,
         training=lease is not None and lease.kind == "train",
-        step=step,
-        steps=steps,
+        step=told.step,
+        steps=told.steps,
+        samples_per_second=told.samples_per_second if connected else 0.0,
+        tokens_per_second=told.tokens_per_second if connected else 0.0,
         elsewhere=next((one.job for one in held if one.job != job.id), ""),
         received=facts.waiting.get(silo, 0),
         merged=counts["merged"],
@@ -298,6 +306,7 @@ def _silo(
         retired=counts["retired"],
         mean_staleness=sum(row.staleness for row in merged) / max(counts["merged"], 1),
         bytes=sum(row.bytes for row in merged),
+        whole_bytes=counts["merged"] * facts.whole,
         tallies=tuple(Tally(row.outcome, row.reason, row.count) for row in counted),
         failures=waits.failures,
         retry_seconds=max(0.0, waits.until - now),

@@ -29,12 +29,13 @@ from silo_agent.client import Client
 from silo_agent.config import Home
 from silo_agent.fetch import fetch_model
 from silo_agent.identity import SiloIdentity
-from silo_agent.messages import Lease
+from silo_agent.messages import Lease, LeaseProgress
 from silo_agent.outbox import Adopted, Outbox, Pending, next_sequence
 from silo_agent.receipts import LogView
 from silo_agent.session import Progress, backoff
 from silo_agent.submit import Sender
 from silo_agent.trainer import Aborted, Stopped, TaskFailed, Trainer, Watch
+from silo_agent.training import channel
 from silo_agent.training.channel import Trained
 
 T = TypeVar("T")
@@ -139,14 +140,17 @@ class Cycle:
         return self.proposal.manifest
 
     def _watch(self) -> Watch:
-        def note(step: int, steps: int, loss: float | None) -> None:
-            self.site.progress.note(self.lease.id, step, steps)
+        def note(told: channel.Progress) -> None:
+            samples, tokens = told.get("samples_per_second", 0.0), told.get("tokens_per_second", 0.0)
+            self.site.progress.note(
+                self.lease.id, LeaseProgress(told["step"], told["steps"], samples, tokens)
+            )
 
         return Watch(self.interrupt, note)
 
     def _train(self, trainer: Trainer, base: Path) -> Pending:
         lease, out = self.lease, self.folder / "work" / f"{self.lease.id}.safetensors"
-        self.site.progress.note(lease.id, 0, lease.local_steps)
+        self.site.progress.note(lease.id, LeaseProgress(0, lease.local_steps))
         trained = trainer.train(
             {
                 "do": "train",

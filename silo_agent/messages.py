@@ -84,9 +84,17 @@ class Hello:
 
 
 @dataclass(frozen=True)
+class LeaseProgress:
+    step: int
+    steps: int
+    samples_per_second: float = 0.0  # of training; 0.0: not known
+    tokens_per_second: float = 0.0
+
+
+@dataclass(frozen=True)
 class Heartbeat:
     sequence: int
-    progress: Mapping[str, tuple[int, int]]  # lease -> steps done, steps to do
+    progress: Mapping[str, LeaseProgress]
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def to_proto(message: Hello | Heartbeat) -> pb.AgentMessage:
         )
         return pb.AgentMessage(hello=hello)
     leases = list(message.progress.items())[: limits.PROGRESS]
-    progress = [pb.LeaseProgress(lease=lease, step=step, steps=steps) for lease, (step, steps) in leases]
+    progress = [pb.LeaseProgress(lease=lease, **vars(told)) for lease, told in leases]
     return pb.AgentMessage(heartbeat=pb.Heartbeat(sequence=message.sequence, progress=progress))
 
 

@@ -20,6 +20,7 @@ from silo_agent.messages import (
     Heartbeat,
     Hello,
     JobChanged,
+    LeaseProgress,
     Revoked,
     ServerMessage,
     Welcome,
@@ -37,20 +38,20 @@ class Progress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._steps: dict[str, tuple[int, int]] = {}
+        self._told: dict[str, LeaseProgress] = {}
 
-    def note(self, lease: str, step: int, steps: int) -> None:
+    def note(self, lease: str, progress: LeaseProgress) -> None:
         with self._lock:
-            self._steps[lease] = (step, steps)
+            self._told[lease] = progress
 
     def forget(self, lease: str) -> None:
         with self._lock:
-            self._steps.pop(lease, None)
+            self._told.pop(lease, None)
 
-    def snapshot(self) -> dict[str, tuple[int, int]]:
-        """Lease → (steps done, steps to do)."""
+    def snapshot(self) -> dict[str, LeaseProgress]:
+        """By lease."""
         with self._lock:
-            return dict(self._steps)
+            return dict(self._told)
 
 
 @dataclass(frozen=True)

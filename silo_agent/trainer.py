@@ -16,7 +16,7 @@ from anabranch.errors import OUT_OF_MEMORY_REMEDY, Conflict, Reason, Refused, Un
 from anabranch.terms import JobTerms, seconds
 from anabranch.tlog.fields import CODE_LINE
 from silo_agent.policy import Bound
-from silo_agent.training.channel import Evaluate, Evaluated, Message, Train, Trained
+from silo_agent.training.channel import Evaluate, Evaluated, Message, Progress, Train, Trained
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher, TrainingProcess
 
@@ -62,7 +62,7 @@ class Watch:
     """How a task is followed. `interrupt` raises Stopped or Aborted when the task is not to go on."""
 
     interrupt: Callable[[], None]
-    progress: Callable[[int, int, float | None], None]  # steps done, steps to do, loss
+    progress: Callable[[Progress], None]
 
 
 class Trainer:
@@ -142,7 +142,7 @@ class Trainer:
                 return message
             if message is not None and message["step"] != step:  # saying the same again is no progress
                 moved, step = time.monotonic(), message["step"]
-                watch.progress(step, message["steps"], message.get("loss"))
+                watch.progress(message)
             if time.monotonic() - moved > patience:
                 raise TaskFailed(Reason.TASK_HUNG, "NoProgress")
         raise TaskFailed(Reason.TASK_FAILED, "ProcessEnded")

@@ -17,6 +17,7 @@ from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import check_file, check_values, read_tensors, write_tensors
 from silo_agent.policy import Bound
 from silo_agent.trainer import TaskFailed, Trainer, Watch
+from silo_agent.training import channel
 from silo_agent.training.archive import pack, unpack
 from silo_agent.training.isolation import available, command, environment
 from silo_agent.training.launcher import Launcher
@@ -97,9 +98,9 @@ def _run(
 ) -> Tried:
     last: list[float | None] = [None]
 
-    def note(step: int, of: int, loss: float | None) -> None:
-        last[0] = loss
-        progress(step, of, loss)
+    def note(told: channel.Progress) -> None:
+        last[0] = told.get("loss")
+        progress(told["step"], told["steps"], last[0])
 
     watch, out = Watch(lambda: None, note), folder / "work" / "update.safetensors"
     before = _evaluate(trainer, file, initial, "before")
@@ -130,7 +131,7 @@ def _run(
 
 
 def _evaluate(trainer: Trainer, file: JobFile, parameters: Path, cycle: str) -> dict[str, float] | None:
-    watch = Watch(lambda: None, lambda step, steps, loss: None)
+    watch = Watch(lambda: None, lambda told: None)
     try:
         split = file.evaluation.split
         return trainer.evaluate(

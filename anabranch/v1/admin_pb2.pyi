@@ -96,7 +96,7 @@ class Tally(_message.Message):
     def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class SiloStatus(_message.Message):
-    __slots__ = ("silo", "decision", "connected", "last_seen", "base", "training", "step", "steps", "received", "merged", "refused", "retired", "mean_staleness", "bytes", "last_reason", "state", "lease", "leased_seconds", "late_seconds", "elsewhere", "tallies", "failures", "retry_seconds")
+    __slots__ = ("silo", "decision", "connected", "last_seen", "base", "training", "step", "steps", "received", "merged", "refused", "retired", "mean_staleness", "bytes", "last_reason", "state", "lease", "leased_seconds", "late_seconds", "elsewhere", "tallies", "failures", "retry_seconds", "samples_per_second", "tokens_per_second", "whole_bytes")
     SILO_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,9 @@ class SiloStatus(_message.Message):
     TALLIES_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     RETRY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     silo: str
     decision: str
     connected: bool
@@ -143,7 +146,10 @@ class SiloStatus(_message.Message):
     tallies: _containers.RepeatedCompositeFieldContainer[Tally]
     failures: int
     retry_seconds: float
-    def __init__(self, silo: _Optional[str] = ..., decision: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen: _Optional[int] = ..., base: _Optional[int] = ..., training: _Optional[bool] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., merged: _Optional[int] = ..., refused: _Optional[int] = ..., retired: _Optional[int] = ..., mean_staleness: _Optional[float] = ..., bytes: _Optional[int] = ..., last_reason: _Optional[str] = ..., state: _Optional[str] = ..., lease: _Optional[str] = ..., leased_seconds: _Optional[float] = ..., late_seconds: _Optional[float] = ..., elsewhere: _Optional[str] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ..., failures: _Optional[int] = ..., retry_seconds: _Optional[float] = ...) -> None: ...
+    samples_per_second: float
+    tokens_per_second: float
+    whole_bytes: int
+    def __init__(self, silo: _Optional[str] = ..., decision: _Optional[str] = ..., connected: _Optional[bool] = ..., last_seen: _Optional[int] = ..., base: _Optional[int] = ..., training: _Optional[bool] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., received: _Optional[int] = ..., merged: _Optional[int] = ..., refused: _Optional[int] = ..., retired: _Optional[int] = ..., mean_staleness: _Optional[float] = ..., bytes: _Optional[int] = ..., last_reason: _Optional[str] = ..., state: _Optional[str] = ..., lease: _Optional[str] = ..., leased_seconds: _Optional[float] = ..., late_seconds: _Optional[float] = ..., elsewhere: _Optional[str] = ..., tallies: _Optional[_Iterable[_Union[Tally, _Mapping]]] = ..., failures: _Optional[int] = ..., retry_seconds: _Optional[float] = ..., samples_per_second: _Optional[float] = ..., tokens_per_second: _Optional[float] = ..., whole_bytes: _Optional[int] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("version", "silo", "split", "metrics")

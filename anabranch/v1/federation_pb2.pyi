@@ -28,14 +28,18 @@ class Hello(_message.Message):
     def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., release: _Optional[str] = ...) -> None: ...
 
 class LeaseProgress(_message.Message):
-    __slots__ = ("lease", "step", "steps")
+    __slots__ = ("lease", "step", "steps", "samples_per_second", "tokens_per_second")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     lease: str
     step: int
     steps: int
-    def __init__(self, lease: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+    samples_per_second: float
+    tokens_per_second: float
+    def __init__(self, lease: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., samples_per_second: _Optional[float] = ..., tokens_per_second: _Optional[float] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("sequence", "progress")

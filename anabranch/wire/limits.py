@@ -40,6 +40,7 @@ PROOF: Final = 64  # hashes of 32 bytes on a path (count): a tree of 2^64 entrie
 
 # Repeated fields: counted before an element is touched, since touching one is what takes the memory.
 PROGRESS: Final = 1024  # leases in one heartbeat (count)
+PER_SECOND: Final = 1e12  # samples or tokens that a lease is said to train on, per second
 JOBS: Final = 1024  # in one request or reply (count)
 KEYS: Final = 8  # of one silo at enrolment (count)
 SILOS: Final = 4096  # one reviver hears of at once (count)

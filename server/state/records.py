@@ -119,6 +119,16 @@ def manifest_of(encoded: bytes) -> Manifest:
     return parse_manifest(encoded)
 
 
+_file_bytes: dict[str, int] = {}  # by the manifest's digest; a number for each job there was is little
+
+
+def file_bytes(digest: str, encoded: bytes) -> int:
+    """Of a file with every tensor of the manifest whole. Remembered: who lists all jobs asks for all of them."""
+    if digest not in _file_bytes:
+        _file_bytes[digest] = manifest_of(encoded).file_bytes
+    return _file_bytes[digest]
+
+
 def version_row(connection: Connection, job: str, number: int) -> Any:
     """The row of a version, or None."""
     return connection.execute(_VERSION, {"job": job, "number": number}).first()

@@ -202,6 +202,9 @@ def _silo_status(silo: SiloStatus) -> pb.SiloStatus:
         tallies=[pb.Tally(**vars(tally)) for tally in silo.tallies],
         failures=silo.failures,
         retry_seconds=silo.retry_seconds,
+        samples_per_second=silo.samples_per_second,
+        tokens_per_second=silo.tokens_per_second,
+        whole_bytes=silo.whole_bytes,
     )
 
 

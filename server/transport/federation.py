@@ -18,7 +18,7 @@ from anabranch.wire.squeeze import squeeze
 from server import metrics
 from server.jobs import OfferedJob
 from server.scheduling import PLAIN, Lease, View
-from server.sessions import AbortLease, Drain, JobChanged, Mailbox, Push, Revoked
+from server.sessions import AbortLease, Drain, JobChanged, LeaseProgress, Mailbox, Push, Revoked
 from server.transport.audit import continuing
 from server.transport.files import ended_short, in_thread, read_chunks, settled
 from server.transport.peer import Peer
@@ -79,7 +79,7 @@ class Federation:
             if message.WhichOneof("body") != "heartbeat":
                 raise Refused(Reason.MALFORMED, "after its hello a session carries heartbeats only")
             progress = codec.capped(message.heartbeat.progress, limits.PROGRESS, "leases")
-            if self._rooms.sessions.heard(mailbox, [(p.lease, p.step, p.steps) for p in progress]):
+            if self._rooms.sessions.heard(mailbox, {one.lease: _progress(one) for one in progress}):
                 raise Refused(
                     Reason.DUPLICATE_IDENTITY,
                     f"another agent talks as {mailbox.agent} too: was this agent's folder copied? Stop one of the two, and "
@@ -186,6 +186,16 @@ async def _hello(messages: AsyncIterator[pb.AgentMessage]) -> pb.Hello:
     if not RELEASE.fullmatch(hello.release):
         raise Refused(Reason.MALFORMED, f"{hello.release[:60]!r} is no release number")
     return hello
+
+
+def _progress(told: pb.LeaseProgress) -> LeaseProgress:
+    for speed in (told.samples_per_second, told.tokens_per_second):
+        if not 0 <= speed <= limits.PER_SECOND:  # which NaN is not either
+            raise Refused(
+                Reason.MALFORMED,
+                f"a heartbeat says {speed} per second; at most {limits.PER_SECOND:g}, at least 0",
+            )
+    return LeaseProgress(told.step, told.steps, told.samples_per_second, told.tokens_per_second)
 
 
 def _pushed(push: Push) -> pb.ServerMessage:

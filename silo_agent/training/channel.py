@@ -26,6 +26,7 @@ PROGRESS_SECONDS: Final = 0.2  # between two reports of progress, at least
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=limits.PER_SECOND, allow_inf_nan=False)]  # per second
 Share = Annotated[float, Field(ge=0, le=1)]
 Metrics = Annotated[
     dict[Annotated[str, Field(pattern=r"^[ -~]{1,64}$")], Number], Field(max_length=limits.METRICS)
@@ -101,7 +102,15 @@ Request = Begin | Train | Evaluate | Revive | Stop
 Ready = TypedDict("Ready", {"is": Literal["ready"], "kind": Literal["managed", "script"]})
 Progress = TypedDict(
     "Progress",
-    {"is": Literal["progress"], "cycle": Id, "step": Count, "steps": Count, "loss": NotRequired[Number]},
+    {
+        "is": Literal["progress"],
+        "cycle": Id,
+        "step": Count,
+        "steps": Count,
+        "loss": NotRequired[Number],
+        "samples_per_second": NotRequired[Rate],  # of training; 0.0: not known
+        "tokens_per_second": NotRequired[Rate],
+    },
 )
 Trained = TypedDict(
     "Trained",

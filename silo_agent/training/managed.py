@@ -23,6 +23,7 @@ from silo_agent.training import saved, tensors
 from silo_agent.training.adapters import adapted, base_digest
 from silo_agent.training.channel import Evaluate, Evaluated, Progress, Train, Trained
 from silo_agent.training.course import Course, Position, seed_of, shuffled
+from silo_agent.training.speed import Meter, counts
 from silo_agent.training.task import Dataset, Garbage, SiloData, Task, metrics_of, records
 
 Report = Callable[[Progress], None]
@@ -37,6 +38,7 @@ class _Run:
     course: Course
     start: Position
     base: Values  # trainable parameters of the base version, where a proximal term pulls towards them
+    meter: Meter
     step: int = 0
     loss: float = 0.0  # sum over the steps so far
 
@@ -80,7 +82,10 @@ class Managed:
                 self._save(request, run)
                 return None
             loss = self._step(run)
-            report({"is": "progress", "cycle": cycle, "step": run.step, "steps": steps, "loss": loss})
+            speed = run.meter.speed()
+            report(
+                {"is": "progress", "cycle": cycle, "step": run.step, "steps": steps, "loss": loss, **speed}
+            )
             if self._clock() - saved_at >= save_every:
                 self._save(request, run)
                 saved_at = self._clock()
@@ -125,7 +130,7 @@ class Managed:
         state = saved.read(self._cycle_file) or {}
         resumed = state.get("key") == _key(request)
         position = Position(**state["position"]) if resumed else start
-        run = _Run(self._optimizer(), Course(seed, self._order(), position), start, base)
+        run = _Run(self._optimizer(), Course(seed, self._order(), position), start, base, Meter(self._clock))
         # Random state comes last: whether anything above draws depends on what this process did before.
         if not resumed:
             saved.seed_all(seed_of(seed, cycle))
@@ -141,6 +146,7 @@ class Managed:
         dataset = self._dataset("train")
         indices = run.course.take(min(self._file.training.batch_size, len(dataset)))
         batch = self._batch(dataset, indices)
+        run.meter.count(len(indices), counts(batch)[1])
         run.optimizer.zero_grad(set_to_none=True)
         loss = _checked(self._task.loss(self.model, batch), self._task.loss)
         loss.backward()  # type: ignore[no-untyped-call]

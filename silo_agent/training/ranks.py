@@ -14,13 +14,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import BinaryIO
 
 from anabranch.errors import Refused
-from silo_agent.training.channel import Channel, Failed, Incoming, Message
+from anabranch.wire import limits
+from silo_agent.training.channel import Channel, Failed, Incoming, Message, Progress
 
 _LISTEN = 3600.0  # seconds of one wait for messages; then the next begins
 _ENDING = 2.0  # seconds in which a process that has closed its channel ends, at most
@@ -91,6 +92,7 @@ def _serve(channel: Channel, ranks: list[Rank]) -> None:
     for rank in ranks:
         threading.Thread(target=_listen, args=(rank, said), daemon=True).start()
     answers: dict[int, Message] = {}  # by process id, in the order they came
+    reports: dict[int, Progress] = {}  # of this cycle, the newest of each
     ended = 0
     while ended < len(ranks):
         rank, message = said.get()
@@ -103,8 +105,21 @@ def _serve(channel: Channel, ranks: list[Rank]) -> None:
             if len(answers) == len(ranks):
                 channel.send(_first_failure(answers) or answers[ranks[0].pid])
                 answers.clear()
-        elif rank is ranks[0]:
-            channel.send(message)
+                reports.clear()
+        else:
+            reports[rank.pid] = message
+            if rank is ranks[0]:
+                channel.send(_together(message, reports.values()))
+
+
+def _together(first: Progress, reports: Collection[Progress]) -> Progress:
+    """Rank 0's progress at the speed of all ranks."""
+    samples = sum(one.get("samples_per_second", 0.0) for one in reports)
+    tokens = sum(one.get("tokens_per_second", 0.0) for one in reports)
+    together = first.copy()
+    together["samples_per_second"] = min(samples, limits.PER_SECOND)
+    together["tokens_per_second"] = min(tokens, limits.PER_SECOND)
+    return together
 
 
 def _tell(ranks: list[Rank]) -> None:

@@ -33,6 +33,7 @@ from anabranch.wire.tensors import Manifest, check_values
 from silo_agent.training import saved, tensors
 from silo_agent.training.channel import Evaluate, Message, Request, Train
 from silo_agent.training.course import seed_of
+from silo_agent.training.speed import Meter
 from silo_agent.training.task import Garbage, SiloData, metrics_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Cycle:
         self.config = config  # the job file
         self.seed = seed_of(config.job.seed, request["cycle"])  # of this cycle, the same when it is resumed
         self.submitted = False
+        self._meter = Meter()
         self._request, self._place, self._model, self._manifest = request, place, model, manifest
 
     @property
@@ -138,12 +140,15 @@ class Cycle:
     def _count(self, *_: object) -> None:
         """An optimizer has made a step."""
         self.step += 1
+        speed = self._meter.speed()
         self._place.send(
             {
                 "is": "progress",
                 "cycle": self._request["cycle"],
                 "step": self.step,
                 "steps": max(self.step, self.steps),
+                "samples_per_second": speed["samples_per_second"],
+                "tokens_per_second": speed["tokens_per_second"],
             }
         )
 
@@ -190,10 +195,12 @@ class Federation:
         saved.seed_all(cycle.seed)
         self._open = cycle
         hook = register_optimizer_step_post_hook(cycle._count)
+        uncount = cycle._meter.watch(self._model)
         try:
             yield cycle
         finally:
             hook.remove()
+            uncount()
         self._require_submitted()
 
     def _require_submitted(self) -> None:

@@ -18,7 +18,8 @@ def test_a_sparse_job_survives_a_killed_server_and_replays(federation: Federatio
     federation.until(lambda: federation.status(job)["head"] >= 2, "two versions")
     federation.kill("server")
     federation.serve()
-    assert federation.finish(job)["head"] == 8
+    status = federation.finish(job)
+    assert status["head"] == 8
     federation.verified()
     encoded = {entry["detail"]["version"]: entry["detail"] for entry in federation.entries("model.encoded")}
     assert sorted(encoded) == list(range(9))
@@ -29,3 +30,5 @@ def test_a_sparse_job_survives_a_killed_server_and_replays(federation: Federatio
     assert leased == {version: encoded[version]["view_sha256"] for version in leased}
     whole = federation.entries("model.published")[0]["detail"]["bytes"]
     assert all(entry["detail"]["bytes"] < whole for entry in federation.entries("update.received"))
+    for silo in status["silos"]:
+        assert silo["whole_bytes"] == silo["merged"] * whole > 2 * silo["bytes"] > 0

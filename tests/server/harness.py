@@ -19,6 +19,7 @@ from server.core.allocation import TURNS, Allocation
 from server.gaps import Reached, nothing
 from server.intake import Decided, Upload
 from server.scheduling import Lease
+from server.sessions import LeaseProgress
 from server.startup import Core, World, open_core
 from server.state import tables
 from server.state.writer import Transaction
@@ -40,8 +41,8 @@ class Absent:
     def last_seen(self, silo: str) -> float:
         return 0.0
 
-    def progress(self, lease: str) -> tuple[int, int]:
-        return (0, 0)
+    def progress(self, lease: str) -> LeaseProgress:
+        return LeaseProgress()
 
 
 class Clock:

@@ -13,7 +13,7 @@ from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.receipt import verify_receipt
 from anabranch.v1 import admin_pb2, audit_pb2, federation_pb2, update_pb2
 from anabranch.wire import codec, limits
-from server.sessions import UNREAD, AbortLease, JobChanged
+from server.sessions import UNREAD, AbortLease, JobChanged, LeaseProgress
 from server.transport import interceptor
 from tests.server.at_work import (
     LARGE,
@@ -39,7 +39,7 @@ def test_a_session_is_welcomed_reports_progress_and_hears_news(edge: Edge) -> No
         assert (welcome.protocol, welcome.heartbeat_seconds) == (1, 3)
         assert abs(welcome.server_time - edge.server.clock()) < 2
         talk.beat(lease="l1", step=3, steps=20)
-        eventually(lambda: edge.sessions.progress("l1") == (3, 20), "progress arrived")
+        eventually(lambda: edge.sessions.progress("l1") == LeaseProgress(3, 20), "progress arrived")
         assert edge.sessions.connected("north")
         edge.sessions.push("north", JobChanged("digits-1", "paused"))
         edge.sessions.push("north", AbortLease("l1", "job_ended"))
