@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from anabranch.errors import AnabranchError, Refused
 from anabranch.rules import step
 from anabranch.rules.buffer import Buffer, Delta, Input, Plan, Snapshot, Source
@@ -30,7 +28,7 @@ from anabranch.wire.manifest import Manifest, parse_manifest
 from anabranch.wire.packed import PackedFile, open_tensors
 from anabranch.wire.statements import parse_update
 from anabranch.wire.tensors import TensorFile, TensorWriter
-from auditor import views
+from auditor.differences import first_difference, view_difference
 from auditor.export import Export
 from auditor.history import History, Job, Version
 from auditor.retention import pruned_objects
@@ -389,24 +387,6 @@ def _same_views(rerun: _Rerun, job: Job, number: int, made: Mapping[str, tuple[P
     if number == 1:
         ours[0] = rerun.export.object_path(job.submitted.initial_sha256)
     for version, path in ours.items():
-        wrong = path and views.difference(job, version, rerun.terms, rerun.manifest, path, rerun.directory)
+        wrong = path and view_difference(job, version, rerun.terms, rerun.manifest, path, rerun.directory)
         if wrong:
             raise _Differs(f"version {version}: {wrong}")
-
-
-def first_difference(ours: Path, theirs: Path, manifest: Manifest) -> str:
-    """`; first in tensor …` where two canonical files of `manifest` differ first. Reads both piece by piece."""
-    with TensorFile(ours, manifest) as one, TensorFile(theirs, manifest) as other:
-        for spec in manifest.specs:
-            for start in range(0, spec.elements, step.CHUNK):
-                stop = min(start + step.CHUNK, spec.elements)
-                a, b = np.empty(stop - start, np.float32), np.empty(stop - start, np.float32)
-                one.read(spec.name, start, stop, a)
-                other.read(spec.name, start, stop, b)
-                different = np.flatnonzero(a.view(np.uint32) != b.view(np.uint32))
-                if different.size:
-                    at = int(different[0])
-                    return (
-                        f"; first in tensor {spec.name}, element {start + at}: {b[at]!r} instead of {a[at]!r}"
-                    )
-    return ""

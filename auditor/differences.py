@@ -1,0 +1,52 @@
+"""Where what was recomputed differs from what the log or an export holds, in words."""
+
+from pathlib import Path
+
+import numpy as np
+
+from anabranch.rules import step
+from anabranch.terms import JobTerms
+from anabranch.wire.manifest import Manifest
+from anabranch.wire.packed import pack
+from anabranch.wire.tensors import TensorFile
+from auditor.history import Job
+
+
+def view_difference(
+    job: Job, number: int, terms: JobTerms, manifest: Manifest, parameters: Path, scratch: Path
+) -> str:
+    """What is wrong with the view of version `number`, whose canonical file is `parameters`; "" for nothing.
+
+    Takes room for a view in the folder `scratch`. Raises Refused for a file that is not canonical.
+    """
+    packing = terms.file.download
+    if packing is None:
+        return ""
+    made = scratch / f"view.{number}"
+    try:
+        with TensorFile(parameters, manifest) as file:
+            digest, _ = pack(file, manifest, packing, made)
+    finally:
+        made.unlink(missing_ok=True)
+    logged = job.views.get(number, set())
+    if logged == {digest}:
+        return ""
+    return f"view: {', '.join(sorted(logged)) or 'none'} was handed out, recomputed {digest}"
+
+
+def first_difference(ours: Path, theirs: Path, manifest: Manifest) -> str:
+    """`; first in tensor …` where two canonical files of `manifest` differ first. Reads both piece by piece."""
+    with TensorFile(ours, manifest) as one, TensorFile(theirs, manifest) as other:
+        for spec in manifest.specs:
+            for start in range(0, spec.elements, step.CHUNK):
+                stop = min(start + step.CHUNK, spec.elements)
+                a, b = np.empty(stop - start, np.float32), np.empty(stop - start, np.float32)
+                one.read(spec.name, start, stop, a)
+                other.read(spec.name, start, stop, b)
+                different = np.flatnonzero(a.view(np.uint32) != b.view(np.uint32))
+                if different.size:
+                    at = int(different[0])
+                    return (
+                        f"; first in tensor {spec.name}, element {start + at}: {b[at]!r} instead of {a[at]!r}"
+                    )
+    return ""
