@@ -21,7 +21,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for one in rows:
         groups.setdefault((one["attack"], one["malicious"]), []).append(one)
-    figure = Figure(figsize=(7.2, 6), layout="constrained")
+    figure = Figure(figsize=(max(7.2, 0.65 * len(groups)), 6), layout="constrained")
     axes = figure.subplots(len(MEASURES), 1, sharex=True)
     for where, (metric, label) in zip(axes, MEASURES.items(), strict=True):
         _bars(where, [[one[metric] for one in group] for group in groups.values()])
