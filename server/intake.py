@@ -22,7 +22,7 @@ from anabranch.tlog.entry import Actor, Target, parse_entry
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.values import Bytes
-from server import metrics, views
+from server import metrics
 from server.audit.log import Log
 from server.audit.sealing import keep_sealed
 from server.blobs.local import BlobStore
@@ -365,7 +365,7 @@ def _record_evaluation(
         raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} is not an evaluation lease of silo {silo}")
     if lease.status != "open" or lease.nonce != statement.nonce or lease.version != statement.version:
         raise Refused(Reason.REPLAYED, f"lease {statement.lease} is not open for version {statement.version}")
-    view = views.digest_of(records.version_row(tx.connection, lease.job, lease.version))
+    view = records.view_sha256(records.version_row(tx.connection, lease.job, lease.version))
     if (statement.split, statement.view_sha256) != (lease.split, view):
         raise Refused(
             Reason.BAD_LEASE, f"lease {lease.id} is for split {lease.split} and the model {view[:12]}…"

@@ -24,7 +24,7 @@ from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.tlog.revivals import Effect
 from anabranch.wire import canonical
-from server import lifecycle, views
+from server import lifecycle
 from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.core.revival import LATER, PATIENCE, Ending, Report, Standing, in_time, rest
@@ -330,7 +330,7 @@ def _describe(connection: Connection, row: Any) -> RevivalTask:
         deadline=row.deadline,
         task_seconds=records.task_seconds(connection, row.job),
         teachers=tuple(
-            Teacher(one.silo, one.id, one.base, views.digest_of(one), one.delta)
+            Teacher(one.silo, one.id, one.base, records.view_sha256(one), one.delta)
             for one in connection.execute(_TEACHERS, taught)
         ),
     )

@@ -20,7 +20,7 @@ from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.fields import CODE_LINE, CODE_LINE_LENGTH, EXCEPTION
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical
-from server import groups, views
+from server import groups
 from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.core.backoff import RECENT, Backoff, Ended, backoff
@@ -106,7 +106,7 @@ def view_of(terms: JobTerms, version: Any) -> View:
     """What travels of a version, by its row."""
     packing = terms.file.download
     density, encoding = (packing.density, packing.values) if packing else (1.0, PLAIN)
-    return View(version.number, density, encoding, "", views.digest_of(version), version.bytes)
+    return View(version.number, density, encoding, "", records.view_sha256(version), version.bytes)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Scheduling:
         lease, nonce = self.entropy(16).hex(), self.entropy(16).hex()
         deadline = booking.latest if booking else tx.now + seconds(terms.file.aggregation.max_wait)
         group = (booking.group or lease) if booking else None
-        digest = views.digest_of(records.version_row(tx.connection, job.id, version))
+        digest = records.view_sha256(records.version_row(tx.connection, job.id, version))
         entry = tx.log(
             "lease.issued",
             actor=self.observer,

@@ -55,8 +55,3 @@ def log(
         },
     )
     return {"view": view.digest, "view_entry": entry, "bytes": view.bytes}
-
-
-def digest_of(version: Any) -> str:
-    """Of what travels of a version, by its row: what leases and statements call it by."""
-    return str(version.view or version.parameters)

@@ -99,7 +99,7 @@ def job_facts(connection: Connection, job: str, silo: str, base: int) -> JobFact
         terms_digest=row.terms_digest,
         head=row.head,
         decision=decision_of(connection, job, silo),
-        base_sha256=(version.view or version.parameters) if version else "",
+        base_sha256=view_sha256(version) if version else "",
         least_bytes=0 if packing else manifest.file_bytes,
         most_bytes=most_bytes(manifest, packing) if packing else manifest.file_bytes,
     )
@@ -132,6 +132,11 @@ def file_bytes(digest: str, encoded: bytes) -> int:
 def version_row(connection: Connection, job: str, number: int) -> Any:
     """The row of a version, or None."""
     return connection.execute(_VERSION, {"job": job, "number": number}).first()
+
+
+def view_sha256(version: Any) -> str:
+    """Of what travels of a version, by its row: what leases and statements call it by."""
+    return str(version.view or version.parameters)
 
 
 def kept(connection: Connection, digest: str) -> bool:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from silo_agent.training.isolation import Isolation
 from silo_agent.training.made import parse_made
 from silo_agent.training.managed import Managed
 from silo_agent.training.task import SiloData, load_task
+from tests.training.processes import eventually, members
 
 ROOT = Path(__file__).parents[2]
 
@@ -380,24 +381,3 @@ def test_the_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
     assert sizes == {"training.log": 1000, "training.log.1": 1000}
     assert (tmp_path / "training.log").read_bytes().endswith(b"039" + b"." * 96 + b"\n")
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for something another process does; fails only when it never happens."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
-
-
-def members(group: int) -> int:
-    """Living processes of a process group."""
-    count = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            count += fields[2] == str(group) and fields[0] != "Z"
-    return count

@@ -3,8 +3,7 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from anabranch.wire.tensors import read_manifest, read_tensors
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher
+from tests.training.processes import eventually, members
 
 ROOT = Path(__file__).parents[2]
 
@@ -226,24 +226,3 @@ time.sleep(600)
         agent.kill()
         agent.communicate()
     eventually(lambda: members(pid) == 0)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for something another process does; fails only when it never happens."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
-
-
-def members(group: int) -> int:
-    """Living processes of a process group."""
-    count = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            count += fields[2] == str(group) and fields[0] != "Z"
-    return count
