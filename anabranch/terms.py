@@ -182,6 +182,11 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
         return self.link.upload if self.link else None
 
     @property
+    def feedback(self) -> float | None:
+        """This part of what a silo's updates left out is added to its next one; None: nothing is kept of it."""
+        return self.link.upload_feedback if self.link else None
+
+    @property
     def steps(self) -> str:
         """Of a task, in words; with fedcompass the server chooses, within these bounds."""
         least, most = self.aggregation.local_steps_min, self.training.local_steps

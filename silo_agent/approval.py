@@ -297,7 +297,9 @@ def _part(file: JobFile) -> str:
     packing = file.upload
     if packing is None:
         return ""
-    return f", of it the largest {packing.density:.3%} as {packing.values}"
+    chunks = f" of every {packing.chunk} entries" if packing.chunk else ""
+    kept = "" if file.feedback is None else " (what it leaves out stays on this disk, for the next one)"
+    return f", of it the largest {packing.density:.3%}{chunks} as {packing.values}{kept}"
 
 
 def _size(count: int) -> str:

@@ -27,6 +27,7 @@ from silo_agent import receipts
 from silo_agent.approval import Proposal
 from silo_agent.client import Client
 from silo_agent.config import Home
+from silo_agent.feedback import Feedback
 from silo_agent.fetch import fetch_model
 from silo_agent.identity import SiloIdentity
 from silo_agent.messages import Lease, LeaseProgress
@@ -186,9 +187,10 @@ class Cycle:
             made = self.site.outbox.adopt(update, out, manifest.file_bytes)
             check_file(made.path, manifest)
             check_values(made.path, manifest)
-            packing = self.proposal.terms.file.upload
-            if packing is not None:
-                made = self.site.outbox.pack(made, self._manifest(), packing)
+            file = self.proposal.terms.file
+            if file.upload is not None:
+                feedback = None if file.feedback is None else Feedback(self.folder, file.feedback)
+                made = self.site.outbox.pack(made, self._manifest(), file.upload, feedback)
         except FileNotFoundError as error:
             raise TaskFailed(Reason.TASK_GARBAGE, "NoUpdate") from error
         except Refused as error:

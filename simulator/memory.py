@@ -25,7 +25,7 @@ from server.core.sketch import sketched
 from server.core.turn import Evaluate, Progress, Rest, Train, due_version, next_turn
 from simulator.engine import START, Outcome, RevivalTask, Task, Trained
 from simulator.flat import Flat, FlatSink
-from simulator.link import travelled
+from simulator.link import update_travelled
 from simulator.rows import Rows
 from simulator.state import Job, Update, Version, lease_facts
 
@@ -157,7 +157,7 @@ class Memory:
         job = self.jobs[task.job]
         weighted = job.terms.file.silos.weighting == "examples"
         examples = trained.examples if weighted else None
-        sent = travelled(trained.delta, job.terms.file.upload)
+        sent = update_travelled(trained.delta, job.terms.file, job.remainders.get(silo))
         moved = job.view(task.version).bytes, sent.bytes
         update = Update(silo, task, START + self.now, sent.values, examples, next(self._orders))
         try:
@@ -172,6 +172,8 @@ class Memory:
             self.rows.received(self.now, silo, task, trained.loss, refusal.code, *moved)
             return
         job.end(silo, FULFILLED)
+        if sent.remainder is not None:
+            job.remainders[silo] = sent.remainder
         self.rows.received(self.now, silo, task, trained.loss, "", *moved)
         job.waiting[update.id] = update
         job.submitted[silo] = max(task.version, job.submitted.get(silo, -1))

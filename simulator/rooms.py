@@ -45,7 +45,7 @@ from simulator import sqlite
 from simulator.chance import generator
 from simulator.engine import START, Outcome, RevivalTask, Task, Teaching, Trained
 from simulator.flat import Flat, read
-from simulator.link import arrived, travelled
+from simulator.link import arrived, update_travelled
 from simulator.memory import Planned
 from simulator.models import Models
 from simulator.rows import Rows
@@ -96,6 +96,7 @@ class Rooms:
         self._jobs: dict[str, Held] = {}
         self._names: dict[str, str] = {}  # job ids → names
         self._heads: dict[str, int] = {}
+        self._remainders: dict[tuple[str, str], Flat] = {}  # silo, job → what its accepted updates left out
         self._models = Models(lambda: self.core.blobs)
         self._seen: tuple[str, Checkpoint] | None = None  # the note that was verified last, and what it says
         self._status: dict[str, str] = {}
@@ -214,7 +215,7 @@ class Rooms:
     def submit(self, silo: str, task: Task, trained: Trained) -> None:
         agent, held = self._agents[silo], self._jobs[task.job]
         file = held.planned.terms.file
-        sent = travelled(trained.delta, file.upload)
+        sent = update_travelled(trained.delta, file, self._remainders.get((silo, held.id)))
         data = sent.data or trained.delta.encode()
         moved = self._models.view_bytes(held.id, task.version, file.download), sent.bytes
         payload = self._statement(held, task, data, trained).encode()
@@ -225,6 +226,8 @@ class Rooms:
             self.rows.received(self.now, silo, task, trained.loss, refusal.code, *moved)
             return
         self._proven(decided.receipt, "update.refused" if decided.reason else "update.received")
+        if sent.remainder is not None and not decided.reason:
+            self._remainders[silo, held.id] = sent.remainder
         self.rows.received(self.now, silo, task, trained.loss, decided.reason, *moved)
 
     def _sent(self, agent: Agent, update: str, envelope: bytes, data: bytes) -> Decided:

@@ -90,6 +90,7 @@ class Job:
     )  # silo → how its newest leases ended, newest first
 
     views: dict[int, Travelled] = field(default_factory=dict)  # version → what silos get of it
+    remainders: dict[str, Flat] = field(default_factory=dict)  # silo → what its accepted updates left out
     booked: dict[str, Booking] = field(
         default_factory=dict
     )  # lease → its schedule, while it counts (fedcompass)
