@@ -83,7 +83,7 @@ class Outbox:
     ) -> Adopted:
         """The adopted entry as it is to travel, in its place. Killed inside: as in `adopt`.
 
-        With `feedback` no other update of the job may be on its way: both would take the same remainder along. Raises Corrupt.
+        With `feedback` no other update of the job may be on its way, or both take the same remainder along. Raises Corrupt.
         """
         packed = adopted.path.with_suffix(".packed")
         if feedback is None:

@@ -44,6 +44,8 @@ CASES = {
     "norm": "buffer = 1\nmax_update_norm = 0.35",
     "sparse": "buffer = 2\n[link]\ndownload_density = 0.5\nupload_density = 0.25",
     "sparse up, rounded": 'strategy = "ca2fl"\nbuffer = 2\n[link]\nupload_density = 0.3\nupload_values = "int8"',
+    "in chunks, two bits, fed back": "buffer = 2\nmax_update_norm = 0.5\n[link]\nupload_density = 0.2\nupload_chunk = 8\n"
+    'upload_values = "int2"\nupload_feedback = 0.9',
     "sparse down, rounded": 'buffer = 1\nserver_optimizer = { name = "adamw", lr = 0.01 }\n[link]\ndownload_density = 0.3\n'
     'download_values = "bf16"',
 }
