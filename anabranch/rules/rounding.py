@@ -108,16 +108,18 @@ def _two_magnitudes(magnitude: Float32) -> tuple[np.float32, np.float32, Mask]:
     They are the means below and above one place in the order, so every place where the order rises is tried.
     """
     ordered = np.sort(magnitude)
-    below = np.flatnonzero(ordered[1:] > ordered[:-1]) + 1  # how many take the lower one
-    if not below.size:
+    rises = ordered[1:] > ordered[:-1]
+    if not rises.any():
         return ordered[0], ordered[0], np.zeros(magnitude.size, np.bool_)
+    wide, below = ordered.astype(np.float64), np.arange(1.0, ordered.size)  # how many take the lower one
     # One after the other, where a sum adds in an order of its own.
-    low = np.cumsum(ordered, dtype=np.float64)[below - 1]
-    high = np.cumsum(ordered[::-1], dtype=np.float64)[::-1][below]
+    low, high = np.cumsum(wide)[:-1], np.cumsum(wide[::-1])[-2::-1]
     above = ordered.size - below
-    best = int(np.argmax(low * low / below + high * high / above))
+    gain = low * low / below + high * high / above
+    gain[~rises] = -1
+    best = int(np.argmax(gain))
     means = np.float32(low[best] / below[best]), np.float32(high[best] / above[best])
-    return *means, magnitude >= ordered[below[best]]
+    return *means, magnitude >= ordered[best + 1]
 
 
 def _from_codes(data: Octets, count: int, magnitudes: Float32) -> Float32:

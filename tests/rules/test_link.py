@@ -1,6 +1,8 @@
 """The keys of `[link]`: what they need of each other, and that terms without the newer ones are as they were."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -8,6 +10,7 @@ from pydantic import ValidationError
 from anabranch.link import Link, Packing
 from anabranch.terms import parse_job_file
 
+PAGE = Path(__file__).parents[2] / "docs/link.md"
 JOB = '[job]\nname = "digits"\ntask = "task.py:Digits"\n[link]\n'
 
 
@@ -32,6 +35,11 @@ JOB = '[job]\nname = "digits"\ntask = "task.py:Digits"\n[link]\n'
 def test_what_does_not_fit_is_said(keys, words):
     with pytest.raises(ValidationError, match=words):
         Link(**keys)
+
+
+@pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL))
+def test_the_examples_of_the_page_are_read(example):
+    assert parse_job_file(JOB.replace("[link]\n", "") + example).link is not None
 
 
 def test_each_stage_stands_alone():

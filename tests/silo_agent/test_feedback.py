@@ -22,12 +22,14 @@ from anabranch.wire.manifest import Manifest, TensorSpec
 from anabranch.wire.packed import PackedFile
 from anabranch.wire.tensors import read_tensors, write_tensors
 from silo_agent import receipts
+from silo_agent.approval import describe
 from silo_agent.config import Home
 from silo_agent.feedback import REMAINDER, Feedback
 from silo_agent.messages import Decided
 from silo_agent.outbox import Outbox, Pending
 from silo_agent.submit import Sender
 from tests.silo_agent.services import signature
+from tests.silo_agent.test_models import proposal, terms
 from tests.silo_agent.test_receipts import view_of
 from tests.silo_agent.world import SILO, MemoryLog
 
@@ -323,3 +325,10 @@ def test_a_damaged_one_is_named_and_nobody_is_blamed(silo: Silo, damage: str) ->
         path.symlink_to(path.with_name("elsewhere"))
     with pytest.raises(Corrupt, match=REMAINDER):
         silo.make("l1", delta(1))
+
+
+def test_who_approves_a_job_is_told_of_it() -> None:
+    link = "[link]\nupload_density = 0.0625\nupload_chunk = 4096\nupload_feedback = 0.95"
+    said = dict(describe(proposal(terms(adapter=link))))["you send"]
+    assert "of it the largest 6.250% of every 4096 entries as fp32" in said
+    assert "what it leaves out stays on this disk, for the next one" in said
