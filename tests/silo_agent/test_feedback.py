@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,11 +17,12 @@ import pytest
 from anabranch import durable
 from anabranch.errors import Corrupt, Reason, Refused
 from anabranch.link import Packing
+from anabranch.rules.packing import BLOCK
 from anabranch.tlog.entry import Target
-from anabranch.wire import canonical, dsse, identity, statements
+from anabranch.wire import canonical, dsse, identity, limits, statements
 from anabranch.wire.manifest import Manifest, TensorSpec
 from anabranch.wire.packed import PackedFile
-from anabranch.wire.tensors import read_tensors, write_tensors
+from anabranch.wire.tensors import TensorWriter, read_tensors, write_tensors
 from silo_agent import receipts
 from silo_agent.approval import describe
 from silo_agent.config import Home
@@ -332,3 +334,26 @@ def test_who_approves_a_job_is_told_of_it() -> None:
     said = dict(describe(proposal(terms(adapter=link))))["you send"]
     assert "of it the largest 6.250% of every 4096 entries as fp32" in said
     assert "what it leaves out stays on this disk, for the next one" in said
+
+
+def test_memory_is_that_of_blocks(tmp_path: Path) -> None:
+    """With a remainder to take along and one to leave, of a model of 10 MB and of one four times as large."""
+    peaks, chance = [], np.random.default_rng(0).standard_normal(BLOCK, np.float32)
+    for blocks in (40, 160):
+        manifest = Manifest((TensorSpec("w", (blocks * BLOCK,), "trainable"),))
+        for name in (REMAINDER, "delta"):
+            with TensorWriter(tmp_path / name, manifest) as writer:
+                for _ in range(blocks):
+                    writer.write(chance)
+                writer.close()
+        (tmp_path / "entry").mkdir(exist_ok=True)
+        target = tmp_path / "entry" / "packed"
+        tracemalloc.start()
+        try:
+            Feedback(tmp_path, 0.95).pack(tmp_path / "delta", manifest, Packing(1 / 64, "int2", 4096), target)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert target.with_name(REMAINDER).stat().st_size == manifest.file_bytes
+    assert peaks[1] < peaks[0] + limits.MIB
+    assert peaks[1] < 16 * limits.MIB
