@@ -3,6 +3,9 @@
 A version travels as a *view*: the entries of largest |w|, ranked over all trainable tensors together. An update travels as
 the entries of largest |delta|, taken from what was trained out of the view. The two choices have nothing to do with
 each other, and what is left out of an update is gone: nobody keeps it for later.
+
+Densities may fall with the version, and a *tier* of silos may have densities and values of its own. So how a file travels
+follows from the terms, the version and the silo; of an update the version is its base.
 """
 
 import math
@@ -13,10 +16,15 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from anabranch.names import Name
+from anabranch.unsaid import unsaid
+
 Values = Literal["fp32", "bf16", "fp16", "int8"]
 WIDTH: Final[Mapping[Values, int]] = MappingProxyType(
     {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 )  # bytes of a value
+LEAST: Final = 2.0**-38  # density: one entry of the largest model there may be
+EVERYONE_ELSE: Final = ""  # the tier of silos that are in none
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,28 @@ class Packing:
     values: Values
 
     def kept(self, elements: int) -> int:
-        """At most so many of `elements`."""
-        return math.floor(self.density * elements)
+        """At most so many of `elements`, and one where there is one."""
+        return min(elements, max(1, math.floor(self.density * elements)))
+
+
+class Tier(BaseModel, extra="forbid", frozen=True):
+    """Silos that have densities or values of their own. What is left out is the link's."""
+
+    silos: tuple[Name, ...] = Field(min_length=1)
+    download_density: float | None = Field(default=None, gt=0, le=1, exclude_if=unsaid)
+    upload_density: float | None = Field(default=None, gt=0, le=1, exclude_if=unsaid)
+    download_values: Values | None = Field(default=None, exclude_if=unsaid)
+    upload_values: Values | None = Field(default=None, exclude_if=unsaid)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Tier":
+        if self.model_fields_set <= {"silos"}:
+            raise ValueError("says nothing: give it a density or values of its own, or leave it out")
+        return self
+
+
+def _constant(decay: float) -> bool:
+    return decay == 1
 
 
 class Link(BaseModel, extra="forbid", frozen=True):
@@ -36,25 +64,89 @@ class Link(BaseModel, extra="forbid", frozen=True):
     upload_density: float = Field(default=1.0, gt=0, le=1)  # of an update's
     download_values: Values = "fp32"
     upload_values: Values = "fp32"
+    download_decay: float = Field(default=1.0, gt=0, le=1, exclude_if=_constant)
+    upload_decay: float = Field(default=1.0, gt=0, le=1, exclude_if=_constant)
+    decay_every: int | None = Field(default=None, ge=1, le=2**31 - 1, exclude_if=unsaid)  # versions
+    tiers: dict[Name, Tier] = Field(default={}, exclude_if=lambda tiers: not tiers)
+
+    def tier(self, silo: str) -> str:
+        return next((name for name, tier in self.tiers.items() if silo in tier.silos), EVERYONE_ELSE)
+
+    def download(self, version: int, silo: str) -> Packing | None:
+        """How a version travels to a silo; None: as it is stored."""
+        return self._packing("download", version, self.tier(silo))
+
+    def upload(self, base: int, silo: str) -> Packing | None:
+        """How a silo's update of version `base` travels; None: as it was made."""
+        return self._packing("upload", base, self.tier(silo))
+
+    def views(self, version: int) -> dict[str, Packing]:
+        """By tier, how a version travels. Not named are tiers that get it as it is stored."""
+        found = {tier: self._packing("download", version, tier) for tier in self._tiers}
+        return {tier: packing for tier, packing in found.items() if packing is not None}
 
     @property
-    def download(self) -> Packing | None:
-        """None: a version travels as it is stored."""
-        return _packing(self.download_density, self.download_values)
+    def densities(self) -> list[float]:
+        """All that are said."""
+        own = [
+            density
+            for tier in self.tiers.values()
+            for density in (tier.download_density, tier.upload_density)
+        ]
+        return [self.download_density, self.upload_density, *(one for one in own if one is not None)]
+
+    def packs(self, way: Literal["download", "upload"]) -> bool:
+        """Whether anything travels that way in another form than it is stored or made in."""
+        decay: float = getattr(self, f"{way}_decay")
+        return decay < 1 or any(self._packing(way, 0, tier) for tier in self._tiers)
 
     @property
-    def upload(self) -> Packing | None:
-        """None: an update travels as it was made."""
-        return _packing(self.upload_density, self.upload_values)
+    def _tiers(self) -> list[str]:
+        return [EVERYONE_ELSE, *self.tiers]
+
+    def _packing(self, way: Literal["download", "upload"], version: int, tier: str) -> Packing | None:
+        own = self.tiers.get(tier)
+        density, values = (
+            getattr(own, f"{way}_{what}", None) or getattr(self, f"{way}_{what}")
+            for what in ("density", "values")
+        )
+        if self.decay_every is not None:
+            density = _decayed(density, getattr(self, f"{way}_decay"), version // self.decay_every)
+        return None if (density, values) == (1.0, "fp32") else Packing(density, values)
 
     @model_validator(mode="after")
     def _says_something(self) -> "Link":
-        if self.download is None and self.upload is None:
+        if not self.packs("download") and not self.packs("upload"):
             raise ValueError(
                 "says nothing: give a density below 1 or values other than fp32, or leave it out"
             )
         return self
 
+    @model_validator(mode="after")
+    def _decays(self) -> "Link":
+        falls = self.download_decay < 1 or self.upload_decay < 1
+        if falls and self.decay_every is None:
+            raise ValueError("decay_every: after how many versions do densities fall, each time?")
+        if not falls and self.decay_every is not None:
+            raise ValueError("decay_every: no density falls; give download_decay or upload_decay below 1")
+        return self
 
-def _packing(density: float, values: Values) -> Packing | None:
-    return None if (density, values) == (1.0, "fp32") else Packing(density, values)
+    @model_validator(mode="after")
+    def _tiers_are_apart(self) -> "Link":
+        silos = [silo for tier in self.tiers.values() for silo in tier.silos]
+        twice = sorted({silo for silo in silos if silos.count(silo) > 1})
+        if twice:
+            raise ValueError(
+                f"tiers: {', '.join(twice)} stands in them twice; a silo is in one tier or in none"
+            )
+        return self
+
+
+def _decayed(density: float, decay: float, times: int) -> float:
+    """`density * decay**times`, by multiplications alone: those round alike on every machine, powers do not."""
+    while times:
+        if times & 1:
+            density *= decay
+        decay *= decay
+        times >>= 1
+    return max(density, LEAST)

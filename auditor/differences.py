@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from anabranch.link import Packing
 from anabranch.rules import step
 from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
@@ -15,23 +16,27 @@ from auditor.history import Job
 def view_difference(
     job: Job, number: int, terms: JobTerms, manifest: Manifest, parameters: Path, scratch: Path
 ) -> str:
-    """What is wrong with the view of version `number`, whose canonical file is `parameters`; "" for nothing.
+    """What is wrong with the views of version `number`, whose canonical file is `parameters`; "" for nothing.
 
     Takes room for a view in the folder `scratch`. Raises Refused for a file that is not canonical.
     """
-    packing = terms.file.download
-    if packing is None:
-        return ""
-    made = scratch / f"view.{number}"
+    wanted, logged = terms.file.views(number), job.views.get(number, {})
+    made = {packing: _digest(packing, manifest, parameters, scratch) for packing in set(wanted.values())}
+    for tier in {**wanted, **logged}:
+        ours, theirs = made[wanted[tier]] if tier in wanted else "none", logged.get(tier, "none")
+        if ours != theirs:
+            whose = f"view of tier {tier}" if tier else "view"
+            return f"{whose}: {theirs} was handed out, recomputed {ours}"
+    return ""
+
+
+def _digest(packing: Packing, manifest: Manifest, parameters: Path, scratch: Path) -> str:
+    made = scratch / "view"
     try:
         with TensorFile(parameters, manifest) as file:
-            digest, _ = pack(file, manifest, packing, made)
+            return pack(file, manifest, packing, made)[0]
     finally:
         made.unlink(missing_ok=True)
-    logged = job.views.get(number, set())
-    if logged == {digest}:
-        return ""
-    return f"view: {', '.join(sorted(logged)) or 'none'} was handed out, recomputed {digest}"
 
 
 def first_difference(ours: Path, theirs: Path, manifest: Manifest) -> str:

@@ -343,7 +343,11 @@ def _sources(rerun: _Rerun, job: Job, head: Version, plan: Plan) -> dict[str, tu
 def _opened(
     files: ExitStack, rerun: _Rerun, name: str, path: Path, layout: Manifest
 ) -> TensorFile | PackedFile:
-    file = open_tensors(path, layout, rerun.terms.file.upload if name.startswith(_UPDATE) else None)
+    packing = None
+    if name.startswith(_UPDATE):
+        update = rerun.history.updates[name.removeprefix(_UPDATE)]
+        packing = rerun.terms.file.upload(update.base, update.silo)
+    file = open_tensors(path, layout, packing)
     files.callback(file.close)
     return file
 

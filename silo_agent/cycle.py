@@ -109,7 +109,8 @@ class Cycle:
         self.interrupt()
         site, lease, folder = self.site, self.lease, self.folder
         journal, models = folder / "receipts.jsonl", folder / "models"
-        packing = self.proposal.terms.file.download
+        file, silo = self.proposal.terms.file, site.who.silo
+        packing = file.download(lease.view.version, silo)
         if lease.view.packing != packing:
             raise Refused(
                 Reason.MALFORMED,
@@ -129,6 +130,7 @@ class Cycle:
             journal,
             site.keep_models,
             expand if packing else None,
+            file.tier(silo),
         )
 
     def _manifest(self) -> Manifest:
@@ -186,7 +188,8 @@ class Cycle:
             made = self.site.outbox.adopt(update, out, manifest.file_bytes)
             check_file(made.path, manifest)
             check_values(made.path, manifest)
-            packing = self.proposal.terms.file.upload
+            version, silo = self.lease.view.version, self.site.who.silo
+            packing = self.proposal.terms.file.upload(version, silo)
             if packing is not None:
                 made = self.site.outbox.pack(made, self._manifest(), packing)
         except FileNotFoundError as error:

@@ -122,8 +122,8 @@ class Server(Protocol):
 
     def parameters(self, job: str, version: int) -> Flat: ...
 
-    def view(self, job: str, version: int) -> Flat:
-        """What silos get of it."""
+    def view(self, job: str, version: int, silo: str) -> Flat:
+        """What a silo gets of it."""
 
     def head(self, job: str) -> int: ...
 
@@ -236,7 +236,7 @@ class Run:
 
     def hand_in(self, silo: Silo, task: Task) -> None:
         """A task is done, and its result reaches the server."""
-        base = self.server.view(task.job, task.version)
+        base = self.server.view(task.job, task.version, silo.name)
         if task.kind == "train":
             trained = self.trainer.train(task.job, silo.number, task.lease, base, task.version, task.steps)
             self.server.submit(silo.name, task, trained)

@@ -72,8 +72,8 @@ class Memory:
     def parameters(self, job: str, version: int) -> Flat:
         return self.jobs[job].versions[version].parameters
 
-    def view(self, job: str, version: int) -> Flat:
-        return self.jobs[job].view(version).values
+    def view(self, job: str, version: int, silo: str) -> Flat:
+        return self.jobs[job].view(version, silo).values
 
     def head(self, job: str) -> int:
         return self.jobs[job].head
@@ -157,8 +157,8 @@ class Memory:
         job = self.jobs[task.job]
         weighted = job.terms.file.silos.weighting == "examples"
         examples = trained.examples if weighted else None
-        sent = travelled(trained.delta, job.terms.file.upload)
-        moved = job.view(task.version).bytes, sent.bytes
+        sent = travelled(trained.delta, job.terms.file.upload(task.version, silo))
+        moved = job.view(task.version, silo).bytes, sent.bytes
         update = Update(silo, task, START + self.now, sent.values, examples, next(self._orders))
         try:
             facts = lease_facts(silo, task, "open" if job.status == "running" else "released")
