@@ -36,7 +36,7 @@ class Packing:
 
     def kept(self, elements: int) -> int:
         """At most so many of `elements`, and one where there is one."""
-        return min(elements, max(1, math.floor(self.density * elements)))
+        return max(math.floor(self.density * elements), min(elements, 1))
 
 
 class Tier(BaseModel, extra="forbid", frozen=True):
