@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from anabranch.errors import Refused
 from anabranch.link import Packing
 from anabranch.rules import step
 from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
-from anabranch.wire.packed import pack
+from anabranch.wire.packed import check_packed, pack
 from anabranch.wire.tensors import TensorFile
 from auditor.history import Job
 
@@ -37,6 +38,15 @@ def _digest(packing: Packing, manifest: Manifest, parameters: Path, scratch: Pat
             return pack(file, manifest, packing, made)[0]
     finally:
         made.unlink(missing_ok=True)
+
+
+def update_difference(path: Path, manifest: Manifest, packing: Packing) -> str:
+    """Why the file of an update is none that its silo could send for its base; "" for nothing."""
+    try:
+        check_packed(path, manifest, packing)
+    except Refused as error:
+        return str(error)
+    return ""
 
 
 def first_difference(ours: Path, theirs: Path, manifest: Manifest) -> str:

@@ -197,9 +197,7 @@ class LifeCycle:
     def _encoded(self, _: int, entry: Entry, detail: ModelEncoded) -> None:
         job = self._jobs.job(entry)
         version_of(job, detail.version)
-        made, tier = job.views.setdefault(detail.version, {}), detail.tier or EVERYONE_ELSE
-        require(tier not in made, f"encodes version {detail.version} once more")
-        made[tier] = detail.view_sha256
+        tier = detail.tier or EVERYONE_ELSE
         if job.terms is not None:
             packing = job.terms.file.views(detail.version).get(tier)
             said = packing and (packing.density, packing.values)
@@ -207,6 +205,9 @@ class LifeCycle:
                 said == (canonical.from_hexfloat(detail.density), detail.encoding),
                 f"encodes version {detail.version} as the terms do not say",
             )
+        views = job.views.setdefault(detail.version, {})
+        require(tier not in views, f"encodes version {detail.version} once more")
+        views[tier] = detail.view_sha256
 
     def _evaluated(self, _: int, entry: Entry, detail: ModelEvaluated) -> None:
         job = self._jobs.job(entry)
