@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, seconds
 from server.core.revival import Ending
 from simulator.chance import generator
@@ -326,4 +327,11 @@ class Run:
 
 
 def silo_names(scenario: Scenario) -> list[str]:
-    return [f"silo-{number:05}" for number in range(len(scenario.profiles()))]
+    """Raises Refused where two have one name."""
+    said = [name for group in scenario.silos for name in group.names or ("",) * group.count]
+    found = [
+        name or f"silo-{number:05}" for number, name in enumerate(said or ("",) * len(scenario.profiles()))
+    ]
+    if len(set(found)) < len(found):
+        raise Refused(Reason.MALFORMED, "silos.names: two silos of the scenario have one name")
+    return found

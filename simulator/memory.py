@@ -59,7 +59,7 @@ class Memory:
     def __post_init__(self) -> None:
         self._orders, self._leases = count(), count()
         for one in self.planned:
-            job = Job(one.name, one.terms, one.terms.digest(), one.manifest, self.silos)
+            job = Job(one.name, one.terms, one.terms.digest(), one.manifest, sorted(self.silos))
             job.versions[0] = Version(0, one.initial, None, None, {}, START)
             self.jobs[one.name] = job
 
