@@ -245,8 +245,8 @@ def announce(
     receipts.journal(journal, receipt)
 
 
-def describe(proposal: Proposal) -> list[tuple[str, str]]:
-    """What a person approves, as label and text. None of it can hide the rest: a job's owner wrote most of it."""
+def describe(proposal: Proposal, silo: str) -> list[tuple[str, str]]:
+    """What a person at `silo` approves, as label and text. None of it can hide the rest: a job's owner wrote most of it."""
     file, terms = proposal.terms.file, proposal.terms
     t, a = file.training, file.aggregation
     size = _size(proposal.manifest.file_bytes) if proposal.manifest else "not known before the first task"
@@ -268,7 +268,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ),
         (
             "you send",
-            f"one update of {size}{_part(file)} per cycle; buffers: {t.buffers}; scores of every evaluation",
+            f"one update of {size}{_part(file, silo)} per cycle; buffers: {t.buffers}; scores of every evaluation",
         ),
         ("record counts", counts),
         ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
@@ -293,13 +293,16 @@ def _trained(file: JobFile) -> str:
     )
 
 
-def _part(file: JobFile) -> str:
-    packing = file.upload
-    if packing is None:
+def _part(file: JobFile, silo: str) -> str:
+    packing, link = file.upload(0, silo), file.link
+    falls = link is not None and link.upload_decay < 1
+    if packing is None and not falls:
         return ""
-    chunks = f" of every {packing.chunk} entries" if packing.chunk else ""
+    density, values, chunk = (packing.density, packing.values, packing.chunk) if packing else (1.0, "fp32", 0)
+    chunks = f" of every {chunk} entries" if chunk else ""
+    later = f", times {link.upload_decay:g} every {link.decay_every} versions" if link and falls else ""
     kept = "" if file.feedback is None else " (what it leaves out stays on this disk, for the next one)"
-    return f", of it the largest {packing.density:.3%}{chunks} as {packing.values}{kept}"
+    return f", of it the largest {density:.3%}{chunks} as {values}{later}{kept}"
 
 
 def _size(count: int) -> str:

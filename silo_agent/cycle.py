@@ -110,7 +110,8 @@ class Cycle:
         self.interrupt()
         site, lease, folder = self.site, self.lease, self.folder
         journal, models = folder / "receipts.jsonl", folder / "models"
-        packing = self.proposal.terms.file.download
+        file, silo = self.proposal.terms.file, site.who.silo
+        packing = file.download(lease.view.version, silo)
         if lease.view.packing != packing:
             raise Refused(
                 Reason.MALFORMED,
@@ -130,6 +131,7 @@ class Cycle:
             journal,
             site.keep_models,
             expand if packing else None,
+            file.tier(silo),
         )
 
     def _manifest(self) -> Manifest:
@@ -188,9 +190,10 @@ class Cycle:
             check_file(made.path, manifest)
             check_values(made.path, manifest)
             file = self.proposal.terms.file
-            if file.upload is not None:
+            packing = file.upload(self.lease.view.version, self.site.who.silo)
+            if packing is not None:
                 feedback = None if file.feedback is None else Feedback(self.folder, file.feedback)
-                made = self.site.outbox.pack(made, self._manifest(), file.upload, feedback)
+                made = self.site.outbox.pack(made, self._manifest(), packing, feedback)
         except FileNotFoundError as error:
             raise TaskFailed(Reason.TASK_GARBAGE, "NoUpdate") from error
         except Refused as error:

@@ -167,7 +167,7 @@ def jobs(directory: Dir = HERE, as_json: Json = False) -> None:
             output.show({"jobs": rows}, "", as_json)
         for proposal, row in zip(proposals, rows, strict=True):
             if not as_json:
-                _print_terms(proposal, str(row["decision"]))
+                _print_terms(proposal, connection.who.silo, str(row["decision"]))
         if not proposals and not as_json:
             print("no jobs are offered")
 
@@ -310,7 +310,7 @@ def _show_before_approving(connection: Connection, proposal: Proposal, yes: bool
         return
     if as_json:
         raise Refused(Reason.POLICY, "approving with --json needs --yes: nobody can be asked")
-    _print_terms(proposal, "")
+    _print_terms(proposal, connection.who.silo, "")
     if not typer.confirm("Approve exactly this?"):
         raise typer.Exit(exits.FAILED)
 
@@ -359,11 +359,11 @@ def _job_document(proposal: Proposal, decision: Decision | None) -> dict[str, An
     }
 
 
-def _print_terms(proposal: Proposal, decision: str) -> None:
+def _print_terms(proposal: Proposal, silo: str, decision: str) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for label, text in approval.describe(proposal):
+    for label, text in approval.describe(proposal, silo):
         table.add_row(label, Text(text))
     if decision:
         table.add_row("decision", Text(decision))

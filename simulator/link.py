@@ -9,7 +9,6 @@ import numpy as np
 from anabranch.link import Packing
 from anabranch.rules.feedback import Candidate, layout, leave_out
 from anabranch.rules.step import TensorReader
-from anabranch.terms import JobFile
 from anabranch.wire import codec
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.packed import PackedFile, pack
@@ -32,12 +31,14 @@ def travelled(whole: Flat, packing: Packing | None) -> Travelled:
     return _packed(whole, whole.manifest, packing)
 
 
-def update_travelled(delta: Flat, file: JobFile, remainder: Flat | None) -> Travelled:
+def update_travelled(
+    delta: Flat, packing: Packing | None, feedback: float | None, remainder: Flat | None
+) -> Travelled:
     """As `travelled`, of an update; `remainder`: what the silo's accepted ones left out. Raises Refused(NONFINITE)."""
-    if file.upload is None or file.feedback is None:
-        return travelled(delta, file.upload)
-    candidate = Candidate(delta, remainder, file.feedback, delta.manifest)
-    sent, left = _packed(candidate, delta.manifest, file.upload), FlatSink(layout(delta.manifest))
+    if packing is None or feedback is None:
+        return travelled(delta, packing)
+    candidate = Candidate(delta, remainder, feedback, delta.manifest)
+    sent, left = _packed(candidate, delta.manifest, packing), FlatSink(layout(delta.manifest))
     leave_out(candidate, sent.values, delta.manifest, left)
     return replace(sent, remainder=left.close())
 

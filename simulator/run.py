@@ -115,8 +115,8 @@ def _play_like(
     scenario = scenario.model_copy(update={"horizon": f"{math.ceil(recording.seconds)}s"})
     with durable.forgettable(), tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
         planned, trainer = prepared(jobs[0], scenario, Path(scratch))
-        silos, rows = silo_names(scenario), Rows()
-        server = Memory([planned], silos, rows)
+        rows = Rows()
+        server = Memory([planned], list(recording.silos), rows)
         run = Run(scenario, server, trainer, rows, told=told)
         same = planned.terms.digest() == recording.terms_sha256
         if same and jobs[0].file.aggregation.strategy == "fedcompass":

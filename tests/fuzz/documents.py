@@ -183,6 +183,14 @@ max_wait = "10m"
 max_update_norm = 4.0
 [stop]
 versions = 80
+[link]
+upload_density = 0.5
+upload_decay = 0.5
+decay_every = 4
+[link.tiers.slow]
+silos = ["north", "a"]
+download_density = 0.25
+upload_values = "int8"
 """
 ASYNCHRONOUS_TOML = b"""
 [job]

@@ -125,7 +125,7 @@ def logged_terms(data: bytes) -> bytes:
 
 
 def shown(proposal: approval.Proposal) -> None:
-    for label, text in approval.describe(proposal):
+    for label, text in approval.describe(proposal, "a"):
         assert (label + text).isprintable(), text
 
 

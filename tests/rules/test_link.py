@@ -43,10 +43,21 @@ def test_the_examples_of_the_page_are_read(example):
 
 
 def test_each_stage_stands_alone():
-    assert Link(upload_values="int2").upload == Packing(1.0, "int2")
-    assert Link(upload_density=0.1, upload_chunk=4096).upload == Packing(0.1, "fp32", 4096)
-    assert Link(upload_values="bf16", upload_feedback=1.0).upload == Packing(1.0, "bf16")
-    assert Link(upload_density=0.1, upload_chunk=4096).download is None
+    assert Link(upload_values="int2").upload(0, "a") == Packing(1.0, "int2")
+    assert Link(upload_density=0.1, upload_chunk=4096).upload(0, "a") == Packing(0.1, "fp32", 4096)
+    assert Link(upload_values="bf16", upload_feedback=1.0).upload(0, "a") == Packing(1.0, "bf16")
+    assert Link(upload_density=0.1, upload_chunk=4096).download(0, "a") is None
+
+
+def test_where_everything_is_sent_there_are_no_chunks():
+    """As in a tier that sends whole updates, or before a density begins to fall."""
+    tiers = {"fast": {"silos": ["a"], "upload_density": 1.0, "upload_values": "bf16"}}
+    link = Link(upload_density=0.1, upload_chunk=4096, tiers=tiers)
+    assert link.upload(0, "a") == Packing(1.0, "bf16")
+    assert link.upload(0, "b") == Packing(0.1, "fp32", 4096)
+    falling = Link(upload_chunk=4096, upload_decay=0.5, decay_every=10)
+    assert falling.upload(9, "a") is None
+    assert falling.upload(10, "a") == Packing(0.5, "fp32", 4096)
 
 
 def test_a_key_that_is_not_given_is_not_in_the_terms():
