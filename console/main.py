@@ -21,9 +21,11 @@ from console.adapter import Wanted
 from console.board import jobs_table
 from console.client import UNARY_SECONDS, Logged, connect, logged, presentable
 from console.export import export as export_model
-from console.scalars import Scalars
+from console.mlflow import MLflow
+from console.scalars import Runs, Scalars
 from console.submit import prepared, read
 from console.submit import submit as submit_job
+from console.tensorboard import EventFiles
 from console.words import size
 
 app = typer.Typer(
@@ -120,16 +122,23 @@ def job_watch(
         Path | None,
         typer.Option(metavar="DIR", help="Write versions, scores and speeds there too, for TensorBoard."),
     ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Write the same to MLflow: https://… of its server, or sqlite:///FILE."
+        ),
+    ] = None,
 ) -> None:
     """Follow jobs until they end: who trains, is late, lost, failing or refused and why; buffer, speed, scores, server.
 
     Redraws on a terminal; elsewhere one line per version and per trouble that begins. Exit code 1 if one was aborted.
     """
-    scalars = Scalars(tensorboard) if tensorboard else None
     with connect(admin) as connection:
         looks: watch.Looks = watch.overviews(connection, job, interval)
-        if scalars is not None:
-            looks = scalars.written(looks)
+        kept: list[Runs] = [EventFiles(tensorboard)] if tensorboard else []
+        kept += [MLflow(mlflow, connection.federation.federation)] if mlflow else []
+        for runs in kept:
+            looks = Scalars(runs).written(looks)
         if once:
             watch.show_once(looks, as_json, every_silo=bool(job))
             return
