@@ -22,13 +22,13 @@ from anabranch.aggregating import ServerOptimizer as ServerOptimizer
 from anabranch.aggregating import Strategy as Strategy
 from anabranch.errors import Reason, Refused, plain
 from anabranch.link import Link, Packing
+from anabranch.naming import NAME as NAME
+from anabranch.naming import Name as Name
 from anabranch.unsaid import unsaid
 
-NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
 DIGEST = r"^[0-9a-f]{64}$"
 SPLIT = r"^[a-z0-9]([a-z0-9_-]{0,46}[a-z0-9])?$"  # a part of a silo's records: it is named in the audit log
 METRIC = r"^[A-Za-z]([A-Za-z0-9_./@-]{0,62}[A-Za-z0-9])?$"  # "val/accuracy"; likewise
-Name = Annotated[str, Field(pattern=NAME)]
 Digest = Annotated[str, Field(pattern=DIGEST)]
 
 LONGEST = 3653 * 86400.0  # seconds: deadlines are dates in the log

@@ -86,6 +86,9 @@ def job_try(
     data: Annotated[Path, typer.Option(help="A data path as a silo's policy would bind it.")],
     base: Base = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
+    silo: Annotated[
+        str | None, typer.Option(help="Train as this silo, with the rank that [adapter.ranks] gives it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a few steps of a job on local data, just as a silo would, without a federation."""
@@ -93,6 +96,7 @@ def job_try(
     argv = [program, "try", str(folder), "--data", str(data.absolute()), *(["--json"] if as_json else [])]
     argv += ["--base", str(base.absolute())] if base is not None else []
     argv += ["--steps", str(steps)] if steps else []
+    argv += ["--silo", silo] if silo is not None else []
     raise typer.Exit(subprocess.run(argv, check=False).returncode)
 
 

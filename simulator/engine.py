@@ -326,4 +326,8 @@ class Run:
 
 
 def silo_names(scenario: Scenario) -> list[str]:
-    return [f"silo-{number:05}" for number in range(len(scenario.profiles()))]
+    return [silo_name(number) for number in range(len(scenario.profiles()))]
+
+
+def silo_name(number: int) -> str:
+    return f"silo-{number:05}"

@@ -12,7 +12,7 @@ from silo_agent.training import tensors
 from silo_agent.training.adapters import base_digest
 from silo_agent.training.managed import Managed, build_model
 from silo_agent.training.task import SiloData, Task
-from simulator.engine import Trained
+from simulator.engine import Trained, silo_name
 from simulator.flat import Flat, read, write
 
 LOADED = 64  # silos whose model and records are in memory; what others need lies in their folders
@@ -87,7 +87,9 @@ class ManagedTrainer:
             work = self.folder / f"silo-{number}"
             work.mkdir(exist_ok=True)
             data = SiloData(path, {"silo": number, "silos": len(self.data)})
-            self._loaded[number] = Managed(self.task(), self.file, data, work, self.base)
+            adapter = self.file.adapter
+            rank = adapter.rank_at(silo_name(number)) if adapter is not None and number >= 0 else None
+            self._loaded[number] = Managed(self.task(), self.file, data, work, self.base, rank=rank)
         self._loaded.move_to_end(number)
         return self._loaded[number]
 

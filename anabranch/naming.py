@@ -1,0 +1,8 @@
+"""What silos, jobs and bindings may be called."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # a DNS label
+Name = Annotated[str, Field(pattern=NAME)]
