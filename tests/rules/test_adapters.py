@@ -123,7 +123,9 @@ def test_who_does_not_train_a_component_slows_it_and_does_not_shrink_it(later, a
     new = averaged(later, updates)
     last = RANKS[1]  # from here on only the third silo trains
     assert np.allclose(new["A"][last:], later["A"][last:] + updates[2]["A"][last:] / SILOS, atol=1e-6)
-    assert np.allclose(new["B"][:, last:], later["B"][:, last:] + updates[2]["B"][:, last:] / SILOS, atol=1e-6)
+    assert np.allclose(
+        new["B"][:, last:], later["B"][:, last:] + updates[2]["B"][:, last:] / SILOS, atol=1e-6
+    )
     untouched = averaged(later, [of_rank(one, 2) for one in drawn()])
     assert np.array_equal(untouched["A"][2:], later["A"][2:])
     assert np.array_equal(untouched["B"][:, 2:], later["B"][:, 2:])

@@ -145,7 +145,9 @@ def test_gradients_and_the_optimizer_take_the_memory_of_the_lower_rank() -> None
     sizes = {}
     for rank in (RANK, LOW):
         pad(model, rank)
-        trained = {name: one for name, one in model.named_parameters() if one.requires_grad and "lora" in name}
+        trained = {
+            name: one for name, one in model.named_parameters() if one.requires_grad and "lora" in name
+        }
         optimizer = optimizer_for(model, file.training.optimizer)
         model(torch.zeros(2, 5, dtype=torch.long)).sum().backward()
         optimizer.step()
