@@ -6,7 +6,7 @@ Of scikit-learn's digits a network learns one half upright; eight silos adapt it
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from anabranch.terms import parse_job_file
-from anabranch.wire.squeeze import squeeze
 from benchmarks.adapters.job.task import Network
 from simulator.comparison import Entrant, entered
 from simulator.engine import Run, Trainer, silo_names
@@ -33,7 +32,6 @@ HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
 LEARNT, TESTED = 700, 397  # records of the base, and that models are measured on; the others are the silos'
 LOW = {f"silo-{number:05}": 2 for number in range(4)}  # half of the silos train 2 of 16 components
-CHUNK = 1 << 20  # bytes that travel as one message
 
 WAYS: Mapping[str, dict[str, Any]] = {
     "LoRA, rank 16": {},
@@ -49,7 +47,7 @@ Matrices = dict[str, NDArray[np.float64]]
 @dataclass(frozen=True)
 class Result:
     accuracy: float
-    up: float  # bytes of one update as it travels, mean over silos
+    up: int  # bytes of an update without [link]
     of_product: float  # what averaging A and B misses, relative to the mean of BA
     of_step: float  # relative to what silos changed of BA
 
@@ -103,17 +101,12 @@ def one(job: Told, place: Path, seed: int) -> Result:
         head = server.parameters(planned.name, server.head(planned.name))
         accuracy = trainer.measure(planned.name, head, "test")[0]["accuracy"]
         updates = [update(trainer, job, silo, head) for silo in range(len(names))]
-    travelled = [sum(len(squeeze(chunk)) for chunk in chunks(delta.encode())) for delta in updates]
-    return Result(accuracy, fmean(travelled), *missed(head, updates))
+    return Result(accuracy, planned.manifest.file_bytes, *missed(head, updates))
 
 
 def update(trainer: Trainer, job: Told, silo: int, head: Flat) -> Flat:
     steps = job.file.training.local_steps
     return trainer.train(job.file.job.name, silo, "last", head, 0, steps).delta
-
-
-def chunks(data: bytes) -> Iterator[bytes]:
-    return (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
 
 
 def missed(head: Flat, updates: list[Flat]) -> tuple[float, float]:
@@ -151,7 +144,7 @@ def table(found: Mapping[str, list[Result]]) -> str:
         accuracy = f"{fmean(scores):.1%} ± {stdev(scores):.1%}"
         parts = [fmean(getattr(one, key) for one in results) for key in ("of_product", "of_step")]
         of = " | ".join(f"{part:.1%}" if part else "exact" for part in parts)
-        lines.append(f"| {name} | {accuracy} | {fmean(one.up for one in results) / 1000:.1f} | {of} |")
+        lines.append(f"| {name} | {accuracy} | {results[0].up / 1000:.1f} | {of} |")
     return "\n".join(lines)
 
 

@@ -34,8 +34,8 @@ class Padded(torch.nn.Module):
 
 def pad(model: torch.nn.Module, rank: int) -> None:
     """Let `model`, on the device where it stays, train the first `rank` components of its pairs alone."""
-    found = [(*name.rsplit(".", 1), parameter) for name, parameter in model.named_parameters()]
-    for place, name, parameter in found:
+    for full_name, parameter in list(model.named_parameters()):
+        place, _, name = full_name.rpartition(".")
         dimension = next((DIMENSION[part] for part in place.split(".") if part in DIMENSION), None)
         if dimension is None or not parameter.requires_grad or parameter.shape[dimension] <= rank:
             continue
