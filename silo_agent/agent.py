@@ -118,7 +118,12 @@ class Agent:
             )
             run, threads = rules.run, c.settings.threads
             with Launcher(
-                c.home.path, interpreter(rules), threads, run.gpus, processes=run.processes
+                c.home.path,
+                interpreter(rules),
+                threads,
+                run.gpus,
+                processes=run.processes,
+                silo=c.who.silo,
             ) as launcher:
                 supervisor = Supervisor(
                     site, launcher, isolated, interpreter(rules), self._spawn, self._stopping

@@ -288,9 +288,9 @@ def _trained(file: JobFile) -> str:
         return heads
     targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
     half = ", B alone" if adapter.freeze_a else ""
-    return (
-        f"LoRA of rank {adapter.rank}{half} at {targets or 'what peft takes for the architecture'}; {heads}"
-    )
+    lower = "".join(f", {rank} at {silo}" for silo, rank in sorted((adapter.ranks or {}).items()))
+    where = targets or "what peft takes for the architecture"
+    return f"LoRA of rank {adapter.rank}{lower}{half} at {where}; {heads}"
 
 
 def _part(file: JobFile, silo: str) -> str:

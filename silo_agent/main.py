@@ -198,11 +198,17 @@ def try_here(
         Path | None, typer.Option(help="The base model's folder instead of the policy's binding.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
+    silo: Annotated[
+        str | None, typer.Option(help="Train as this silo, at its rank; default: the one enrolled here.")
+    ] = None,
     directory: Dir = HERE,
     as_json: Json = False,
 ) -> None:
     """Run a job's code on this site's data for a few steps, without a federation. Nothing is sent."""
-    bound, rules = _bound(folder, data, base, Home(directory))
+    home = Home(directory)
+    bound, rules = _bound(folder, data, base, home)
+    if silo is None and (home.identity / identity.TLS_CHAIN).exists():
+        silo = identity.load_tls(home.identity).who.name
     with Bar(
         TextColumn("steps"),
         BarColumn(),
@@ -216,7 +222,7 @@ def try_here(
         def progress(step: int, of: int, loss: float | None) -> None:
             bar.update(task, completed=step, total=of, description="" if loss is None else f"loss {loss:.4g}")
 
-        tried = try_job(folder, bound, interpreter(rules), steps, progress, rules.run.processes)
+        tried = try_job(folder, bound, interpreter(rules), steps, progress, rules.run.processes, silo)
     output.show(asdict(tried), _tried(tried), as_json)
 
 

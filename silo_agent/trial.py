@@ -54,9 +54,18 @@ def read_job(path: Path) -> tuple[Path, JobFile]:
 
 
 def try_job(
-    path: Path, bound: Bound, interpreter: Path, steps: int | None, progress: Progress, processes: int = 1
+    path: Path,
+    bound: Bound,
+    interpreter: Path,
+    steps: int | None,
+    progress: Progress,
+    processes: int = 1,
+    silo: str | None = None,
 ) -> Tried:
-    """`processes`: of a script. Raises Refused; for TASK_FAILED and its like the message ends with the traceback."""
+    """`processes`: of a script. `silo`: as whom.
+
+    Raises Refused; for TASK_FAILED and its like the message ends with the traceback.
+    """
     source, file = read_job(path)
     with tempfile.TemporaryDirectory(prefix="anabranch-try-") as scratch:
         home = Path(scratch)
@@ -75,7 +84,7 @@ def try_job(
         )
         reach = [home / "jobs", bound.data.path, *([bound.base] if bound.base is not None else [])]
         isolated = available(home, reach, interpreter)
-        with Launcher(home, interpreter, processes=processes) as launcher:
+        with Launcher(home, interpreter, processes=processes, silo=silo) as launcher:
             trainer = Trainer(launcher, folder, terms, bound, isolated)
             try:
                 return _run(trainer, folder, file, made.manifest, initial, steps, progress, isolated.detail)
