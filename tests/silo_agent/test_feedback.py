@@ -331,7 +331,7 @@ def test_a_damaged_one_is_named_and_nobody_is_blamed(silo: Silo, damage: str) ->
 
 def test_who_approves_a_job_is_told_of_it() -> None:
     link = "[link]\nupload_density = 0.0625\nupload_chunk = 4096\nupload_feedback = 0.95"
-    said = dict(describe(proposal(terms(adapter=link))))["you send"]
+    said = dict(describe(proposal(terms(adapter=link)), "hospital-a"))["you send"]
     assert "of it the largest 6.250% of every 4096 entries as fp32" in said
     assert "what it leaves out stays on this disk, for the next one" in said
 
