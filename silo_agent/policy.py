@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_va
 
 from anabranch.errors import Reason, Refused, wording
 from anabranch.terms import NOT_TOML, Digest, JobTerms, Name, explain, seconds
+from silo_agent.config import Home
 
 _UNITS = {
     "B": 1,
@@ -131,11 +132,11 @@ class Model(BaseModel, extra="forbid", frozen=True):
             )
         return self
 
-    def placed(self, home: Path) -> Self:
-        """With the path below `home`, the agent's folder, that a model of the hub is fetched to."""
+    def placed(self, models: Path) -> Self:
+        """With the path below `models` that a model of the hub is fetched to."""
         if self.hub is None:
             return self
-        path = home / "models" / self.hub.replace("/", "--") / str(self.revision)
+        path = models / self.hub.replace("/", "--") / str(self.revision)
         return self.model_copy(update={"path": path})
 
     @property
@@ -228,8 +229,10 @@ def parse_policy(text: str, where: str) -> Policy:
         raise Refused(
             Reason.POLICY, f"{where} is not TOML: {error}; until it is corrected nothing runs"
         ) from error
-    home = Path(where).parent
-    return rules.model_copy(update={"models": {name: one.placed(home) for name, one in rules.models.items()}})
+    models = Home(Path(where).parent).models
+    return rules.model_copy(
+        update={"models": {name: one.placed(models) for name, one in rules.models.items()}}
+    )
 
 
 def load_policy(path: Path) -> Policy:
