@@ -144,9 +144,11 @@ def check_runnable(proposal: Proposal, policy: Policy, interpreter: Path) -> Non
     """Whether an approved job could run here at all. Raises Refused(POLICY, NOT_FOUND) naming what is missing."""
     bound = admit(policy, proposal.terms, proposal.manifest.file_bytes if proposal.manifest else None)
     wanted = proposal.terms.file.job
-    for key, path in ((f"data.{wanted.data}", bound.data.path), (f"models.{wanted.base}", bound.base)):
-        if path is not None and not path.exists():
-            raise Refused(Reason.NOT_FOUND, f"policy.toml [{key}]: {path} does not exist on this machine")
+    if not bound.data.path.exists():
+        where = f"policy.toml [data.{wanted.data}]: {bound.data.path}"
+        raise Refused(Reason.NOT_FOUND, f"{where} does not exist on this machine")
+    if wanted.base is not None and (lacking := policy.models[wanted.base].lacks(wanted.base)):
+        raise Refused(Reason.NOT_FOUND, ": ".join(lacking))
     missing = missing_requires(interpreter, proposal.terms.file.requires)
     if missing:
         raise Refused(

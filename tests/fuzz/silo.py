@@ -197,6 +197,9 @@ path = "/srv/data/digits"
 params = { site = "north" }
 [models.tiny]
 path = "/srv/models/tiny"
+[models.bert]
+hub = "google-bert/bert-base-uncased"
+revision = "0123456789abcdef0123456789abcdef01234567"
 [approve]
 terms = ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
 [run]
