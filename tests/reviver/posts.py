@@ -1,6 +1,7 @@
 """Texts small enough for a test: three kinds, each of words of its own, and a BERT of one layer that wears an adapter."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,8 @@ def travelling(model: nn.Module) -> dict[str, Tensor]:
     return {name: one.detach().clone() for name, one in model.named_parameters() if one.requires_grad}
 
 
-def trained(classes: Sequence[int], seed: int = 0, steps: int = 60) -> dict[str, Tensor]:
+@cache
+def trained(classes: tuple[int, ...], seed: int = 0, steps: int = 60) -> dict[str, Tensor]:
     """What travels of a silo's model that holds only `classes`."""
     model = network()
     optimizer = torch.optim.Adam([one for one in model.parameters() if one.requires_grad], lr=0.01)

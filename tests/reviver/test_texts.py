@@ -41,6 +41,7 @@ from tests.reviver.posts import (
 SETTINGS = Revival(
     freeze=0, warmup=2, synthesis_every=1, synthesis_steps=20, synthesis_batch=32, steps=10, lr=0.01, gain=1.0
 )
+QUICK = SETTINGS.model_copy(update={"synthesis_steps": 2, "steps": 2})
 
 
 def chance(seed: int = 0) -> torch.Generator:
@@ -62,8 +63,8 @@ def reviver(settings: Revival = SETTINGS, seed: int = 3, public: Public | None =
 def taught(settings: Revival = SETTINGS, seed: int = 3) -> Reviver:
     """By two silos: one has only the classes 0 and 1, the other only 2."""
     one, base = reviver(settings, seed), travelling(network())
-    assert one.teachers.take("hospital-a", trained([0, 1]), base) == ""
-    assert one.teachers.take("hospital-b", trained([2]), base) == ""
+    assert one.teachers.take("hospital-a", trained((0, 1)), base) == ""
+    assert one.teachers.take("hospital-b", trained((2,)), base) == ""
     return one
 
 
@@ -107,7 +108,7 @@ def test_noise_is_tokens_of_the_vocabulary() -> None:
 def test_swapped_adapters_answer_as_models_loaded_one_by_one() -> None:
     ids, _ = records(32, range(CLASSES), 4)
     shared = Network(network())
-    adapters = [trained([0, 1]), trained([2]), trained([1])]
+    adapters = [trained((0, 1)), trained((2,)), trained((1,))]
     for values in [*adapters, adapters[0]]:
         alone = network().eval()
         missing = alone.load_state_dict(values, strict=False)
@@ -116,7 +117,7 @@ def test_swapped_adapters_answer_as_models_loaded_one_by_one() -> None:
 
 
 def test_many_teachers_are_one_base_and_their_adapters() -> None:
-    one, base = reviver(), travelling(network())
+    one, base = reviver(QUICK), travelling(network())
     before = {name: tensor.data_ptr() for name, tensor in one._network.initial().items()}
     for silo in range(20):
         values = {name: tensor + 0.01 * silo for name, tensor in base.items()}
@@ -132,7 +133,7 @@ def test_many_teachers_are_one_base_and_their_adapters() -> None:
 
 def test_the_head_learns_what_the_silos_know() -> None:
     """A head that knows two of three kinds of texts is told of the third by texts without words."""
-    one, head = taught(), trained([0, 1])
+    one, head = taught(), trained((0, 1))
     before, after = accuracy(head), []
     for version in range(1, 13):
         revived = one.revive(head, version)
@@ -149,7 +150,9 @@ def test_the_prompt_learns_from_call_to_call() -> None:
     inputs, net = Passages(TEXTS, model), Network(model)
     torch.manual_seed(0)
     synthesis = Synthesis(net, inputs, chance())
-    knows_all = Teacher("hospital-a", trained(range(CLASSES)), torch.full((CLASSES,), 1 / CLASSES), 1.0, 0.0)
+    knows_all = Teacher(
+        "hospital-a", trained(tuple(range(CLASSES))), torch.full((CLASSES,), 1 / CLASSES), 1.0, 0.0
+    )
 
     def loss() -> float:
         with torch.no_grad():
@@ -164,10 +167,10 @@ def test_the_prompt_learns_from_call_to_call() -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
-    head = trained([0, 1])
+    head = trained((0, 1))
 
     def last(seed: int) -> Tensor:
-        one = taught(seed=seed)
+        one = taught(QUICK, seed)
         found = [one.revive(head, version) for version in range(1, 5)][-1]
         assert not isinstance(found, str)
         return torch.cat([change.flatten() for change in found.delta.values()])
@@ -179,7 +182,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 def test_made_texts_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newest kept: of twelve batches of 32 the pool holds what fits into four."""
     monkeypatch.setattr(pool, "BYTES", 4 * 32 * LENGTH * WIDTH * 4)
-    one, head = taught(), trained([0, 1])
+    one, head = taught(QUICK), trained((0, 1))
     for version in range(1, 7):
         one.revive(head, version)
     kept = list(one._pool._batches)
@@ -190,13 +193,13 @@ def test_made_texts_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("synthesis", ["noise", "public"])
 def test_written_texts_are_distilled_on_too(synthesis: str) -> None:
-    settings = Revival.model_validate({**SETTINGS.model_dump(), "synthesis": synthesis})
+    settings = Revival.model_validate({**QUICK.model_dump(), "synthesis": synthesis})
     ids, labels = records(60, range(CLASSES), 7)
     taught_on, measured = Batch(ids[:40], labels[:40], frozenset()), Batch(ids[40:], labels[40:], frozenset())
     public = Public(measured, taught_on) if synthesis == "public" else None
     one, base = reviver(settings, public=public), travelling(network())
-    assert one.teachers.take("hospital-a", trained([2]), base) == ""
-    found = one.revive(trained([0, 1]), 5)
+    assert one.teachers.take("hospital-a", trained((2,)), base) == ""
+    found = one.revive(trained((0, 1)), 5)
     assert not isinstance(found, str)
     assert found.effect is None or found.effect.accuracy is not None
 
