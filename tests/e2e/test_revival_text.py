@@ -57,6 +57,7 @@ batch_size = 8
 lr = 5.0
 [adapter]
 rank = 2
+targets = ["query", "value"]
 heads = ["head"]
 [aggregation]
 buffer = 1
@@ -91,6 +92,7 @@ def test_adapters_teach_by_texts_that_nobody_wrote(federation: Federation) -> No
     job = str(federation.call("anabranch", "job", "submit", folder, "--base", base)["job"])
     for name in SILOS:
         federation.approve(name, job)
+    federation.until(lambda: federation.status(job)["head"] >= 2, "both silos trained")
     federation.until(lambda: ended(federation, job, "used"), "a version used a revival")
     for name in SILOS:
         (federation.root / "data" / name / "hurry").touch()
