@@ -1,7 +1,7 @@
-"""`python -m benchmarks.revival.text DIR`: what revival is worth for texts and LoRA, on TREC's questions (of ANABRANCH_DATA).
+"""`python -m benchmarks.revival.text DIR`: what revival is worth for texts and LoRA: questions of TREC (ANABRANCH_DATA).
 
 First one distillation by itself, in one process: made texts beside random tokens and beside other questions. Then
-`compare.toml`, in virtual time: a page in DIR/compared, a table on standard output. What was finished before is not run again.
+`compare.toml`, in virtual time: a page in DIR/compared, a table on standard output. Finished runs are not made again.
 """
 
 import subprocess

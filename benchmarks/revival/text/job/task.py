@@ -1,4 +1,4 @@
-"""Questions by what they ask for: the first layers of a sentence encoder, LoRA beside their attention, a head trained whole."""
+"""Questions by what they ask for: a sentence encoder's first layer, LoRA beside its attention, a head trained whole."""
 
 import numpy as np
 import torch
