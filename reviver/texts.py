@@ -50,12 +50,14 @@ class Passages:
         """Made texts end somewhere in their second half; written ones stay as they are."""
         if not inputs.is_floating_point():
             return inputs
-        return inputs * self._there(len(inputs), chance).unsqueeze(-1).to(inputs)
+        ended: Tensor = inputs * self._there(len(inputs), chance).unsqueeze(-1).to(inputs.device)
+        return ended
 
     @property
     def _weight(self) -> Tensor:
-        weight: Any = self._table.weight
-        return weight.detach()
+        table: Any = self._table
+        weight: Tensor = table.weight.detach()
+        return weight
 
     @property
     def _unit(self) -> float:
@@ -100,6 +102,8 @@ class Passages:
 class SoftPrompt(nn.Module):
     """Latents (n, rest, width) → texts (n, length, width): the first token, the prompt, and the latents themselves."""
 
+    first: Tensor | None
+
     def __init__(self, prompt: Tensor, first: Tensor | None, unit: float) -> None:
         super().__init__()
         self.prompt, self.unit = nn.Parameter(prompt / unit), unit
@@ -114,7 +118,9 @@ class SoftPrompt(nn.Module):
 
 def _table(texts: Texts, model: nn.Module) -> nn.Module:
     end = texts.embedding
-    found = [module for name, module in model.named_modules() if name == end or name.endswith(f".{end}")]
+    found: list[nn.Module] = [
+        module for name, module in model.named_modules() if name == end or name.endswith(f".{end}")
+    ]
     if len(found) != 1:
         have = sorted(name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
         raise ValueError(
