@@ -22,6 +22,7 @@ from anabranch.aggregating import ServerOptimizer as ServerOptimizer
 from anabranch.aggregating import Strategy as Strategy
 from anabranch.errors import Reason, Refused, plain
 from anabranch.link import Link, Packing
+from anabranch.privacy import Privacy
 from anabranch.unsaid import unsaid
 
 NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
@@ -164,6 +165,7 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
     retention: Retention = Retention()
     revival: Revival | None = Field(default=None, exclude_if=unsaid)
     link: Link | None = Field(default=None, exclude_if=unsaid)
+    privacy: Privacy | None = Field(default=None, exclude_if=unsaid)
 
     @property
     def requires(self) -> tuple[str, ...]:
@@ -240,6 +242,24 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
         if self.training.proximal is not None and not self.job.managed:
             raise ValueError(
                 f"training.proximal: {self.job.task} has a loop of its own; add the term to its loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_private(self) -> "JobFile":
+        if self.privacy is None:
+            return self
+        if not self.job.managed:
+            raise ValueError(
+                f"privacy: {self.job.task} has a loop of its own, which nobody can hold to it; name a task.py:Class"
+            )
+        if self.silos.weighting != "equal":
+            raise ValueError(
+                "silos.weighting: record counts would leave silos that privacy keeps them in; take equal"
+            )
+        if self.training.buffers != "none":
+            raise ValueError(
+                'training.buffers: statistics of records would leave without noise; with [privacy] it is "none"'
             )
         return self
 
