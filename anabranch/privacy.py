@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+Unit = Literal["example", "subject"]
+
 
 class Privacy(BaseModel, extra="forbid", frozen=True):
     """DP-SGD (Abadi et al., arXiv 1607.00133) in every step of managed training, Poisson-sampled.
@@ -15,7 +17,7 @@ class Privacy(BaseModel, extra="forbid", frozen=True):
     unit. The noise is made for `cycles_max` cycles of one silo, so there are never more.
     """
 
-    unit: Literal["example", "subject"] = "example"
+    unit: Unit = "example"
     epsilon: float = Field(gt=0)  # of the whole job, at each silo
     delta: float = Field(gt=0, lt=1)
     cycles_max: int = Field(ge=1, le=2**31 - 1)  # of one silo
