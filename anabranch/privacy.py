@@ -5,7 +5,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 Unit = Literal["example", "subject"]
 
@@ -22,8 +22,17 @@ class Privacy(BaseModel, extra="forbid", frozen=True):
     delta: float = Field(gt=0, lt=1)
     cycles_max: int = Field(ge=1, le=2**31 - 1)  # of one silo
     max_grad_norm: float = Field(default=1.0, gt=0)  # L2, of one unit's gradient
-    clipping: Literal["flat", "per_layer", "adaptive"] = "flat"
+    clipping: Literal["flat", "per_layer"] = "flat"
     method: Literal["hooks", "ghost"] = "hooks"  # how per-unit gradients come about; ghost takes less memory
     physical_batch: int | None = Field(
         default=None, ge=1
     )  # records in memory at a time; None: all of a batch
+
+    @model_validator(mode="after")
+    def _can_be_ghost(self) -> "Privacy":
+        if self.method == "ghost" and (self.unit, self.clipping) != ("example", "flat"):
+            raise ValueError(
+                "method: ghost clipping knows the norm of a record's whole gradient and nothing more; take hooks with "
+                'unit "subject" and with clipping "per_layer"'
+            )
+        return self

@@ -171,7 +171,11 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
     def requires(self) -> tuple[str, ...]:
         """Distributions that a silo has to have, those of the platform's own work for this job included."""
         lora = self.adapter is not None and self.adapter.kind == "lora"
-        return (*self.job.requires, *(["peft"] if lora else []))
+        return (
+            *self.job.requires,
+            *(["peft"] if lora else []),
+            *(["opacus>=1.6,<1.7"] if self.privacy is not None else []),
+        )
 
     @property
     def download(self) -> Packing | None:

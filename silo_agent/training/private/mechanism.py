@@ -1,0 +1,101 @@
+"""One step of DP-SGD (Abadi et al., arXiv 1607.00133): sampled, clipped, summed, noised, divided.
+
+Everything that a step lets out of the records goes through `gradient`: the optimizer sees what it leaves in `.grad`, and
+nothing else. Each unit is in a step with the same probability, independently of the others and of all other steps, so
+the number of records varies, and a step may have none: then its gradient is noise alone. The sum is divided by the
+*expected* number of units, which says nothing about this one.
+
+A cycle that was killed and resumed goes on with chance it never used before: neither the key nor a choice of records is
+saved. Its steps after the last save are done again, with other noise, and what was made of the noise of before is gone,
+not released; what leaves is one run of as many steps as the ledger was charged with. Were a kill to bring the same noise
+back, on other records than before, the difference of two runs would show the records bare.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from anabranch.errors import Misuse
+from anabranch.privacy import Privacy
+from silo_agent.training.channel import Noise
+from silo_agent.training.private import gate, probe
+from silo_agent.training.private.clipping import Clipping, Fetch
+from silo_agent.training.private.noise import Source
+from silo_agent.training.private.units import Units, groups
+from silo_agent.training.task import Garbage, Task
+
+
+class Mechanism:
+    """Of one cycle, for the parameters that `optimizer` holds. `close` it at the end."""
+
+    def __init__(
+        self,
+        task: Task,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        privacy: Privacy,
+        noise: Noise,
+        units: Units,
+        fetch: Fetch,
+        collate: Callable[[list[Any]], Any],
+        source: Source,
+    ) -> None:
+        """`fetch`: records by index. `collate`: of them a batch. Needs the model in training mode. Raises Misuse for
+        numbers that are none and for no noise, Garbage where task, model or optimizer are not fit for it. Changes torch's
+        random state.
+        """
+        self._rate = noise["sample_rate"]
+        self._std = noise["noise_multiplier"] * privacy.max_grad_norm
+        if not (0 < self._rate <= 1 and 0 < self._std < math.inf):
+            raise Misuse(f"there is no training with privacy with {noise}")
+        if not units.count:
+            raise Garbage("EmptySplit", "there are no records to train on")
+        gate.admit(task, model, optimizer, privacy)
+        self._most, self._units = privacy.physical_batch, units
+        self._fetch, self._source = fetch, source
+
+        def losses(records: list[Any]) -> torch.Tensor:
+            return _checked(task.loss(model, collate(records)), len(records), task.loss)
+
+        try:
+            self._clipping = Clipping(model, optimizer, privacy, losses)
+        except probe.OPACUS as error:
+            raise probe.refusal(model, privacy.method, error) from error
+        probe.prove(model, self._clipping, fetch(self._some()), privacy.method)
+
+    def close(self) -> None:
+        """Takes Opacus' hooks off the model."""
+        self._clipping.close()
+
+    def gradient(self) -> None:
+        """Leave a step's private gradient in `.grad` of each parameter. Raises Unavailable when there is no noise."""
+        chosen = self._source.chosen(self._units.count, self._rate)
+        for group in groups(self._units, chosen, self._most):
+            self._clipping.add(group, self._fetch, self._most)
+        expected = self._rate * self._units.count
+        for parameter, total in self._clipping.sums():
+            parameter.grad = (self._source.noisy(total, self._std) / expected).to(parameter.dtype)
+
+    def _some(self) -> list[int]:
+        """A few records by chance, other ones in each cycle; at least two, the same one twice if there is no other."""
+        drawn = (self._source.bits(64 * probe.RECORDS) % self._units.count).tolist()
+        records = [self._units[unit][0] for unit in dict.fromkeys(drawn)][: probe.RECORDS]
+        return records if len(records) > 1 else records * 2
+
+
+def _checked(loss: Any, count: int, culprit: Callable[..., Any]) -> torch.Tensor:
+    """Whether it is finite is not looked at: that would tell of one record."""
+    if not isinstance(loss, torch.Tensor):
+        raise Garbage("LossNotATensor", f"loss() returned {type(loss).__name__}, not a tensor", culprit)
+    if loss.numel() not in (1, count):
+        raise Garbage(
+            "LossNotPerRecord",
+            f"loss() returned a tensor of shape {tuple(loss.shape)} for {count} records: let it be their mean, or one "
+            "number for each",
+            culprit,
+        )
+    if not loss.requires_grad:
+        raise Garbage("LossWithoutGradient", "loss() returned a tensor that no parameter leads to", culprit)
+    return loss.reshape(()) if loss.numel() == 1 else loss.reshape(-1)

@@ -1,0 +1,177 @@
+"""A model is held to what privacy takes for granted, on records of the silo: what one of them adds to a step does not
+depend on the others, Opacus computes just that, and a pass leaves nothing behind.
+
+Names of modules cannot show it, since a model's own `forward`, the loss and `collate` may mix records as well: a mean
+over the words of a batch gives a record more weight where the others are short.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from opacus.grad_sample import GradSampleHooks
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from silo_agent.training import saved
+from silo_agent.training.private.clipping import Clipping
+from silo_agent.training.task import Garbage
+
+RECORDS: Final = 4  # that are tried together and alone
+NEAR: Final = 1e-3  # of a gradient: what sums in another order may differ by
+NEAR_NONE: Final = 1e-5  # of the record's whole gradient, where a parameter's own is about nothing
+
+Gradients = list[torch.Tensor]
+
+
+# What Opacus and what it builds on raise for a model they cannot do.
+OPACUS = (NotImplementedError, ValueError, RuntimeError, AttributeError, TypeError, LookupError)
+
+
+def prove(model: torch.nn.Module, clipping: Clipping, records: list[Any], method: str) -> None:
+    """`records`: at least two. Needs the model in training mode. Raises Garbage; changes torch's random state."""
+    state = _state(model)
+    versions = {name: tensor._version for name, tensor in state.items()}
+    # Not what is frozen: it never leaves, and may be large.
+    before = {
+        name: tensor.detach().clone()
+        for name, tensor in state.items()
+        if tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
+    }
+    with _Sober(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        alone = [_seeded(clipping.plain, [record]) for record in records]
+        _are_independent(model, clipping, records, alone)
+        try:
+            wrong = _wrong(model, clipping, records, alone)
+        except OPACUS as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise refusal(model, method, error) from error
+    if wrong:
+        raise refusal(model, method, f"it computes another gradient of a record than torch does, for {wrong}")
+    after = _state(model)
+    for name in {**state, **after}:
+        same = after.get(name) is state.get(name) and after[name]._version == versions[name]
+        if not same or (name in before and not _equal(before[name], after[name])):
+            raise Garbage(
+                "StateChanged",
+                f"{name!r} is changed by computing a loss: what it keeps of records would leave without noise, or go "
+                "into the gradients of others",
+            )
+
+
+def refusal(model: torch.nn.Module, method: str, why: Exception | str) -> Garbage:
+    """Opacus cannot compute gradients of single records for this model."""
+    known = GradSampleHooks.GRAD_SAMPLERS
+    without = [
+        f"{name!r} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False)) and type(module) not in known
+    ]
+    where = (
+        f"it has no rule for {', '.join(without)}: freeze them or build them of torch's own layers"
+        if without
+        else "operations in place after a layer (ReLU(inplace=True)), layers called with more than one input and layers "
+        "that do not have the batch first are beyond it"
+    )
+    if method == "ghost":
+        where += '; with method "ghost" no weight may be used twice'
+    said = why if isinstance(why, str) else f"{type(why).__name__}: {why}"
+    return Garbage("NoRecordGradient", f"Opacus has no gradients of single records here: {said}; {where}")
+
+
+def _are_independent(
+    model: torch.nn.Module, clipping: Clipping, records: list[Any], alone: list[Gradients]
+) -> None:
+    """What records add to a batch is what they give alone. With a loss for each, also in unequal parts."""
+    weights = [float(i + 1) if clipping.ghost else 1.0 for i in range(len(records))]
+    together = _seeded(lambda some: clipping.plain(some, weights), records)
+    scale = sum(weight * _norm(gradient) for weight, gradient in zip(weights, alone, strict=True))
+    for index, parameter in enumerate(clipping.parameters):
+        parts = [weight * gradient[index] for weight, gradient in zip(weights, alone, strict=True)]
+        if not _near(together[index], torch.stack(parts).sum(0), scale):
+            raise Garbage(
+                "RecordsMixed",
+                f"the gradient of {_name(model, parameter)} for {len(records)} records is not made of what each gives "
+                "alone: the loss has to be the mean over the records of each one's own (or one number for each), with "
+                "nothing normalised over the batch or over all of its words, and no chance of its own but dropout",
+            )
+
+
+def _wrong(
+    model: torch.nn.Module, clipping: Clipping, records: list[Any], alone: list[Gradients]
+) -> str | None:
+    """Where Opacus' gradients of single records are not torch's."""
+    if clipping.ghost:
+        norms = _seeded(clipping.norms, records).tolist()
+        true = [_norm(gradient) for gradient in alone]
+        far = [
+            abs(a - b) > NEAR * b + NEAR_NONE for a, b in zip(norms, true, strict=True) if math.isfinite(b)
+        ]
+        return "its norm" if any(far) else None
+    rows = _seeded(clipping.rows, records)
+    for index, parameter in enumerate(clipping.parameters):
+        for row, gradient in zip(rows[index], alone, strict=True):
+            if not _near(row, gradient[index], _norm(gradient)):
+                return _name(model, parameter)
+    return None
+
+
+class _Sober(TorchFunctionMode):
+    """Without dropout, which draws other numbers for a batch than for a record alone."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is functional.scaled_dot_product_attention:
+            if len(args) > 4:
+                args = (*args[:4], 0.0, *args[5:])
+            else:
+                kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
+
+
+_DROPOUTS = {
+    functional.dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+    torch.dropout,
+}
+
+
+def _seeded(compute: Callable[[list[Any]], Any], records: list[Any]) -> Any:
+    """A number that the job draws for a whole batch is the same for each."""
+    saved.seed_all(0)
+    return compute(records)
+
+
+def _near(found: torch.Tensor, expected: torch.Tensor, scale: float) -> bool:
+    """What is not finite is near to the like only."""
+    if not (torch.isfinite(expected).all() and torch.isfinite(found).all()):
+        return bool(torch.isfinite(expected).all()) == bool(torch.isfinite(found).all())
+    return _norm([found - expected]) <= NEAR * _norm([expected]) + NEAR_NONE * scale
+
+
+def _norm(gradient: Gradients) -> float:
+    return float(sum(part.double().square().sum() for part in gradient) ** 0.5)
+
+
+def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _equal(old: torch.Tensor, new: torch.Tensor) -> bool:
+    return old.shape == new.shape and bool(torch.equal(old.nan_to_num(), new.nan_to_num()))
+
+
+def _name(model: torch.nn.Module, parameter: torch.nn.Parameter) -> str:
+    name = next(name for name, other in model.named_parameters() if other is parameter)
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return f"parameter {name!r} of {type(owner).__name__}"
