@@ -216,12 +216,14 @@ class Wait(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class NextTaskRequest(_message.Message):
-    __slots__ = ("jobs", "seen")
+    __slots__ = ("jobs", "seen", "cycles_left")
     JOBS_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
+    CYCLES_LEFT_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedScalarFieldContainer[str]
     seen: int
-    def __init__(self, jobs: _Optional[_Iterable[str]] = ..., seen: _Optional[int] = ...) -> None: ...
+    cycles_left: int
+    def __init__(self, jobs: _Optional[_Iterable[str]] = ..., seen: _Optional[int] = ..., cycles_left: _Optional[int] = ...) -> None: ...
 
 class NextTaskReply(_message.Message):
     __slots__ = ("lease", "wait")

@@ -119,7 +119,8 @@ class Federation:
 
     async def NextTask(self, request: pb.NextTaskRequest, peer: Peer) -> pb.NextTaskReply:
         jobs = list(codec.capped(request.jobs, limits.JOBS, "jobs"))
-        task = await asyncio.to_thread(self._rooms.scheduling.next_task, peer.silo, jobs)
+        spent = request.HasField("cycles_left") and request.cycles_left == 0
+        task = await asyncio.to_thread(self._rooms.scheduling.next_task, peer.silo, jobs, spent)
         if isinstance(task, Lease):
             issued = await continuing(self._rooms.log, task.receipt, request.seen)
             return pb.NextTaskReply(lease=_lease(task, issued))

@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from anabranch.errors import AnabranchError, Corrupt, Misuse, Reason, Refused, U
 from anabranch.privacy import Unit
 from anabranch.wire import canonical
 from silo_agent.budget.accounting import Event
+from silo_agent.budget.witnesses import signed_heads
+from silo_agent.config import Home
 
 FIRST = "0" * 64  # what the first row follows
 CLOCK_TOLERANCE = 60.0  # seconds that a clock may be set back
@@ -70,10 +73,7 @@ class Ledger:
     """For all threads of one agent. Other processes of this home may open it to read."""
 
     def __init__(
-        self,
-        folder: Path,
-        signed: Callable[[], Mapping[str, Path]],
-        clock: Callable[[], float],
+        self, folder: Path, signed: Mapping[str, Path], clock: Callable[[], float] = time.time
     ) -> None:
         """`folder`: the agent's directory. `signed`: heads in what this silo has signed, and where each was found.
 
@@ -84,7 +84,7 @@ class Ledger:
         self._doubtful = False  # a disk failed in a commit: what it holds is read again
         self._marked = self._mark_on_disk()
         self._charges = self._load()
-        self._agree(signed())
+        self._agree(signed)
 
     @property
     def path(self) -> Path:
@@ -234,6 +234,11 @@ class Ledger:
         sequence, digest = (newest.sequence, newest.hash) if newest else (-1, FIRST)
         durable.write(self._head, json.dumps({"sequence": sequence, "hash": digest}).encode(), 0o600)
         self._marked, self._marked_hash = sequence, digest
+
+
+def open_ledger(home: Home) -> Ledger:
+    """Raises Corrupt when it is not what this silo has written and signed, Unavailable."""
+    return Ledger(home.path, signed_heads(home))
 
 
 def _counted(spend: Spend, units: int) -> Spend:
