@@ -87,7 +87,9 @@ _ENDED = (
 _INSERT = insert(leases)
 
 
-SPENT = 10.0  # seconds until a silo without privacy budget may ask again whether there is something to evaluate
+SPENT = (
+    10.0  # seconds until a silo without privacy budget may ask again whether there is something to evaluate
+)
 PLAIN = "safetensors"  # encoding of a version that travels as it is stored
 
 
@@ -143,7 +145,8 @@ class Scheduling:
     def next_task(self, silo: str, ready: Sequence[str], spent: bool = False) -> Lease | Wait:
         """The silo's open lease, or a new one, over the jobs it is ready for; else how long to wait and why.
 
-        `spent`: its privacy budget holds no training for them; they are only evaluated. Raises Unavailable when the disk could not hold the update a training lease would bring.
+        `spent`: its privacy budget holds no training for them; they are only evaluated. Raises Unavailable when the disk
+        could not hold the update a training lease would bring.
         """
         with self.reader.connect() as connection:
             candidates = _running(connection, silo, ready)

@@ -21,11 +21,13 @@ from packaging.version import InvalidVersion, Version
 
 from anabranch import durable
 from anabranch.errors import Corrupt, Reason, Refused, plain, wording
+from anabranch.privacy import Privacy
 from anabranch.terms import JobFile, JobTerms, parse_terms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.manifest import Manifest, parse_manifest
 from silo_agent import receipts
+from silo_agent.budget import accounting
 from silo_agent.identity import SiloIdentity
 from silo_agent.messages import OfferedJob
 from silo_agent.policy import Policy, admit
@@ -147,6 +149,8 @@ def check_runnable(proposal: Proposal, policy: Policy, interpreter: Path) -> Non
     for key, path in ((f"data.{wanted.data}", bound.data.path), (f"models.{wanted.base}", bound.base)):
         if path is not None and not path.exists():
             raise Refused(Reason.NOT_FOUND, f"policy.toml [{key}]: {path} does not exist on this machine")
+    if proposal.terms.file.privacy is not None:
+        accounting.require()
     missing = missing_requires(interpreter, proposal.terms.file.requires)
     if missing:
         raise Refused(
@@ -251,6 +255,8 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
     t, a = file.training, file.aggregation
     size = _size(proposal.manifest.file_bytes) if proposal.manifest else "not known before the first task"
     counts = "sent to the server and logged" if file.silos.weighting == "examples" else "never sent"
+    if file.privacy is not None:
+        counts = "never sent; the sample rate that is sent tells them to within a fifth"
     told = [
         ("job", f"{file.job.name} ({proposal.job.id}), {proposal.job.status}"),
         ("terms", proposal.digest),
@@ -270,6 +276,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
             "you send",
             f"one update of {size}{_part(file)} per cycle; buffers: {t.buffers}; scores of every evaluation",
         ),
+        *([("privacy", _privacy(file.privacy))] if file.privacy is not None else []),
         ("record counts", counts),
         ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
         *([("revival", REVIVAL)] if file.revival is not None else []),
@@ -290,6 +297,13 @@ def _trained(file: JobFile) -> str:
     half = ", B alone" if adapter.freeze_a else ""
     return (
         f"LoRA of rank {adapter.rank}{half} at {targets or 'what peft takes for the architecture'}; {heads}"
+    )
+
+
+def _privacy(p: Privacy) -> str:
+    return (
+        f"epsilon {p.epsilon:g} at delta {p.delta:g} for each {p.unit} of yours, over {p.cycles_max} cycles at most; "
+        f"gradients clipped to {p.max_grad_norm:g}, {p.clipping}"
     )
 
 

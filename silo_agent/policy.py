@@ -97,7 +97,9 @@ class Ceiling(BaseModel, extra="forbid", frozen=True):
 
     epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(gt=0, lt=1)
-    least_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # multiplier: the floor, whatever a job needs
+    least_noise: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False
+    )  # multiplier: the floor, whatever a job needs
     units: Annotated[tuple[Unit, ...], Field(min_length=1)] = ("example", "subject")
     required: bool = True  # jobs without [privacy] may not use the data
 

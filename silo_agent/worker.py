@@ -61,7 +61,9 @@ class Worker:
         self._ended = threading.Event()  # of this job here: it ended, or is no longer allowed
         self._aborted: tuple[str, str] | None = None  # lease, reason
         self._failures = 0
-        self._spent = False  # the privacy this job, or its data, had; a change of the policy makes another worker
+        self._spent = (
+            False  # the privacy this job, or its data, had; a change of the policy makes another worker
+        )
 
     def run(self) -> None:
         """Until the agent or this job is stopped. Raises Untrusted, Corrupt, Misuse, and Refused about our identity."""
@@ -131,7 +133,9 @@ class Worker:
             self._pause(CLOSED_PAUSE)
             return
         spending = self._spending()
-        left = spending and (0 if self._spent else spending.cycles_left())
+        left = None
+        if spending is not None:
+            left = 0 if self._spent else spending.cycles_left()
         seen = self._site.log.seen()
         task = self._site.client.next_task(
             job, seen, left

@@ -129,9 +129,11 @@ def _fits(statement: UpdateStatement, job: JobFacts) -> None:
 def _claims(claim: PrivacyClaim | None, file: JobFile) -> None:
     """Whether the claim is true only the silo knows; this is whether it can be."""
     wanted = file.privacy
+    if (wanted is None) != (claim is None):
+        raise Refused(
+            Reason.MALFORMED, "a claim of privacy comes with updates of jobs with [privacy], and always"
+        )
     if wanted is None or claim is None:
-        if wanted is not claim:
-            raise Refused(Reason.MALFORMED, "a claim of privacy comes with updates of jobs with [privacy], and always")
         return
     told = {
         "unit": claim.unit == wanted.unit,

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 from typing import Any, Literal
 
 from anabranch.errors import Reason, Refused
@@ -115,6 +114,11 @@ def _check_event(event: Event) -> None:
         raise Refused(Reason.MALFORMED, f"{event.steps} steps: there is at least one")
 
 
+def require() -> None:
+    """Raises Refused(NOT_FOUND) without the library."""
+    _library()
+
+
 @lru_cache(1024)
 def _curve(sample_rate: float, noise_multiplier: float) -> Any:
     """Rényi divergence of one step at each of ORDERS."""
@@ -129,7 +133,7 @@ def _mechanism(sample_rate: float, noise_multiplier: float) -> Any:
 
 
 @lru_cache(1)
-def _library() -> ModuleType:
+def _library() -> Any:
     """A second of CPU to import: only jobs with [privacy] pay it."""
     try:
         import dp_accounting

@@ -39,8 +39,8 @@ _COLUMNS = (
 )  # fmt: skip
 _CREATE = f"""CREATE TABLE IF NOT EXISTS events (
     {_COLUMNS[0]} INTEGER PRIMARY KEY, {", ".join(f"{name} NOT NULL" for name in _COLUMNS[1:])}, UNIQUE (job, cycle))"""
-_INSERT = f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"
-_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM events ORDER BY sequence"  # noqa: S608 - our own names
+_INSERT = f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + name for name in _COLUMNS)})"  # noqa: S608
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM events ORDER BY sequence"  # noqa: S608 - names of ours
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 
 
@@ -126,7 +126,7 @@ class Ledger:
             elif known.spend != _counted(spend, known.spend.units):
                 raise Refused(
                     Reason.POLICY,
-                    f"cycle {spend.cycle} of job {spend.job} was charged with {known.spend.event}, and not with {spend.event}",
+                    f"cycle {spend.cycle} of job {spend.job} was charged with {known.spend.event}, not with {spend.event}",
                 )
             if self._marked < self._charges[-1].sequence:
                 self._mark(self._charges[-1])
@@ -149,7 +149,9 @@ class Ledger:
             connection.execute(_CREATE)  # killed before it was: the file is there and empty
             (rows,) = connection.execute("SELECT count(*) FROM events").fetchone()
             if rows != row["sequence"]:
-                raise Corrupt(f"{self._path} has {rows} events instead of {row['sequence']}: two agents write to it")
+                raise Corrupt(
+                    f"{self._path} has {rows} events instead of {row['sequence']}: two agents write to it"
+                )
             connection.execute(_INSERT, row)
         self._doubtful = False
         self._charges.append(_charge(row))
@@ -206,8 +208,8 @@ class Ledger:
             self._marked >= 0 and self._charges[self._marked].hash != self._marked_hash
         ):
             raise Corrupt(
-                f"{self._path} is older than {self._head.name}, which knows of {self._marked + 1} events: it was put back, or "
-                f"cut off. {RESTORE}"
+                f"{self._path} is older than {self._head.name}, which knows of {self._marked + 1} events: it was put "
+                f"back, or cut off. {RESTORE}"
             )
         for head, where in signed.items():
             if head not in hashes:

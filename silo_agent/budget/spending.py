@@ -4,7 +4,7 @@ Two budgets hold at once: the job's own, in its terms, and the data set's, in po
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from anabranch.errors import Reason, Refused
@@ -41,8 +41,9 @@ class Spending:
         for delta in (self.privacy.delta, *([self.ceiling.delta] if self.ceiling else [])):
             accounting.check_delta_for(units, delta)
         event = replace(self._kept() or self._planned(units), steps=steps)
-        self._check(event)
-        return self.ledger.charge(self._spend(cycle, units, event))
+        asked = self._spend(cycle, units, event)
+        self._check(asked)
+        return self.ledger.charge(asked)
 
     def claim(self, charge: Charge) -> PrivacyClaim:
         """What the signed update says of it."""
@@ -68,16 +69,16 @@ class Spending:
         event = self._kept()
         if event is None:
             return None
-        low, high = 0, self.privacy.cycles_max - len(self._charges())
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = self._over(replace(event, steps=middle * self.file.training.local_steps)) is None
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return max(low, 0)
+        whole = replace(event, steps=self.file.training.local_steps)
+        return cycles_left(self._all(), self._spend("", 0, whole), self.ceiling)
 
     def _charges(self) -> list[Charge]:
         """Those of this job."""
-        return [one for one in self.ledger.charges(self.file.job.data) if one.spend.job == self.job]
+        return [one for one in self._all() if one.spend.job == self.job]
+
+    def _all(self) -> list[Charge]:
+        """Those of the data set."""
+        return self.ledger.charges(self.file.job.data)
 
     def _kept(self) -> Event | None:
         """The sample rate and the noise of the job's first cycle, or more noise where the policy has come to ask for it.
@@ -102,34 +103,17 @@ class Spending:
     def _least_noise(self) -> float:
         return self.ceiling.least_noise if self.ceiling else 0.0
 
-    def _check(self, event: Event) -> None:
-        data = self.file.job.data
-        others = {one.spend.unit for one in self.ledger.charges(data)} - {self.privacy.unit}
+    def _check(self, asked: Spend) -> None:
+        others = {one.spend.unit for one in self._all()} - {asked.unit}
         if others:
             raise Refused(
                 Reason.POLICY,
-                f"what jobs revealed of data {data!r} is counted for each {others.pop()}, and job {self.job} counts for each "
-                f"{self.privacy.unit}: the two do not add up; bind other data for it",
+                f"what jobs revealed of data {asked.binding!r} is counted for each {others.pop()}, and job {self.job} "
+                f"counts for each {asked.unit}: the two do not add up; bind other data for it",
             )
-        over = self._over(event)
-        if len(self._charges()) >= self.privacy.cycles_max:
-            over = f"job {self.job} has had all its {self.privacy.cycles_max} cycles here"
-        if over is not None:
-            raise Refused(Reason.DP_BUDGET, f"{over}. Nothing was spent; this silo trains no more for it")
-
-    def _over(self, event: Event) -> str | None:
-        """Which budget `event` would exceed, if any."""
-        p, data = self.privacy, self.file.job.data
-        own = accounting.spent([*(one.spend.event for one in self._charges()), event], p.delta)
-        if own > p.epsilon:
-            return f"job {self.job} would come to epsilon {own:.4g} at this silo, and its terms promise {p.epsilon:.4g}"
-        if self.ceiling is None:
-            return None
-        c = self.ceiling
-        all_ = accounting.spent([*(one.spend.event for one in self.ledger.charges(data)), event], c.delta)
-        if all_ > c.epsilon:
-            return f"policy.toml [data.{data}.privacy] epsilon = {c.epsilon}: all jobs together would come to {all_:.4g}"
-        return None
+        why = exceeded(self._all(), asked, self.ceiling)
+        if why is not None:
+            raise Refused(Reason.DP_BUDGET, f"{why}. Nothing was spent; this silo trains no more for it")
 
     def _spend(self, cycle: str, units: int, event: Event) -> Spend:
         p = self.privacy
@@ -141,6 +125,38 @@ class Spending:
 def spending(ledger: Ledger, job: str, file: JobFile, ceiling: Ceiling | None) -> Spending | None:
     """None for a job without [privacy]."""
     return Spending(ledger, job, file, file.privacy, ceiling) if file.privacy is not None else None
+
+
+def exceeded(charges: Sequence[Charge], asked: Spend, ceiling: Ceiling | None, cycles: int = 1) -> str | None:
+    """Which budget so many cycles as `asked` would exceed after `charges`, all of its data set; None: they fit."""
+    own = [one.spend.event for one in charges if one.spend.job == asked.job]
+    if len(own) + cycles > asked.cycles_max:
+        return f"job {asked.job} has had {len(own)} of its {asked.cycles_max} cycles here"
+    more = replace(asked.event, steps=cycles * asked.event.steps)
+    job = accounting.spent([*own, more], asked.delta)
+    if job > asked.epsilon:
+        return (
+            f"job {asked.job} would come to epsilon {job:.4g} here, and its terms promise {asked.epsilon:.4g}"
+        )
+    if ceiling is None:
+        return None
+    all_ = accounting.spent([*(one.spend.event for one in charges), more], ceiling.delta)
+    if all_ > ceiling.epsilon:
+        return (
+            f"policy.toml [data.{asked.binding}.privacy] epsilon = {ceiling.epsilon:.4g}: all jobs together would come to "
+            f"{all_:.4g}"
+        )
+    return None
+
+
+def cycles_left(charges: Sequence[Charge], asked: Spend, ceiling: Ceiling | None) -> int:
+    """How many cycles as `asked` fit into both budgets after `charges`."""
+    low, high = 0, asked.cycles_max
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = exceeded(charges, asked, ceiling, middle) is None
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
 
 
 def coarse(units: int) -> float:

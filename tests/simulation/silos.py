@@ -343,9 +343,7 @@ class Silo:
         )
         self.outbox = Outbox(self.home.outbox)
         ledger = open_ledger(self.home)
-        self.site = Site(
-            self.home, who, client, self.log, self.outbox, Progress(), 1, lambda _: True, ledger
-        )
+        self.site = Site(self.home, who, client, self.log, self.outbox, Progress(), 1, lambda _: True, ledger)
 
     def torn(self) -> None:
         """The last line of a journal had not reached the disk: it may be half there."""

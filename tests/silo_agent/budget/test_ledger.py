@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,7 +274,7 @@ def test_killed_while_charging(tmp_path: Path) -> None:
         process.wait()
         asked = [line.split() for line in lines if len(line.split()) == 2]
         told |= {int(number): head for number, head in asked if len(head) == 64}
-        ledger = Ledger(tmp_path, {head: tmp_path for head in told.values()})
+        ledger = Ledger(tmp_path, dict.fromkeys(told.values(), tmp_path))
         assert max(told, default=-1) < len(ledger.charges()) <= max(int(number) for number, _ in asked) + 1
         assert all(heads(ledger)[number] == head for number, head in told.items())
     assert len(told) >= 8
@@ -324,8 +325,7 @@ def test_a_full_disk(tmp_path: Path, reopened: Reopened, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(ledger_module.sqlite3, "connect", small)
         with pytest.raises(Unavailable, match="disk is full; make it writable") as error:
-            for number in range(3, 100):
-                ledger.charge(spend(f"l-{number}"))
+            deque((ledger.charge(spend(f"l-{number}")) for number in range(3, 100)), maxlen=0)
     assert "nothing trains privately" in str(error.value)
     before = len(ledger.charges())
     assert [one.spend.cycle for one in reopened().charges()] == [f"l-{n}" for n in range(before)]
