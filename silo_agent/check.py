@@ -289,7 +289,7 @@ def _data(visit: Visit) -> str | Verdict:
 
 def _privacy(visit: Visit) -> str:
     try:
-        return books.health(visit.home, any(p.terms.file.privacy for p in _wanted(visit)))
+        return books.health(visit.home, any(p.terms.file.privacy for p in _wanted(visit)), visit.clock)
     except (Corrupt, Refused) as error:
         raise HopFailed(
             "privacy", str(error), "Until then nothing trains privately; see docs/privacy.md"

@@ -16,7 +16,11 @@ from typing import Any, Literal
 from anabranch.errors import Reason, Refused
 
 Accountant = Literal["rdp", "pld"]
-ORDERS = (*(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024)  # of Rényi divergence
+ORDERS = (  # of Rényi divergence: the library's, and large ones, which small ε follow from
+    *(1 + x / 10 for x in range(1, 100)),
+    *range(11, 64),
+    *(80, 100, 128, 180, 256, 360, 512, 720, 1024),
+)
 GRID = 4096  # noise multipliers are multiples of 1/GRID: exact in a float, and in decimal digits
 MOST_NOISE = 2**12  # a multiplier beyond which nobody learns anything
 

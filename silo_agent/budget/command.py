@@ -1,6 +1,6 @@
 """`anabranch-silo budget`: from the ledger and the policy alone, without the server, also while the agent runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,9 +61,9 @@ def left(spending: Spending | None) -> tuple[str, int | None]:
     return f"{cycles} of {spending.privacy.cycles_max} cycles left", cycles
 
 
-def health(home: Home, needed: bool) -> str:
+def health(home: Home, needed: bool, clock: Callable[[], float]) -> str:
     """What `anabranch-silo check` says of the ledger; `needed`: a job with [privacy] may come. Raises Corrupt, Refused."""
-    ledger = open_ledger(home)
+    ledger = open_ledger(home, clock)
     ledger.check_clock()
     charges = ledger.charges()
     if needed or charges:

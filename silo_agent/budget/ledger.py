@@ -238,9 +238,9 @@ class Ledger:
         self._marked, self._marked_hash = sequence, digest
 
 
-def open_ledger(home: Home) -> Ledger:
+def open_ledger(home: Home, clock: Callable[[], float] = time.time) -> Ledger:
     """Raises Corrupt when it is not what this silo has written and signed, Unavailable."""
-    return Ledger(home.path, signed_heads(home))
+    return Ledger(home.path, signed_heads(home), clock)
 
 
 def _counted(spend: Spend, units: int) -> Spend:
