@@ -28,7 +28,7 @@ from silo_agent.training.task import Garbage, Task
 
 
 class Mechanism:
-    """Of one cycle, for the parameters that `optimizer` holds. `close` it at the end."""
+    """Of one cycle, for the parameters that `optimizer` holds. `close` it at the end; `prove` a model once."""
 
     def __init__(
         self,
@@ -43,8 +43,7 @@ class Mechanism:
         source: Source,
     ) -> None:
         """`fetch`: records by index. `collate`: of them a batch. Needs the model in training mode. Raises Misuse for
-        numbers that are none and for no noise, Garbage where task, model or optimizer are not fit for it. Changes torch's
-        random state.
+        numbers that are none and for no noise, Garbage where task, model or optimizer are not fit for it.
         """
         self._rate = noise["sample_rate"]
         self._std = noise["noise_multiplier"] * privacy.max_grad_norm
@@ -63,7 +62,21 @@ class Mechanism:
             self._clipping = Clipping(model, optimizer, privacy, losses)
         except probe.OPACUS as error:
             raise probe.refusal(model, privacy.method, error) from error
-        probe.prove(model, self._clipping, fetch(self._some()), privacy.method)
+        self._model, self._method = model, privacy.method
+
+    def prove(self) -> None:
+        """Hold model and loss to what privacy takes for granted, on a few records. Raises Garbage; leaves the trainable
+        parameters changed, and torch's random state.
+
+        For a model as the task made it, before it has a version's parameters: whether it fails depends on the records a
+        little, and whoever could choose the parameters as well could make that tell something of them.
+        """
+        with torch.no_grad():
+            for (
+                parameter
+            ) in self._clipping.parameters:  # so that none is 0, as LoRA's B, and hides what is behind it
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        probe.prove(self._model, self._clipping, self._fetch(self._some()), self._method)
 
     def close(self) -> None:
         """Takes Opacus' hooks off the model."""
@@ -79,7 +92,7 @@ class Mechanism:
             parameter.grad = (self._source.noisy(total, self._std) / expected).to(parameter.dtype)
 
     def _some(self) -> list[int]:
-        """A few records by chance, other ones in each cycle; at least two, the same one twice if there is no other."""
+        """A few records by chance; at least two, the same one twice if there is no other."""
         drawn = (self._source.bits(64 * probe.RECORDS) % self._units.count).tolist()
         records = [self._units[unit][0] for unit in dict.fromkeys(drawn)][: probe.RECORDS]
         return records if len(records) > 1 else records * 2
