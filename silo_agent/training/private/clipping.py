@@ -95,12 +95,8 @@ class Clipping:
         torch.autograd.backward(losses * len(records) if losses.numel() == 1 else losses.sum())
         found = [self._of(parameter, "grad_sample") for parameter in self.parameters]
         self._forget()
-        if any(row.shape[0] != len(records) for row in found):
-            raise Garbage(
-                "RecordsMixed",
-                f"{len(records)} records give gradients of {sorted({len(row) for row in found})}: "
-                "the first dimension of what goes into each layer has to be the batch",
-            )
+        for row in found:
+            _are_of(records, row)
         return found
 
     def norms(self, records: list[Any]) -> torch.Tensor:
@@ -115,11 +111,9 @@ class Clipping:
         self._forget()
         self._hooks.disable_hooks()
         losses = self._each(records) if self.ghost else self._losses(records)
-        if losses.numel() == 1:
-            total = losses * sum(weights)
-        else:
-            total = (losses * losses.new_tensor(weights)).sum()
-        torch.autograd.backward(total)
+        torch.autograd.backward(
+            (losses * losses.new_tensor(weights)).sum()
+        )  # of a mean: as often as there are weights
         self._hooks.enable_hooks()
         found = [self._of(parameter, "grad") for parameter in self.parameters]
         self._forget()
@@ -148,6 +142,7 @@ class Clipping:
         losses = self._each(records)
         torch.autograd.backward(losses.sum(), retain_graph=True)
         factors: torch.Tensor = self._hooks.get_clipping_coef()
+        _are_of(records, factors)
         return losses, factors.detach()
 
     def _each(self, records: list[Any]) -> torch.Tensor:
@@ -176,6 +171,15 @@ class Clipping:
             parameter.grad_sample = None  # type: ignore[attr-defined]
             if hasattr(parameter, "_norm_sample"):  # or it stood for a layer that the next pass leaves out
                 del parameter._norm_sample
+
+
+def _are_of(records: list[Any], rows: torch.Tensor) -> None:
+    if len(rows) != len(records):
+        raise Garbage(
+            "RecordsMixed",
+            f"{len(records)} records give gradients of {len(rows)}: the first dimension of what goes into each layer has "
+            "to be the batch",
+        )
 
 
 def _finite(rows: Rows) -> Rows:

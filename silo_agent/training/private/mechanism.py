@@ -93,8 +93,9 @@ class Mechanism:
 
     def _some(self) -> list[int]:
         """A few records by chance; at least two, the same one twice if there is no other."""
-        drawn = (self._source.bits(64 * probe.RECORDS) % self._units.count).tolist()
-        records = [self._units[unit][0] for unit in dict.fromkeys(drawn)][: probe.RECORDS]
+        most = max(2, min(probe.RECORDS, self._most or probe.RECORDS))
+        drawn = (self._source.bits(8 * probe.RECORDS) % self._units.count).tolist()
+        records = [self._units[unit][0] for unit in dict.fromkeys(drawn)][:most]
         return records if len(records) > 1 else records * 2
 
 

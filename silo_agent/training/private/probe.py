@@ -18,7 +18,7 @@ from silo_agent.training import saved
 from silo_agent.training.private.clipping import Clipping
 from silo_agent.training.task import Garbage
 
-RECORDS: Final = 4  # that are tried together and alone
+RECORDS: Final = 8  # are tried together and alone
 NEAR: Final = 1e-3  # of a gradient: what sums in another order may differ by
 NEAR_NONE: Final = 1e-5  # of the record's whole gradient, where a parameter's own is about nothing
 
@@ -77,8 +77,8 @@ def refusal(model: torch.nn.Module, method: str, why: Exception | str) -> Garbag
     where = (
         f"it has no rule for {', '.join(without)}: freeze them or build them of torch's own layers"
         if without
-        else "operations in place after a layer (ReLU(inplace=True)), layers called with more than one input and layers "
-        "that do not have the batch first are beyond it"
+        else "operations in place after a layer (ReLU(inplace=True)), layers called with more than one input or without "
+        "the batch first, and penalties on parameters (take weight_decay) are beyond it"
     )
     if method == "ghost":
         where += '; with method "ghost" no weight may be used twice'
