@@ -5,10 +5,11 @@ nothing else. Each unit is in a step with the same probability, independently of
 the number of records varies, and a step may have none: then its gradient is noise alone. The sum is divided by the
 *expected* number of units, which says nothing about this one.
 
-A cycle that was killed and resumed goes on with chance it never used before: neither the key nor a choice of records is
-saved. Its steps after the last save are done again, with other noise, and what was made of the noise of before is gone,
-not released; what leaves is one run of as many steps as the ledger was charged with. Were a kill to bring the same noise
-back, on other records than before, the difference of two runs would show the records bare.
+A cycle that was killed and resumed goes on with chance that was never used: neither a key nor a choice of records is
+saved. Its steps after the last save are done again with other noise, and what the noise of before had made of the
+parameters is gone. Only the end of a cycle leaves, so to whoever sees it there was one run of as many steps as the
+ledger was charged with; when to kill is decided by people and clocks, who have not seen the parameters. The same noise a
+second time, on other records, would be another matter: the difference of the two runs would show the records bare.
 """
 
 import math
