@@ -73,7 +73,7 @@ class Managed:
         self._datasets: dict[str, Dataset] = {}
         if file.privacy is not None:
             private.require()
-        self._source = Source()
+        self._source, self._proven = Source(), file.privacy is None
         model = build_model(task, file, base)
         self.manifest = tensors.manifest_of(model, file.training.buffers)
         self.base_sha256 = base_digest(model, file.training.buffers)
@@ -150,6 +150,7 @@ class Managed:
         between = saved.read(self._between_file) or {}
         place = between.get("start" if between.get("cycle") == cycle else "end", {})
         start = Position(**place.get("position", {}))
+        self._prove(request)
         self._load(cycle, Path(request["parameters"]))
         base = {} if self._file.training.proximal is None else self._trainable()
         self.model.train()
@@ -169,6 +170,17 @@ class Managed:
         run.optimizer.load_state_dict(state["optimizer"])
         saved.restore_random_state(state["random"])
         return run
+
+    def _prove(self, request: Train) -> None:
+        """Once, and before anything is loaded. What it does to the model's state `_load` undoes."""
+        if self._proven:
+            return
+        self.model.train()
+        saved.seed_all(seed_of("prove", self._file.job.seed))
+        if mechanism := self._mechanism(self._optimizer(), request):
+            mechanism.prove()
+            mechanism.close()
+        self._proven = True
 
     def _mechanism(self, optimizer: torch.optim.Optimizer, request: Train) -> "Mechanism | None":
         if self._file.privacy is None:
@@ -347,7 +359,8 @@ def optimizer_for(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Op
 
 def _key(request: Train) -> dict[str, Any]:
     """What must be equal for a saved cycle to be the rest of this one."""
-    return {"cycle": request["cycle"], "version": request["version"], "steps": request["steps"]}
+    noise = {"privacy": request["privacy"]} if "privacy" in request else {}
+    return {"cycle": request["cycle"], "version": request["version"], "steps": request["steps"], **noise}
 
 
 def _checked(loss: Any, culprit: Callable[..., Any]) -> torch.Tensor:

@@ -8,6 +8,7 @@ The task's loss is the mean over a batch of what each record's is, or one loss f
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -18,6 +19,9 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping, DPPe
 from anabranch.privacy import Privacy
 from silo_agent.training.private.units import Unit
 from silo_agent.training.task import Garbage
+
+# Opacus' hooks need no gradient of what goes into a layer, so it is as well that there is none for the first.
+warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
 
 # Of the bound is left free, for norms and sums are rounded: noise is made for the whole of it.
 MARGIN: Final = 2.0**-10
@@ -91,12 +95,8 @@ class Clipping:
         torch.autograd.backward(losses * len(records) if losses.numel() == 1 else losses.sum())
         found = [self._of(parameter, "grad_sample") for parameter in self.parameters]
         self._forget()
-        if any(row.shape[0] != len(records) for row in found):
-            raise Garbage(
-                "RecordsMixed",
-                f"{len(records)} records give gradients of {sorted({len(row) for row in found})}: "
-                "the first dimension of what goes into each layer has to be the batch",
-            )
+        for row in found:
+            _are_of(records, row)
         return found
 
     def norms(self, records: list[Any]) -> torch.Tensor:
@@ -106,16 +106,14 @@ class Clipping:
         self._forget()
         return norms
 
-    def plain(self, records: list[Any], weights: Sequence[float] = ()) -> Rows:
-        """The gradient of the sum of the records' losses, as torch computes it; Opacus has no part in it. `weights`: of
-        the records, where the loss is one for each.
-        """
+    def plain(self, records: list[Any], weights: Sequence[float] = (1.0,)) -> Rows:
+        """The gradient of the weighted sum of the records' losses, as torch computes it; Opacus has no part in it."""
         self._forget()
         self._hooks.disable_hooks()
-        losses = self._losses(records)
-        if losses.numel() > 1 and weights:
-            losses = losses * losses.new_tensor(weights)
-        torch.autograd.backward(losses * len(records) if losses.numel() == 1 else losses.sum())
+        losses = self._each(records) if self.ghost else self._losses(records)
+        torch.autograd.backward(
+            (losses * losses.new_tensor(weights)).sum()
+        )  # of a mean: as often as there are weights
         self._hooks.enable_hooks()
         found = [self._of(parameter, "grad") for parameter in self.parameters]
         self._forget()
@@ -141,6 +139,13 @@ class Clipping:
     def _ghost(self, records: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """The records' losses and the factors that clip them; the graph is kept."""
         self._forget()
+        losses = self._each(records)
+        torch.autograd.backward(losses.sum(), retain_graph=True)
+        factors: torch.Tensor = self._hooks.get_clipping_coef()
+        _are_of(records, factors)
+        return losses, factors.detach()
+
+    def _each(self, records: list[Any]) -> torch.Tensor:
         losses = self._losses(records).reshape(-1)
         if len(losses) != len(records):
             raise Garbage(
@@ -148,9 +153,7 @@ class Clipping:
                 'privacy.method "ghost" weighs the losses of records: let loss() return one for each, shape (n,), as '
                 'with reduction="none"; or take method "hooks"',
             )
-        torch.autograd.backward(losses.sum(), retain_graph=True)
-        factors: torch.Tensor = self._hooks.get_clipping_coef()
-        return losses, factors.detach()
+        return losses
 
     def _of(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
         found = getattr(parameter, kind, None)
@@ -168,6 +171,15 @@ class Clipping:
             parameter.grad_sample = None  # type: ignore[attr-defined]
             if hasattr(parameter, "_norm_sample"):  # or it stood for a layer that the next pass leaves out
                 del parameter._norm_sample
+
+
+def _are_of(records: list[Any], rows: torch.Tensor) -> None:
+    if len(rows) != len(records):
+        raise Garbage(
+            "RecordsMixed",
+            f"{len(records)} records give gradients of {len(rows)}: the first dimension of what goes into each layer has "
+            "to be the batch",
+        )
 
 
 def _finite(rows: Rows) -> Rows:

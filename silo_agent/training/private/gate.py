@@ -45,6 +45,8 @@ def _modules(model: torch.nn.Module) -> Iterator[str]:
             yield f"{called} keeps statistics of records: take track_running_stats=False"
         elif kept := [b for b, _ in module.named_buffers(recurse=False) if b.startswith(STATISTICS)]:
             yield f"{called} keeps statistics of records ({', '.join(kept)}): take torch.nn.GroupNorm or LayerNorm"
+        elif type(module) is torch.nn.LayerNorm and module.bias is None and _trains(module):
+            yield f"{called}: take one with a bias, or torch.nn.RMSNorm; Opacus fails without"
         elif _trains(module) and (other := REPLACEMENTS.get(type(module))):
             yield f"{called}: take {other}"
 

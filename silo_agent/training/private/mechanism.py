@@ -5,10 +5,11 @@ nothing else. Each unit is in a step with the same probability, independently of
 the number of records varies, and a step may have none: then its gradient is noise alone. The sum is divided by the
 *expected* number of units, which says nothing about this one.
 
-A cycle that was killed and resumed goes on with chance it never used before: neither the key nor a choice of records is
-saved. Its steps after the last save are done again, with other noise, and what was made of the noise of before is gone,
-not released; what leaves is one run of as many steps as the ledger was charged with. Were a kill to bring the same noise
-back, on other records than before, the difference of two runs would show the records bare.
+A cycle that was killed and resumed goes on with chance that was never used: neither a key nor a choice of records is
+saved. Its steps after the last save are done again with other noise, and what the noise of before had made of the
+parameters is gone. Only the end of a cycle leaves, so to whoever sees it there was one run of as many steps as the
+ledger was charged with; when to kill is decided by people and clocks, who have not seen the parameters. The same noise a
+second time, on other records, would be another matter: the difference of the two runs would show the records bare.
 """
 
 import math
@@ -28,7 +29,7 @@ from silo_agent.training.task import Garbage, Task
 
 
 class Mechanism:
-    """Of one cycle, for the parameters that `optimizer` holds. `close` it at the end."""
+    """Of one cycle, for the parameters that `optimizer` holds. `close` it at the end; `prove` a model once."""
 
     def __init__(
         self,
@@ -43,8 +44,7 @@ class Mechanism:
         source: Source,
     ) -> None:
         """`fetch`: records by index. `collate`: of them a batch. Needs the model in training mode. Raises Misuse for
-        numbers that are none and for no noise, Garbage where task, model or optimizer are not fit for it. Changes torch's
-        random state.
+        numbers that are none and for no noise, Garbage where task, model or optimizer are not fit for it.
         """
         self._rate = noise["sample_rate"]
         self._std = noise["noise_multiplier"] * privacy.max_grad_norm
@@ -63,7 +63,21 @@ class Mechanism:
             self._clipping = Clipping(model, optimizer, privacy, losses)
         except probe.OPACUS as error:
             raise probe.refusal(model, privacy.method, error) from error
-        probe.prove(model, self._clipping, fetch(self._some()), privacy.method)
+        self._model, self._method = model, privacy.method
+
+    def prove(self) -> None:
+        """Hold model and loss to what privacy takes for granted, on a few records. Raises Garbage; leaves the trainable
+        parameters changed, and torch's random state.
+
+        For a model as the task made it, before it has a version's parameters: whether it fails depends on the records a
+        little, and whoever could choose the parameters as well could make that tell something of them.
+        """
+        with torch.no_grad():
+            for (
+                parameter
+            ) in self._clipping.parameters:  # so that none is 0, as LoRA's B, and hides what is behind it
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        probe.prove(self._model, self._clipping, self._fetch(self._some()), self._method)
 
     def close(self) -> None:
         """Takes Opacus' hooks off the model."""
@@ -79,9 +93,10 @@ class Mechanism:
             parameter.grad = (self._source.noisy(total, self._std) / expected).to(parameter.dtype)
 
     def _some(self) -> list[int]:
-        """A few records by chance, other ones in each cycle; at least two, the same one twice if there is no other."""
-        drawn = (self._source.bits(64 * probe.RECORDS) % self._units.count).tolist()
-        records = [self._units[unit][0] for unit in dict.fromkeys(drawn)][: probe.RECORDS]
+        """A few records by chance; at least two, the same one twice if there is no other."""
+        most = max(2, min(probe.RECORDS, self._most or probe.RECORDS))
+        drawn = (self._source.bits(8 * probe.RECORDS) % self._units.count).tolist()
+        records = [self._units[unit][0] for unit in dict.fromkeys(drawn)][:most]
         return records if len(records) > 1 else records * 2
 
 
