@@ -24,7 +24,7 @@ from server.scheduling import View, view_of
 from server.sharing import Sharing
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import decisions, jobs, leases, versions
+from server.state.tables import decisions, jobs, leases, updates, versions
 from server.state.writer import Transaction, Writer
 from server.status import JobStatus, Presence, going_on, job_statuses
 
@@ -47,6 +47,15 @@ _LEASED = select(leases.c.version).where(
     leases.c.job == bindparam("job"), leases.c.silo == bindparam("silo"), leases.c.status == "open"
 )
 
+_NEWEST = (
+    select(updates.c.entry)
+    .where(
+        updates.c.job == bindparam("job"), updates.c.silo == bindparam("silo"), updates.c.status != "refused"
+    )
+    .order_by(updates.c.entry.desc())
+    .limit(1)
+)
+
 
 @dataclass(frozen=True)
 class OfferedJob:
@@ -58,6 +67,7 @@ class OfferedJob:
     revival: bool  # its word: its models may teach
     head: int
     receipt: Receipt
+    newest: Receipt | None  # of a private job: the silo's newest update that was admitted
 
 
 @dataclass(frozen=True)
@@ -184,6 +194,11 @@ class Jobs:
             rows = connection.execute(query.limit(limits.JOBS)).all()
             decided = {row.id: records.decision_of(connection, row.id, silo) for row in rows}
             teaching = {row.id for row in rows if silo in records.teaching(connection, row.id)}
+            newest = {
+                row.id: connection.execute(_NEWEST, {"job": row.id, "silo": silo}).scalar()
+                for row in rows
+                if parse_terms(row.terms).file.privacy is not None
+            }
         return [
             OfferedJob(
                 row.id,
@@ -194,6 +209,7 @@ class Jobs:
                 row.id in teaching,
                 row.head,
                 self.log.receipt(row.submitted_index),
+                None if newest.get(row.id) is None else self.log.receipt(newest[row.id]),
             )
             for row in rows
         ]

@@ -134,6 +134,15 @@ class Decisions:
         return self._directory / f"{digest}.json"
 
 
+def claimed(proposal: Proposal, silo: str, log: LogView) -> str | None:
+    """The ledger's head in the newest update of this silo's that the log has of a private job. Raises Refused, Untrusted."""
+    newest = proposal.job.newest
+    if newest is None:
+        return None
+    detail = receipts.require(log.accept(newest), "update.received", job=proposal.job.id, silo=silo)
+    return str(detail["privacy"]["ledger_head"]) if "privacy" in detail else None
+
+
 def standing(proposal: Proposal, policy: Policy, decisions: Decisions) -> Decision | None:
     """What this silo has decided about these terms; a person's word stands above the policy's list."""
     decided = decisions.of(proposal.digest)
@@ -257,6 +266,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
     counts = "sent to the server and logged" if file.silos.weighting == "examples" else "never sent"
     if file.privacy is not None:
         counts = "never sent; the sample rate that is sent tells them to within a fifth"
+    scores = "scores of every evaluation" if file.privacy is None else "no scores"
     told = [
         ("job", f"{file.job.name} ({proposal.job.id}), {proposal.job.status}"),
         ("terms", proposal.digest),
@@ -274,7 +284,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ),
         (
             "you send",
-            f"one update of {size}{_part(file)} per cycle; buffers: {t.buffers}; scores of every evaluation",
+            f"one update of {size}{_part(file)} per cycle; buffers: {t.buffers}; {scores}",
         ),
         *([("privacy", _privacy(file.privacy))] if file.privacy is not None else []),
         ("record counts", counts),

@@ -110,7 +110,7 @@ class ServerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job_changed: _Optional[_Union[JobChanged, _Mapping]] = ..., abort: _Optional[_Union[AbortLease, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "terms", "status", "decision", "head", "submitted", "manifest", "revival")
+    __slots__ = ("id", "terms", "status", "decision", "head", "submitted", "manifest", "revival", "newest")
     ID_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class Job(_message.Message):
     SUBMITTED_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     REVIVAL_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
     id: str
     terms: bytes
     status: str
@@ -127,7 +128,8 @@ class Job(_message.Message):
     submitted: _audit_pb2.Receipt
     manifest: bytes
     revival: bool
-    def __init__(self, id: _Optional[str] = ..., terms: _Optional[bytes] = ..., status: _Optional[str] = ..., decision: _Optional[str] = ..., head: _Optional[int] = ..., submitted: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., manifest: _Optional[bytes] = ..., revival: _Optional[bool] = ...) -> None: ...
+    newest: _audit_pb2.Receipt
+    def __init__(self, id: _Optional[str] = ..., terms: _Optional[bytes] = ..., status: _Optional[str] = ..., decision: _Optional[str] = ..., head: _Optional[int] = ..., submitted: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., manifest: _Optional[bytes] = ..., revival: _Optional[bool] = ..., newest: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
     __slots__ = ("seen",)

@@ -101,7 +101,14 @@ class Federation:
 
     def _offered(self, silo: str, seen: int) -> list[OfferedJob]:
         continuing = self._rooms.log.continuing
-        return [replace(job, receipt=continuing(job.receipt, seen)) for job in self._rooms.jobs.offered(silo)]
+        return [
+            replace(
+                job,
+                receipt=continuing(job.receipt, seen),
+                newest=None if job.newest is None else continuing(job.newest, seen),
+            )
+            for job in self._rooms.jobs.offered(silo)
+        ]
 
     async def FetchArchive(
         self, request: pb.FetchArchiveRequest, _peer: Peer
@@ -221,6 +228,7 @@ def _job(job: OfferedJob) -> pb.Job:
         submitted=codec.receipt_to_proto(job.receipt),
         manifest=job.manifest,
         revival=job.revival,
+        newest=None if job.newest is None else codec.receipt_to_proto(job.newest),
     )
 
 

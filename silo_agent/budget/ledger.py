@@ -99,6 +99,14 @@ class Ledger:
         with self._lock:
             return self._of(job, cycle)
 
+    def require(self, head: str, where: object) -> None:
+        """Raises Corrupt unless `head`, which `where` says this silo has signed, is of this chain."""
+        if all(one.hash != head for one in self._charges):
+            raise Corrupt(
+                f"{self._path} lacks an event that {where} names in an update this silo has signed: the ledger was put "
+                f"back, or begun anew. {RESTORE}"
+            )
+
     def check_clock(self) -> None:
         """Raises Refused(POLICY) when the clock was set back: an older copy of this machine may be running."""
         now, newest = self._clock(), self._charges[-1].time if self._charges else 0.0
@@ -199,7 +207,6 @@ class Ledger:
 
     def _agree(self, signed: Mapping[str, Path]) -> None:
         """The chain holds all that is known to have been in it. Raises Corrupt."""
-        hashes = {one.hash for one in self._charges}
         if self._charges and not self._head.exists():
             raise Corrupt(f"{self._head} is gone, which says how far {self._path.name} has come. {RESTORE}")
         if self._marked >= 0 and not self._path.exists():
@@ -212,11 +219,7 @@ class Ledger:
                 f"back, or cut off. {RESTORE}"
             )
         for head, where in signed.items():
-            if head not in hashes:
-                raise Corrupt(
-                    f"{self._path} lacks an event that {where} names in an update this silo has signed: the ledger was put "
-                    f"back, or begun anew. {RESTORE}"
-                )
+            self.require(head, where)
 
     def _mark_on_disk(self) -> int:
         """The sequence in the head file; -1: nothing was charged yet. Raises Corrupt."""

@@ -69,6 +69,25 @@ def test_a_claim_is_logged_as_it_was_signed(server: Server) -> None:
     assert received.privacy == claim()
 
 
+def test_a_silo_is_shown_its_newest_claim(server: Server) -> None:
+    """By it, an agent whose directory was put back knows that its ledger is old."""
+    _, job, terms = begun(server)
+    plain, _ = server.submit("[aggregation]\nbuffer = 1\n")
+
+    def newest() -> str | None:
+        offered = {one.id: one.newest for one in server.core.jobs.offered("a")}
+        assert offered[plain] is None
+        return parse_entry(offered[job].entry).detail.privacy.ledger_head if offered[job] else None
+
+    assert newest() is None
+    for number in (1, 2):
+        head = f"{number:064x}"
+        assert send(server, job, terms, claim(cycles=number, ledger_head=head)).reason == ""
+        assert newest() == head
+    assert send(server, job, terms, claim(cycles=9)).reason == "malformed"
+    assert newest() == head
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -198,6 +198,28 @@ def test_a_ledger_that_was_begun_anew_stops_the_agent(
     assert "receipts.jsonl names in an update this silo has signed" in str(failure)
 
 
+def test_an_older_copy_of_the_whole_directory_stops_the_agent_before_it_trains(
+    world: World, start: Any, offered: Any, enrolled: Home, until: Until, tmp_path: Path
+) -> None:
+    """Nothing at the site knows better; the log does."""
+    offered()
+    shutil.copytree(enrolled.path, tmp_path / "copy")
+    world.lease("l1")
+    agent = start()
+    until(all_sent(world, enrolled, 1))
+    agent.stop()
+    (upload,) = world.uploads.values()
+    world.jobs[0].newest.CopyFrom(upload.decided.receipt)
+    start().stop()  # with its own ledger there is nothing to say
+    shutil.rmtree(enrolled.path)
+    shutil.copytree(tmp_path / "copy", enrolled.path)
+    world.lease("l2")
+    failure = start().ended()
+    assert isinstance(failure, Corrupt)
+    assert "the log's newest entry of this silo in job tiny-1 names" in str(failure)
+    assert not list(enrolled.path.glob("ledger*"))
+
+
 def test_a_damaged_ledger_stops_the_agent_and_is_named_by_every_command(
     world: World, start: Any, offered: Any, enrolled: Home, until: Until
 ) -> None:
