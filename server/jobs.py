@@ -209,10 +209,13 @@ class Jobs:
                 row.id in teaching,
                 row.head,
                 self.log.receipt(row.submitted_index),
-                None if newest.get(row.id) is None else self.log.receipt(newest[row.id]),
+                self._newest(newest.get(row.id)),
             )
             for row in rows
         ]
+
+    def _newest(self, entry: int | None) -> Receipt | None:
+        return None if entry is None else self.log.receipt(entry)
 
     def archive(self, job: str) -> Path:
         with self.reader.connect() as connection:
