@@ -59,10 +59,8 @@ class Mechanism:
         def losses(records: list[Any]) -> torch.Tensor:
             return _checked(task.loss(model, collate(records)), len(records), task.loss)
 
-        try:
+        with probe.refusing(model, privacy.method):
             self._clipping = Clipping(model, optimizer, privacy, losses)
-        except probe.OPACUS as error:
-            raise probe.refusal(model, privacy.method, error) from error
         self._model, self._method = model, privacy.method
 
     def prove(self) -> None:

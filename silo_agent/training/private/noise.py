@@ -25,9 +25,9 @@ GRID: Final = (
     20  # the grid of noisy sums is at least 2^20 times finer than the standard deviation of the noise
 )
 _REKEY: Final = 2**30  # bytes of one keystream; ChaCha20 counts blocks, and would begin again after 2^38
-_CHUNK: Final = 2**15  # values at a time on a CPU: what they are made of stays in its cache
+_CHUNK: Final = 2**14  # values at a time on a CPU: what they are made of stays in its cache
 _CHUNK_GPU: Final = 2**22
-_ZEROS: Final = bytes(2**20)
+_ZEROS: Final = memoryview(bytes(2**20))
 
 
 class Source:
@@ -43,13 +43,11 @@ class Source:
 
     def bits(self, count: int) -> torch.Tensor:
         """`count` int64 numbers, uniform over all of them. Raises Unavailable when the source is broken."""
-        pieces = []
-        left = 8 * count
-        while left > 0:
-            piece = self._bytes(min(left, len(_ZEROS)))
-            pieces.append(torch.frombuffer(bytearray(piece), dtype=torch.int64))
-            left -= len(piece)
-        return torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.int64)
+        bits = torch.empty(count, dtype=torch.int64)
+        room = bits.numpy().data.cast("B")
+        for start in range(0, len(room), len(_ZEROS)):
+            self._fill(room[start : start + len(_ZEROS)])
+        return bits
 
     def normal(self, count: int, device: torch.device) -> torch.Tensor:
         """`count` float64 standard Gaussian values."""
@@ -77,22 +75,23 @@ class Source:
         """Box and Muller's: of four pairs, the sum of the cosines is one value, that of the sines another."""
         half = (count + 1) // 2
         uniform = self.bits(8 * half).to(device).view(2, 4, half)
-        uniform = ((uniform & (2**53 - 1)) + 1).double().mul_(2.0**-53)  # above 0, at most 1
+        uniform = uniform.bitwise_and_(2**53 - 1).add_(1).double().mul_(2.0**-53)  # above 0, at most 1
         radius = uniform[0].log_().mul_(-2).sqrt_()
         angle = uniform[1].mul_(2 * math.pi)
         return torch.cat([(radius * angle.cos()).sum(0), (radius * angle.sin()).sum(0)])[:count].mul_(0.5)
 
-    def _bytes(self, size: int) -> bytes:
+    def _fill(self, room: memoryview) -> None:
+        size = len(room)
         if self._stream is None or self._owner != os.getpid() or self._left < size:
             # The counter starts at 0 under each key, and no key is used twice, so there is no need for a nonce.
             self._stream = Cipher(ChaCha20(self._key(), bytes(16)), mode=None).encryptor()
             self._owner, self._left = os.getpid(), _REKEY
         self._left -= size
-        data = self._stream.update(_ZEROS[:size])
-        if data[:8] == self._last or (size >= 16 and data[:8] == data[8:16]):
+        self._stream.update_into(_ZEROS[:size], room)
+        first = bytes(room[:8])
+        if first == self._last or first == room[8:16]:
             raise Unavailable("the source of noise gave the same 64 bits twice: start the process again")
-        self._last = data[:8]
-        return data
+        self._last = first
 
     def _key(self) -> bytes:
         key = self._system(32)

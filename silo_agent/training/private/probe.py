@@ -6,7 +6,8 @@ over the words of a batch gives a record more weight where the others are short.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -25,49 +26,36 @@ NEAR_NONE: Final = 1e-5  # of the record's whole gradient, where a parameter's o
 Gradients = list[torch.Tensor]
 
 
-# What Opacus and what it builds on raise for a model they cannot do.
-OPACUS = (NotImplementedError, ValueError, RuntimeError, AttributeError, TypeError, LookupError)
-
-
 def prove(model: torch.nn.Module, clipping: Clipping, records: list[Any], method: str) -> None:
     """`records`: at least two. Needs the model in training mode. Raises Garbage; changes torch's random state."""
-    state = _state(model)
-    versions = {name: tensor._version for name, tensor in state.items()}
-    # Not what is frozen: it never leaves, and may be large.
-    before = {
-        name: tensor.detach().clone()
-        for name, tensor in state.items()
-        if tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
-    }
+    before = _remembered(model)
     with _Sober(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        try:
+        with refusing(model, method, "BackwardHookFunction"):  # what else goes wrong is the job's own fault
             records, alone = _sound(clipping, records)
-        except RuntimeError as error:
-            if "BackwardHookFunction" not in str(error):  # a fault of the job's own
-                raise
-            raise refusal(model, method, error) from error
         _are_independent(model, clipping, records, alone)
-        try:
+        with refusing(model, method):
             wrong = _wrong(model, clipping, records, alone)
-        except OPACUS as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise refusal(model, method, error) from error
     if wrong:
-        raise refusal(model, method, f"it computes another gradient of a record than torch does, for {wrong}")
-    after = _state(model)
-    for name in {**state, **after}:
-        same = after.get(name) is state.get(name) and after[name]._version == versions[name]
-        if not same or (name in before and not _equal(before[name], after[name])):
-            raise Garbage(
-                "StateChanged",
-                f"{name!r} is changed by computing a loss: what it keeps of records would leave without noise, or go "
-                "into the gradients of others",
-            )
+        raise _refusal(
+            model, method, f"it computes another gradient of a record than torch does, for {wrong}"
+        )
+    with refusing(model, method):  # and with dropout, as it will be
+        clipping.norms(records) if clipping.ghost else clipping.rows(records)
+    _check_unchanged(model, before)
 
 
-def refusal(model: torch.nn.Module, method: str, why: Exception | str) -> Garbage:
-    """Opacus cannot compute gradients of single records for this model."""
+@contextmanager
+def refusing(model: torch.nn.Module, method: str, words: str = "") -> Iterator[None]:
+    """What Opacus and what it builds on raise for a model they cannot do, with `words` in it, becomes Garbage."""
+    try:
+        yield
+    except (NotImplementedError, ValueError, RuntimeError, AttributeError, TypeError, LookupError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or words not in str(error):
+            raise
+        raise _refusal(model, method, f"{type(error).__name__}: {error}") from error
+
+
+def _refusal(model: torch.nn.Module, method: str, why: str) -> Garbage:
     known = GradSampleHooks.GRAD_SAMPLERS
     without = [
         f"{name!r} ({type(module).__name__})"
@@ -82,8 +70,7 @@ def refusal(model: torch.nn.Module, method: str, why: Exception | str) -> Garbag
     )
     if method == "ghost":
         where += '; with method "ghost" no weight may be used twice'
-    said = why if isinstance(why, str) else f"{type(why).__name__}: {why}"
-    return Garbage("NoRecordGradient", f"Opacus has no gradients of single records here: {said}; {where}")
+    return Garbage("NoRecordGradient", f"Opacus has no gradients of single records here: {why}; {where}")
 
 
 def _sound(clipping: Clipping, records: list[Any]) -> tuple[list[Any], list[Gradients]]:
@@ -178,6 +165,36 @@ def _norm(gradient: Gradients) -> float:
 
 def _state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _remembered(model: torch.nn.Module) -> dict[str, tuple[torch.Tensor, int, torch.Tensor | None]]:
+    """Of each parameter and buffer itself, how often it was changed, and what is in it; not of what is frozen, which
+    never leaves and may be large.
+    """
+    return {
+        name: (
+            tensor,
+            tensor._version,
+            None
+            if isinstance(tensor, torch.nn.Parameter) and not tensor.requires_grad
+            else tensor.detach().clone(),
+        )
+        for name, tensor in _state(model).items()
+    }
+
+
+def _check_unchanged(
+    model: torch.nn.Module, before: dict[str, tuple[torch.Tensor, int, torch.Tensor | None]]
+) -> None:
+    for name, tensor in _state(model).items():
+        old, version, values = before.get(name, (None, 0, None))
+        same = tensor is old and tensor._version == version
+        if not same or (values is not None and not _equal(values, tensor)):
+            raise Garbage(
+                "StateChanged",
+                f"{name!r} is changed by computing a loss: what it keeps of records would leave without noise, or go "
+                "into the gradients of others",
+            )
 
 
 def _equal(old: torch.Tensor, new: torch.Tensor) -> bool:

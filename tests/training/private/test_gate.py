@@ -292,6 +292,17 @@ class Called(nn.Module):
         return found
 
 
+class DropsInside(nn.Module):
+    """Opacus does its forward again for the gradient, for all records at once, and can draw nothing in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(x * self.scale, 0.5, self.training)
+
+
 class Penalised(Each):
     """A part of the loss that no layer's hook sees."""
 
@@ -303,6 +314,7 @@ UNKNOWN = {
     "an input by name": (Called(), None, r"'scaled' \(Scaled\)"),
     "a penalty": (nn.Linear(6, 3), Penalised(), "weight_decay"),
     "in place": (nn.Sequential(nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)), None, "in place"),
+    "dropout of its own": (around(DropsInside()), None, r"'1' \(DropsInside\)"),
     "a cell": (nn.Sequential(nn.GRUCell(6, 6), nn.Linear(6, 3)), None, r"'0' \(GRUCell\)"),
 }
 

@@ -112,8 +112,8 @@ def test_an_error_of_the_system_is_not_swallowed() -> None:
 
 def test_a_stream_that_stands_still_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stuck:
-        def update(self, data: bytes) -> bytes:
-            return b"\x07" * len(data)
+        def update_into(self, data: bytes, room: memoryview) -> None:
+            room[:] = b"\x07" * len(data)
 
     class Broken:
         def __init__(self, *_: object, **__: object) -> None: ...
