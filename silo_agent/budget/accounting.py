@@ -42,19 +42,25 @@ def spent(events: Iterable[Event], delta: float, accountant: Accountant = "rdp")
     Raises Refused(MALFORMED) for an event or a δ that is none, Refused(NOT_FOUND) without the library.
     """
     check_delta(delta)
-    merged: Counter[tuple[float, float]] = Counter()
-    for event in events:
-        _check_event(event)
-        merged[event.sample_rate, event.noise_multiplier] += event.steps
-    if not merged:
+    kinds = merged(events)
+    if not kinds:
         return 0.0
     if accountant == "rdp":
-        together = sum(steps * _curve(rate, noise) for (rate, noise), steps in merged.items())
+        together = sum(one.steps * _curve(one.sample_rate, one.noise_multiplier) for one in kinds)
         return float(_library().rdp.rdp_privacy_accountant.compute_epsilon(ORDERS, together, delta)[0])
     losses = _library().pld.PLDAccountant()
-    for (rate, noise), steps in merged.items():
-        losses.compose(_mechanism(rate, noise), steps)
+    for one in kinds:
+        losses.compose(_mechanism(one.sample_rate, one.noise_multiplier), one.steps)
     return float(losses.get_epsilon(delta))
+
+
+def merged(events: Iterable[Event]) -> list[Event]:
+    """One event for each kind of step. Raises Refused(MALFORMED) for an event that is none."""
+    kinds: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        _check_event(event)
+        kinds[event.sample_rate, event.noise_multiplier] += event.steps
+    return [Event(rate, noise, steps) for (rate, noise), steps in kinds.items()]
 
 
 def noise_for(

@@ -127,36 +127,54 @@ def spending(ledger: Ledger, job: str, file: JobFile, ceiling: Ceiling | None) -
     return Spending(ledger, job, file, file.privacy, ceiling) if file.privacy is not None else None
 
 
-def exceeded(charges: Sequence[Charge], asked: Spend, ceiling: Ceiling | None, cycles: int = 1) -> str | None:
-    """Which budget so many cycles as `asked` would exceed after `charges`, all of its data set; None: they fit."""
-    own = [one.spend.event for one in charges if one.spend.job == asked.job]
-    if len(own) + cycles > asked.cycles_max:
-        return f"job {asked.job} has had {len(own)} of its {asked.cycles_max} cycles here"
+@dataclass(frozen=True)
+class _Books:
+    """What stands in the ledger, as far as one job is concerned; equal steps are one event."""
+
+    cycles: int  # of the job
+    own: list[Event]  # of the job
+    all: list[Event]  # of its data set
+
+
+def exceeded(charges: Sequence[Charge], asked: Spend, ceiling: Ceiling | None) -> str | None:
+    """Which budget `asked` would exceed after `charges`, all of its data set; None: it fits."""
+    return _exceeded(_books(charges, asked.job), asked, ceiling, 1)
+
+
+def cycles_left(charges: Sequence[Charge], asked: Spend, ceiling: Ceiling | None) -> int:
+    """How many cycles as `asked` fit into both budgets after `charges`."""
+    books = _books(charges, asked.job)
+    low, high = 0, asked.cycles_max
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = _exceeded(books, asked, ceiling, middle) is None
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def _books(charges: Sequence[Charge], job: str) -> _Books:
+    own = [one.spend.event for one in charges if one.spend.job == job]
+    return _Books(len(own), accounting.merged(own), accounting.merged(one.spend.event for one in charges))
+
+
+def _exceeded(books: _Books, asked: Spend, ceiling: Ceiling | None, cycles: int) -> str | None:
+    if books.cycles + cycles > asked.cycles_max:
+        return f"job {asked.job} has had {books.cycles} of its {asked.cycles_max} cycles here"
     more = replace(asked.event, steps=cycles * asked.event.steps)
-    job = accounting.spent([*own, more], asked.delta)
+    job = accounting.spent([*books.own, more], asked.delta)
     if job > asked.epsilon:
         return (
             f"job {asked.job} would come to epsilon {job:.4g} here, and its terms promise {asked.epsilon:.4g}"
         )
     if ceiling is None:
         return None
-    all_ = accounting.spent([*(one.spend.event for one in charges), more], ceiling.delta)
-    if all_ > ceiling.epsilon:
+    together = accounting.spent([*books.all, more], ceiling.delta)
+    if together > ceiling.epsilon:
         return (
             f"policy.toml [data.{asked.binding}.privacy] epsilon = {ceiling.epsilon:.4g}: all jobs together would come to "
-            f"{all_:.4g}"
+            f"{together:.4g}"
         )
     return None
-
-
-def cycles_left(charges: Sequence[Charge], asked: Spend, ceiling: Ceiling | None) -> int:
-    """How many cycles as `asked` fit into both budgets after `charges`."""
-    low, high = 0, asked.cycles_max
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = exceeded(charges, asked, ceiling, middle) is None
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
 
 
 def coarse(units: int) -> float:
