@@ -28,6 +28,7 @@ class Reason(StrEnum):
     JOB_NOT_RUNNING = "job_not_running"
     CODE_DIGEST_MISMATCH = "code_digest_mismatch"  # archive differs from the approved one
     POLICY = "policy"  # the silo's policy forbids it
+    DP_BUDGET = "dp_budget"  # what the data may reveal is spent, by the job's terms or by the silo's policy
     QUOTA = "quota"  # too much at once from one identity
     REVOKED_IDENTITY = "revoked_identity"
     DUPLICATE_IDENTITY = "duplicate_identity"  # another agent talks under the same identity at the same time

@@ -24,6 +24,7 @@ from anabranch.errors import Reason, Refused, plain
 from anabranch.link import EVERYONE_ELSE, Link, Packing
 from anabranch.names import NAME as NAME
 from anabranch.names import Name as Name
+from anabranch.privacy import Privacy
 from anabranch.unsaid import unsaid
 
 DIGEST = r"^[0-9a-f]{64}$"
@@ -164,12 +165,17 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
     retention: Retention = Retention()
     revival: Revival | None = Field(default=None, exclude_if=unsaid)
     link: Link | None = Field(default=None, exclude_if=unsaid)
+    privacy: Privacy | None = Field(default=None, exclude_if=unsaid)
 
     @property
     def requires(self) -> tuple[str, ...]:
         """Distributions that a silo has to have, those of the platform's own work for this job included."""
         lora = self.adapter is not None and self.adapter.kind == "lora"
-        return (*self.job.requires, *(["peft"] if lora else []))
+        return (
+            *self.job.requires,
+            *(["peft"] if lora else []),
+            *(["opacus>=1.6,<1.7"] if self.privacy is not None else []),
+        )
 
     def tier(self, silo: str) -> str:
         """Whose views it gets."""
@@ -251,6 +257,24 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
         if self.training.proximal is not None and not self.job.managed:
             raise ValueError(
                 f"training.proximal: {self.job.task} has a loop of its own; add the term to its loss"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_private(self) -> "JobFile":
+        if self.privacy is None:
+            return self
+        if not self.job.managed:
+            raise ValueError(
+                f"privacy: {self.job.task} has a loop of its own, which nobody can hold to it; name a task.py:Class"
+            )
+        if self.silos.weighting != "equal":
+            raise ValueError(
+                "silos.weighting: record counts would leave silos that privacy keeps them in; take equal"
+            )
+        if self.training.buffers != "none":
+            raise ValueError(
+                'training.buffers: statistics of records would leave without noise; with [privacy] it is "none"'
             )
         return self
 

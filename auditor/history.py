@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from anabranch.terms import JobTerms
+from anabranch.tlog.claim import PrivacyClaim
 from anabranch.tlog.details import AggregationPerformed, JobSubmitted, LeaseIssued, ServerStarted
 from anabranch.tlog.revivals import RevivalPerformed
 
@@ -119,6 +120,7 @@ class Job:
     handed_out: list[HandedOut] = field(default_factory=list)
     pruned: dict[int, int] = field(default_factory=dict)  # version → entry that says its snapshot is gone
     deltas_pruned: int = -1  # entry that says the same of the deltas of all its updates
+    claims: dict[str, list[PrivacyClaim]] = field(default_factory=dict)  # silo → of its updates, in order
 
     @property
     def revives(self) -> bool:

@@ -44,6 +44,7 @@ from anabranch.tlog.revivals import RevivalPerformed, RevivalSkipped
 from anabranch.wire import canonical
 from anabranch.wire.statements import EvaluationStatement, UpdateStatement
 from auditor.broken import Broken, require, same
+from auditor.claims import Claims
 from auditor.history import HandedOut, History, Update, Version
 from auditor.jobs import Jobs, names_of, version_of
 from auditor.leases import Leases
@@ -68,6 +69,7 @@ class LifeCycle:
         jobs = self._jobs = Jobs(self.history, standing, fetch)
         leases = self._leases = Leases(self.history, standing, jobs)
         reviving = Reviving(self.history, jobs)
+        self._claims = Claims(self.history)
         self._handlers: dict[type, Callable[[int, Entry, Any], None]] = {
             SiloInvited: standing.invited,
             SiloEnrolled: standing.enrolled,
@@ -149,6 +151,7 @@ class LifeCycle:
             lease.issued.version == detail.version,
             f"says its base is version {detail.version}, but its lease is for {lease.issued.version}",
         )
+        self._claims.received(entry, job, detail)
         late = job.head - detail.version
         require(detail.staleness == late, f"logs staleness {detail.staleness}, but its base is {late} behind")
         statement = self._statement

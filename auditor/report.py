@@ -15,6 +15,9 @@ STEPS = {
 }
 
 
+ROUNDING = 1e-6  # relative, of two ways to compute one ε
+
+
 @dataclass(frozen=True)
 class Finding:
     """One reason not to believe the export."""
@@ -35,6 +38,24 @@ class Missing:
     pruned: int | None = None  # the entry that says it is not kept any more; None: the log gives no reason
 
 
+@dataclass(frozen=True)
+class Derived:
+    """What a silo has revealed in a job by its own claims, computed anew."""
+
+    job: str
+    silo: str
+    unit: str
+    cycles: int  # charged at the silo
+    updates: int  # that arrived
+    epsilon: float  # of all charged cycles
+    delta: float
+    promised: float | None  # ε of the job; None: the export does not hold its terms
+
+    @property
+    def kept(self) -> bool:
+        return self.promised is None or self.epsilon <= self.promised * (1 + ROUNDING)
+
+
 @dataclass
 class Report:
     """Filled by `verify` as it goes; `reached` is the last step that was begun."""
@@ -53,6 +74,7 @@ class Report:
     updates: Counter[str] = field(default_factory=Counter)  # received, merged, retired, refused, open
     open_updates: list[str] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)  # job → head
+    privacy: list[Derived] = field(default_factory=list)
     objects: int = 0  # that match their digests
     object_bytes: int = 0
     missing: list[Missing] = field(default_factory=list)
@@ -88,6 +110,7 @@ class Report:
             "updates": dict(self.updates),
             "open_updates": self.open_updates,
             "versions": self.versions,
+            "privacy": [vars(one) for one in self.privacy],
             "objects": {
                 "match": self.objects,
                 "bytes": self.object_bytes,

@@ -176,7 +176,7 @@ def _agree(entry: Entry, sig: Sig, statement: Statement) -> None:
             said = {"update": detail.update, "lease": detail.lease, "delta_sha256": detail.delta_sha256}
             logged = {name: value for name, value in said.items() if value is not None}
         case UpdateReceived():
-            same = ("update", "lease", "sequence", "bytes", "delta_sha256")
+            same = ("update", "lease", "sequence", "bytes", "delta_sha256", "privacy")
             logged |= {name: getattr(detail, name) for name in same} | {"base_version": detail.version}
             if detail.statement_sha256 != sig.payload_sha256:
                 raise Doubt(

@@ -27,6 +27,7 @@ from anabranch.tlog.details import LogGenesis
 from anabranch.tlog.entry import Entry
 from anabranch.wire import limits
 from auditor import objects
+from auditor.claims import derived
 from auditor.export import Export
 from auditor.history import History
 from auditor.lifecycle import LifeCycle
@@ -212,6 +213,11 @@ def _summary(history: History, signatures: Signatures, report: Report) -> None:
     report.updates["refused"] = history.refused
     report.open_updates = [name for name, update in history.updates.items() if update.fate == "open"]
     report.versions = {name: job.head for name, job in history.jobs.items()}
+    report.privacy = derived(history)
+    for one in report.privacy:
+        if not one.kept:
+            spent = f"epsilon {one.epsilon:.4g} at silo {one.silo}, and the job promises {one.promised:.4g}"
+            report.find(5, f"job {one.job}", f"the claims of privacy come to {spent}")
     if signatures.withheld:
         report.notes.append(
             f"{signatures.withheld} evaluations are private and left out: their signatures were not checked"

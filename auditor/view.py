@@ -121,6 +121,12 @@ def _remarks(report: Report) -> Iterator[str]:
         yield f"[yellow]rests on digests only[/]: {count} {kind}, {why} ({some})"
     for kind, count in report.not_understood.items():
         yield f"[yellow]not understood[/]: {count} entries of type {plain(kind)}; a newer release may know it"
+    for one in report.privacy:
+        promised = "" if one.promised is None else f" of {one.promised:g}"
+        yield (
+            f"[green]privacy[/]: silo {plain(one.silo)} in {plain(one.job)}: epsilon {one.epsilon:.3g}{promised} at delta "
+            f"{one.delta:g} for each {one.unit}, {one.cycles} cycles"
+        )
     for note in report.notes:
         yield f"[yellow]note[/]: {plain(note)}"
 

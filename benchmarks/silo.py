@@ -21,6 +21,7 @@ from benchmarks.federation import layout, numbers
 from benchmarks.gauge import obey, peak_memory
 from silo_agent import approval
 from silo_agent.agent import Connection, connect
+from silo_agent.budget.ledger import open_ledger
 from silo_agent.config import Home
 from silo_agent.cycle import Cycle, Site
 from silo_agent.messages import Lease
@@ -62,6 +63,7 @@ class Silo:
             progress=Progress(),
             keep_models=1,
             pause=self._stop.wait,
+            ledger=open_ledger(connection.home),
         )
         offered = next(one for one in connection.client.jobs(connection.log.seen()) if one.id == job)
         self._proposal = approval.examine(offered, connection.log)

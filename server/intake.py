@@ -284,6 +284,7 @@ def _decide(tx: Transaction, federation: str, claim: Claim, norm: float) -> str:
             "delta_sha256": s.delta_sha256,
             "statement_sha256": canonical.sha256(claim.envelope.payload),
             "norm": canonical.hexfloat(norm),
+            **({"privacy": s.privacy.model_dump(mode="json")} if s.privacy else {}),
         },
         signed=claim.envelope,
     )

@@ -23,7 +23,7 @@ from server.publishing import publish_initial
 from server.sharing import Sharing
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import decisions, jobs, leases, versions, views
+from server.state.tables import decisions, jobs, leases, updates, versions, views
 from server.state.writer import Transaction, Writer
 from server.status import JobStatus, Presence, going_on, job_statuses
 from server.views import Encoded, encode
@@ -55,6 +55,15 @@ _LEASED = select(leases.c.version).where(
     leases.c.job == bindparam("job"), leases.c.silo == bindparam("silo"), leases.c.status == "open"
 )
 
+_NEWEST = (
+    select(updates.c.entry)
+    .where(
+        updates.c.job == bindparam("job"), updates.c.silo == bindparam("silo"), updates.c.status != "refused"
+    )
+    .order_by(updates.c.entry.desc())
+    .limit(1)
+)
+
 
 @dataclass(frozen=True)
 class OfferedJob:
@@ -66,6 +75,7 @@ class OfferedJob:
     revival: bool  # its word: its models may teach
     head: int
     receipt: Receipt
+    newest: Receipt | None  # of a private job: the silo's newest update that was admitted
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,11 @@ class Jobs:
             rows = connection.execute(query.limit(limits.JOBS)).all()
             decided = {row.id: records.decision_of(connection, row.id, silo) for row in rows}
             teaching = {row.id for row in rows if silo in records.teaching(connection, row.id)}
+            newest = {
+                row.id: connection.execute(_NEWEST, {"job": row.id, "silo": silo}).scalar()
+                for row in rows
+                if parse_terms(row.terms).file.privacy is not None
+            }
         return [
             OfferedJob(
                 row.id,
@@ -201,9 +216,13 @@ class Jobs:
                 row.id in teaching,
                 row.head,
                 self.log.receipt(row.submitted_index),
+                self._newest(newest.get(row.id)),
             )
             for row in rows
         ]
+
+    def _newest(self, entry: int | None) -> Receipt | None:
+        return None if entry is None else self.log.receipt(entry)
 
     def archive(self, job: str) -> Path:
         with self.reader.connect() as connection:

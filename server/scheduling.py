@@ -87,6 +87,11 @@ _ENDED = (
 _INSERT = insert(leases)
 
 
+SPENT = (
+    10.0  # seconds until a silo without privacy budget may ask again whether there is something to evaluate
+)
+
+
 @dataclass(frozen=True)
 class Lease:
     id: str
@@ -117,10 +122,11 @@ class Scheduling:
     clock: Callable[[], float]
     sharing: Sharing
 
-    def next_task(self, silo: str, ready: Sequence[str]) -> Lease | Wait:
+    def next_task(self, silo: str, ready: Sequence[str], spent: bool = False) -> Lease | Wait:
         """The silo's open lease, or a new one, over the jobs it is ready for; else how long to wait and why.
 
-        Raises Unavailable when the disk could not hold the update a training lease would bring.
+        `spent`: its privacy budget holds no training for them; they are only evaluated. Raises Unavailable when the disk
+        could not hold the update a training lease would bring.
         """
         with self.reader.connect() as connection:
             candidates = _running(connection, silo, ready)
@@ -141,12 +147,15 @@ class Scheduling:
                     wait = Wait(failed.until - now, why)
                     continue
                 if isinstance(turn, Train):
+                    if spent:
+                        wait = Wait(SPENT, f"this silo's privacy budget for {job.name} is spent")
+                        continue
                     held_back = self._held_back(connection, silo, job, ready, now)
                     if held_back is not None:
                         wait = held_back
                         continue
                     self.blobs.reserve(records.manifest_of(job.manifest).file_bytes)
-                return self._issue(silo, job.id)
+                return self._issue(silo, job.id, spent)
             return wait
 
     def _held_back(
@@ -164,8 +173,8 @@ class Scheduling:
             return None
         return Wait(AGAIN, f"the next lease of this silo is for {first.name}")
 
-    def _issue(self, silo: str, job: str) -> Lease | Wait:
-        committed = self.writer.run(lambda tx: self._lease(tx, silo, job), "lease")
+    def _issue(self, silo: str, job: str, spent: bool) -> Lease | Wait:
+        committed = self.writer.run(lambda tx: self._lease(tx, silo, job, spent), "lease")
         with self.reader.connect() as connection:
             lease = committed.value and _open_lease(connection, silo, job)
             if not lease:
@@ -173,7 +182,7 @@ class Scheduling:
             receipt = committed.receipts[0] if committed.receipts else self.log.receipt(lease.entry)
             return self._describe(connection, lease, receipt)
 
-    def _lease(self, tx: Transaction, silo: str, job_id: str) -> bool:
+    def _lease(self, tx: Transaction, silo: str, job_id: str, spent: bool) -> bool:
         """Inside the transaction everything is decided afresh; False when there is nothing to do after all."""
         if _open_lease(tx.connection, silo, job_id) is not None:
             return True
@@ -183,7 +192,7 @@ class Scheduling:
             terms = parse_terms(job.terms)
             turn = next_turn(terms, _progress(tx.connection, silo, job))
             if isinstance(turn, Train):
-                if self.sharing.busy(tx.connection, silo, job_id, tx.now):
+                if spent or self.sharing.busy(tx.connection, silo, job_id, tx.now):
                     return False
                 scheduled = terms.file.aggregation.strategy == "fedcompass"
                 booking = groups.book(tx.connection, job, terms, silo, tx.now) if scheduled else None

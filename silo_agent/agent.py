@@ -17,6 +17,7 @@ from anabranch.errors import AnabranchError, Conflict, Reason, Refused, Unavaila
 from anabranch.tlog.note import NoteVerifier
 from anabranch.wire.bundle import check_pins
 from silo_agent import identity, policy, probe, renew
+from silo_agent.budget.ledger import open_ledger
 from silo_agent.client import Client
 from silo_agent.config import Home, Settings, load_settings
 from silo_agent.cycle import Site
@@ -115,6 +116,7 @@ class Agent:
                 progress=progress,
                 keep_models=c.settings.keep_models,
                 pause=self._stopping.wait,
+                ledger=open_ledger(c.home),
             )
             run, threads = rules.run, c.settings.threads
             with Launcher(

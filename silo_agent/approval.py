@@ -21,11 +21,13 @@ from packaging.version import InvalidVersion, Version
 
 from anabranch import durable
 from anabranch.errors import Corrupt, Reason, Refused, plain, wording
+from anabranch.privacy import Privacy
 from anabranch.terms import JobFile, JobTerms, parse_terms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.manifest import Manifest, parse_manifest
 from silo_agent import receipts
+from silo_agent.budget import accounting
 from silo_agent.identity import SiloIdentity
 from silo_agent.messages import OfferedJob
 from silo_agent.policy import Policy, admit
@@ -132,6 +134,15 @@ class Decisions:
         return self._directory / f"{digest}.json"
 
 
+def claimed(proposal: Proposal, silo: str, log: LogView) -> str | None:
+    """The ledger's head in the newest update of this silo's that the log has of a private job. Raises Refused, Untrusted."""
+    newest = proposal.job.newest
+    if newest is None:
+        return None
+    detail = receipts.require(log.accept(newest), "update.received", job=proposal.job.id, silo=silo)
+    return str(detail["privacy"]["ledger_head"]) if "privacy" in detail else None
+
+
 def standing(proposal: Proposal, policy: Policy, decisions: Decisions) -> Decision | None:
     """What this silo has decided about these terms; a person's word stands above the policy's list."""
     decided = decisions.of(proposal.digest)
@@ -149,6 +160,8 @@ def check_runnable(proposal: Proposal, policy: Policy, interpreter: Path) -> Non
         raise Refused(Reason.NOT_FOUND, f"{where} does not exist on this machine")
     if wanted.base is not None and (lacking := policy.models[wanted.base].lacks(wanted.base)):
         raise Refused(Reason.NOT_FOUND, ": ".join(lacking))
+    if proposal.terms.file.privacy is not None:
+        accounting.require()
     missing = missing_requires(interpreter, proposal.terms.file.requires)
     if missing:
         raise Refused(
@@ -253,6 +266,9 @@ def describe(proposal: Proposal, silo: str) -> list[tuple[str, str]]:
     t, a = file.training, file.aggregation
     size = _size(proposal.manifest.file_bytes) if proposal.manifest else "not known before the first task"
     counts = "sent to the server and logged" if file.silos.weighting == "examples" else "never sent"
+    if file.privacy is not None:
+        counts = "never sent; the sample rate that is sent tells them to within a fifth"
+    scores = "scores of every evaluation" if file.privacy is None else "no scores"
     told = [
         ("job", f"{file.job.name} ({proposal.job.id}), {proposal.job.status}"),
         ("terms", proposal.digest),
@@ -270,8 +286,9 @@ def describe(proposal: Proposal, silo: str) -> list[tuple[str, str]]:
         ),
         (
             "you send",
-            f"one update of {size}{_part(file, silo)} per cycle; buffers: {t.buffers}; scores of every evaluation",
+            f"one update of {size}{_part(file, silo)} per cycle; buffers: {t.buffers}; {scores}",
         ),
+        *([("privacy", _privacy(file.privacy))] if file.privacy is not None else []),
         ("record counts", counts),
         ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
         *([("revival", REVIVAL)] if file.revival is not None else []),
@@ -293,6 +310,13 @@ def _trained(file: JobFile) -> str:
     lower = "".join(f", {rank} at {silo}" for silo, rank in sorted((adapter.ranks or {}).items()))
     where = targets or "what peft takes for the architecture"
     return f"LoRA of rank {adapter.rank}{lower}{half} at {where}; {heads}"
+
+
+def _privacy(p: Privacy) -> str:
+    return (
+        f"epsilon {p.epsilon:g} at delta {p.delta:g} for each {p.unit} of yours, over {p.cycles_max} cycles at most; "
+        f"gradients clipped to {p.max_grad_norm:g}, {p.clipping}"
+    )
 
 
 def _part(file: JobFile, silo: str) -> str:

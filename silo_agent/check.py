@@ -19,6 +19,7 @@ from anabranch.wire import identity as wire
 from anabranch.wire.bundle import check_pins
 from silo_agent import approval, identity, policy, probe
 from silo_agent.agent import interpreter, isolation
+from silo_agent.budget import command as books
 from silo_agent.client import Client
 from silo_agent.config import Home, Settings, load_settings
 from silo_agent.identity import SiloIdentity
@@ -282,6 +283,15 @@ def _data(visit: Visit) -> str | Verdict:
     )
 
 
+def _privacy(visit: Visit) -> str:
+    try:
+        return books.health(visit.home, any(p.terms.file.privacy for p in _wanted(visit)), visit.clock)
+    except (Corrupt, Refused) as error:
+        raise HopFailed(
+            "privacy", str(error), "Until then nothing trains privately; see docs/privacy.md"
+        ) from error
+
+
 def _requires(visit: Visit) -> str:
     for proposal in _wanted(visit):
         approval.check_runnable(proposal, visit.policy, interpreter(visit.policy))
@@ -378,6 +388,7 @@ HOPS: tuple[tuple[str, Hop], ...] = (
     ("protocol", _protocol),
     ("server clock", _server_clock),
     ("data", _data),
+    ("privacy", _privacy),
     ("requires", _requires),
     ("isolation", _isolation),
     ("GPU", _gpu),

@@ -104,9 +104,10 @@ class Client:
             request = federation_pb2.DecideRequest(job=job, envelope=envelope, seen=seen)
             return codec.receipt_from_proto(self._federation.Decide(request, timeout=UNARY_SECONDS).receipt)
 
-    def next_task(self, job: str, seen: int) -> Lease | Wait:
+    def next_task(self, job: str, seen: int, cycles_left: int | None = None) -> Lease | Wait:
+        """`cycles_left`: of training, that the privacy budget holds; None: not limited, or not known yet."""
         with self._answering():
-            request = federation_pb2.NextTaskRequest(jobs=[job], seen=seen)
+            request = federation_pb2.NextTaskRequest(jobs=[job], seen=seen, cycles_left=cycles_left)
             reply = self._federation.NextTask(request, timeout=UNARY_SECONDS)
         return messages.task(reply)
 

@@ -1,6 +1,6 @@
 """One cycle: a lease, from its proof in the log to the server's receipt for what was made of it.
 
-    lease proven → model fetched and proven → trained → judged → signed → outbox → sent → receipt proven
+    lease proven → model fetched and proven → (privacy charged) → trained → judged → signed → outbox → sent → receipt proven
 
 Killed anywhere before the outbox, the lease is still open and the server hands it out again: training goes on from its
 last save and gives the same update. Killed after it, the outbox is sent first at the next start.
@@ -25,6 +25,8 @@ from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import check_file, check_values, read_manifest
 from silo_agent import receipts
 from silo_agent.approval import Proposal
+from silo_agent.budget.ledger import Charge, Ledger
+from silo_agent.budget.spending import Spending
 from silo_agent.client import Client
 from silo_agent.config import Home
 from silo_agent.feedback import Feedback
@@ -55,6 +57,7 @@ class Site:
     progress: Progress
     keep_models: int
     pause: Callable[[float], bool]  # wait some seconds; True when the agent is to stop
+    ledger: Ledger
 
     @property
     def sender(self) -> Sender:
@@ -68,6 +71,7 @@ class Cycle:
     lease: Lease
     interrupt: Callable[[], None]  # raises Stopped or Aborted when this lease is not to be worked on any more
     allowed: Callable[[], None]  # raises Aborted when this job may not run here any more
+    spending: Spending | None = None  # of a job with [privacy]
 
     def run(self, trainer: Trainer) -> None:
         """Do what the lease asks for. Raises TaskFailed, Aborted, Stopped, Untrusted, Refused."""
@@ -154,28 +158,41 @@ class Cycle:
     def _train(self, trainer: Trainer, base: Path) -> Pending:
         lease, out = self.lease, self.folder / "work" / f"{self.lease.id}.safetensors"
         self.site.progress.note(lease.id, LeaseProgress(0, lease.local_steps))
-        trained = trainer.train(
-            {
-                "do": "train",
-                "cycle": lease.id,
-                "version": lease.view.version,
-                "parameters": str(base),
-                "steps": lease.local_steps,
-                "out": str(out),
-            },
-            self._watch(),
-        )
+        request: channel.Train = {
+            "do": "train",
+            "cycle": lease.id,
+            "version": lease.view.version,
+            "parameters": str(base),
+            "steps": lease.local_steps,
+            "out": str(out),
+        }
+        charge = self._charge(trainer)
+        if charge is not None:
+            event = charge.spend.event
+            request["privacy"] = {
+                "noise_multiplier": event.noise_multiplier,
+                "sample_rate": event.sample_rate,
+            }
+        trained = trainer.train(request, self._watch())
         logger.info("trained", job=lease.job, base=lease.view.version, **_rounded(trained["metrics"]))
         # Ids sort by time. Killed before `put`: the lease is open, and its update gets another id.
         update = uuid7(int(time.time() * 1000), os.urandom(10))
         try:
             made = self._judged(update, out, base)
-            return self.site.outbox.put(self._signed(update, made, trained).encode())
+            return self.site.outbox.put(self._signed(update, made, trained, charge).encode())
         except Refused:
             self.site.outbox.discard(update)
             raise
         finally:
             out.unlink(missing_ok=True)
+
+    def _charge(self, trainer: Trainer) -> Charge | None:
+        """What this cycle reveals is spent before it reads a record. Killed after it: the lease is open, and paid for."""
+        if self.spending is None:
+            return None
+        return self.spending.charge(
+            self.lease.id, self.lease.local_steps, lambda: trainer.count(self._watch())
+        )
 
     def _judged(self, update: str, out: Path, base: Path) -> Adopted:
         """A private copy of the update that is one: the base's tensors, in canonical form, every value finite. As it
@@ -201,7 +218,7 @@ class Cycle:
             raise TaskFailed(Reason.TASK_GARBAGE, error.code.value) from error
         return made
 
-    def _signed(self, update: str, made: Adopted, trained: Trained) -> dsse.Envelope:
+    def _signed(self, update: str, made: Adopted, trained: Trained, charge: Charge | None) -> dsse.Envelope:
         site, lease, terms = self.site, self.lease, self.proposal.terms
         seen = site.log.current()
         assert seen is not None, "the lease's receipt gave us a view"
@@ -222,6 +239,7 @@ class Cycle:
             steps=trained["steps"],
             release=__version__,
             checkpoint=statements.SeenCheckpoint(size=seen.size, root=seen.root.hex()),
+            privacy=self.spending.claim(charge) if self.spending and charge else None,
         )
         return dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), site.who.update_key)
 

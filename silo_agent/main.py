@@ -22,9 +22,13 @@ from anabranch.wire.bundle import parse_bundle
 from silo_agent import approval, check, hub, identity, output, policy
 from silo_agent.agent import Agent, Connection, connect, interpreter
 from silo_agent.approval import STATUS, Decision, Decisions, Proposal
+from silo_agent.budget import command as books
+from silo_agent.budget.ledger import open_ledger
+from silo_agent.budget.spending import Spending, spending
 from silo_agent.config import Home, load_settings
 from silo_agent.enrol import enrol as enrol_silo
 from silo_agent.fetch import fetch_archive
+from silo_agent.options import HERE, Dir, Json
 from silo_agent.training import archive
 from silo_agent.training.isolation import protect_agent
 from silo_agent.trial import Tried, given, try_job
@@ -38,19 +42,10 @@ app = typer.Typer(
 
 models_app = typer.Typer(help="Base models that policy.toml names.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
-
-# Absolute: training processes run in a folder of their own.
-Dir = Annotated[
-    Path,
-    typer.Option("--dir", envvar="ANABRANCH_SILO", resolve_path=True, help="The agent's directory."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 JobRef = Annotated[
     str, typer.Argument(metavar="JOB", help="Job id, or the digest of its terms (or its beginning).")
 ]
-HERE = Path("silo")
-
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 
 
@@ -165,12 +160,15 @@ def jobs(directory: Dir = HERE, as_json: Json = False) -> None:
         ]
         here = Decisions(connection.home.decisions)
         rules = policy.load_policy(connection.home.policy)
-        rows = [_job_document(p, approval.standing(p, rules, here)) for p in proposals]
+        rows = [
+            _job_document(p, approval.standing(p, rules, here), _spending(connection.home, p, rules))
+            for p in proposals
+        ]
         if as_json:
             output.show({"jobs": rows}, "", as_json)
         for proposal, row in zip(proposals, rows, strict=True):
             if not as_json:
-                _print_terms(proposal, connection.who.silo, str(row["decision"]))
+                _print_terms(proposal, connection.who.silo, str(row["decision"]), str(row["budget"]))
         if not proposals and not as_json:
             print("no jobs are offered")
 
@@ -356,7 +354,16 @@ def _find(connection: Connection, reference: str) -> Proposal:
     )
 
 
-def _job_document(proposal: Proposal, decision: Decision | None) -> dict[str, Any]:
+def _spending(home: Home, proposal: Proposal, rules: policy.Policy) -> Spending | None:
+    file = proposal.terms.file
+    if file.privacy is None:
+        return None
+    binding = rules.data.get(file.job.data)
+    return spending(open_ledger(home), proposal.job.id, file, binding.privacy if binding else None)
+
+
+def _job_document(proposal: Proposal, decision: Decision | None, spending: Spending | None) -> dict[str, Any]:
+    budget, cycles_left = books.left(spending)
     return {
         "job": proposal.job.id,
         "status": proposal.job.status,
@@ -366,19 +373,25 @@ def _job_document(proposal: Proposal, decision: Decision | None) -> dict[str, An
         "terms_sha256": proposal.digest,
         "terms": proposal.terms.model_dump(mode="json"),
         "update_bytes": proposal.manifest.file_bytes if proposal.manifest else None,
+        "budget": budget,
+        "cycles_left": cycles_left,
     }
 
 
-def _print_terms(proposal: Proposal, silo: str, decision: str) -> None:
+def _print_terms(proposal: Proposal, silo: str, decision: str, budget: str = "") -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for label, text in approval.describe(proposal, silo):
         table.add_row(label, Text(text))
-    if decision:
-        table.add_row("decision", Text(decision))
+    for label, text in (("budget", budget), ("decision", decision)):
+        if text:
+            table.add_row(label, Text(text))
     Console().print(table)
     print()
+
+
+app.command()(books.budget)
 
 
 if __name__ == "__main__":

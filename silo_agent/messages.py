@@ -28,6 +28,7 @@ class OfferedJob:
     manifest: bytes  # canonical JSON, not yet believed; empty from a server that does not tell
     submitted: Receipt
     revival: bool = False  # this silo's word, as the server knows it: its models may teach
+    newest: Receipt | None = None  # of its updates that were admitted; of jobs with [privacy]
 
     @property
     def ended(self) -> bool:
@@ -169,6 +170,7 @@ def offered_job(job: pb.Job) -> OfferedJob:
         manifest=job.manifest,
         submitted=codec.receipt_from_proto(job.submitted),
         revival=job.revival,
+        newest=codec.receipt_from_proto(job.newest) if job.HasField("newest") else None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from anabranch.errors import Reason, Refused, wording
+from anabranch.privacy import Unit
 from anabranch.terms import NOT_TOML, Digest, JobTerms, Name, explain, seconds
 from silo_agent.config import Home
 
@@ -38,6 +39,12 @@ TEMPLATE = """\
 # path = "/srv/data/digits"             # handed to the job's dataset() as data.path
 # params = { site = "north" }           # loader parameters of this site, data.params
 # transform = "transform.py:normalise"  # this site's own transform, beside this file
+# [data.default.privacy]                # what all jobs together may reveal of it, ever: docs/privacy.md
+# epsilon = 10.0
+# delta = 1e-6                          # below 1 divided by the number of records, or of subjects; best far below
+# least_noise = 0.5                     # noise multiplier: a job that could do with less gets this much
+# units = ["example", "subject"]        # what jobs may protect
+# required = true                       # false: jobs without [privacy] may use it as well, uncounted
 
 # --- Base models: the name a job asks for -> the folder it lies in here, read only --------------------------
 # [models.minilm]
@@ -99,12 +106,25 @@ def _repository(text: str) -> str:
     return text
 
 
+class Ceiling(BaseModel, extra="forbid", frozen=True):
+    """What all private jobs together may reveal of a data set while it exists."""
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float = Field(gt=0, lt=1)
+    least_noise: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False
+    )  # multiplier: the floor, whatever a job needs
+    units: Annotated[tuple[Unit, ...], Field(min_length=1)] = ("example", "subject")
+    required: bool = True  # jobs without [privacy] may not use the data
+
+
 class Binding(BaseModel, extra="forbid", frozen=True):
     """A data set of this site."""
 
     path: Path
     params: dict[str, str | int | float | bool] = {}
     transform: str | None = None  # FILE.py:NAME, relative to policy.toml
+    privacy: Ceiling | None = None
 
     @field_validator("path")
     @classmethod
@@ -189,6 +209,19 @@ class Policy(BaseModel, extra="forbid", frozen=True):
     approve: Approve = Approve()
     run: Run = Run()
 
+    @model_validator(mode="after")
+    def _counts_each_record_once(self) -> "Policy":
+        """Under a second name the same records would have a second budget, or none."""
+        names: dict[Path, str] = {}
+        for name, binding in self.data.items():
+            other = names.setdefault(binding.path, name)
+            if other != name and (binding.privacy or self.data[other].privacy):
+                raise ValueError(
+                    f"data.{name}: {binding.path} is bound as {other!r} as well, and privacy counts what one name reveals; "
+                    "bind it once, or bind parts that have no record in common"
+                )
+        return self
+
 
 def parse_bytes(text: str) -> int:
     """`"1GiB"` → 1073741824. Raises ValueError."""
@@ -271,7 +304,26 @@ def admit(policy: Policy, terms: JobTerms, model_bytes: int | None = None) -> Bo
             f"policy.toml [run] max_update_bytes = {policy.run.max_update_bytes!r}: updates of job "
             f"{terms.file.job.name} have {model_bytes} bytes",
         )
+    _admit_privacy(name, policy.data[name].privacy, terms)
     return Bound(policy.data[name], policy.models[base].folder if base is not None else None)
+
+
+def _admit_privacy(name: str, ceiling: Ceiling | None, terms: JobTerms) -> None:
+    """What is left of the ceiling, and the noise, are looked at before each cycle (`silo_agent.budget.spending`)."""
+    asked, job = terms.file.privacy, terms.file.job.name
+    if ceiling is None:
+        return
+    wrong = None
+    if asked is None:
+        wrong = ceiling.required and f"required = true: job {job} has no [privacy]"
+    elif asked.unit not in ceiling.units:
+        wrong = f"units = {list(ceiling.units)}: job {job} protects each {asked.unit}"
+    elif asked.epsilon > ceiling.epsilon:
+        wrong = f"epsilon = {ceiling.epsilon}: job {job} alone asks for {asked.epsilon}"
+    elif asked.delta > ceiling.delta:
+        wrong = f"delta = {ceiling.delta}: job {job} asks for {asked.delta}"
+    if wrong:
+        raise Refused(Reason.POLICY, f"policy.toml [data.{name}.privacy] {wrong}")
 
 
 def bound(policy: Policy, terms: JobTerms) -> Bound | None:

@@ -83,6 +83,7 @@ class Sender:
             lease=statement.lease,
             delta_sha256=statement.delta_sha256,
             statement_sha256=canonical.sha256(dsse.parse_envelope(pending.envelope).payload),
+            privacy=statement.privacy and statement.privacy.model_dump(mode="json"),
         )
 
     def _sent(self, pending: Pending, offset: int) -> Decided:

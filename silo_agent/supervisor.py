@@ -147,12 +147,17 @@ class Supervisor:
         return Proposal(job, known.terms, known.digest, known.manifest)
 
     def _start(self, proposal: Proposal) -> None:
-        """Raises Refused when an approved job cannot run here; the approval takes effect once it can."""
+        """Raises Refused when an approved job cannot run here; the approval takes effect once it can. Raises Corrupt when
+        the log knows more of the ledger than is in it.
+        """
         job, announced = proposal.job, approval.announced(proposal, "approve", self._policy)
         if job.id in self._running:
             if not announced:  # the policy has another word on revival
                 self._announce(proposal, "approve")
             return
+        head = approval.claimed(proposal, self.site.who.silo, self.site.log)
+        if head is not None:
+            self.site.ledger.require(head, f"the log's newest entry of this silo in job {job.id}")
         policy.admit_isolation(self._policy, self.isolated.holds, self.isolated.detail)
         approval.check_runnable(proposal, self._policy, self.interpreter)
         if not announced:

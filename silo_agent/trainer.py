@@ -16,7 +16,7 @@ from anabranch.errors import OUT_OF_MEMORY_REMEDY, Conflict, Reason, Refused, Un
 from anabranch.terms import JobTerms, seconds
 from anabranch.tlog.fields import CODE_LINE
 from silo_agent.policy import Bound
-from silo_agent.training.channel import Evaluate, Evaluated, Message, Progress, Train, Trained
+from silo_agent.training.channel import CountUnits, Evaluate, Evaluated, Message, Progress, Train, Trained
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher, TrainingProcess
 
@@ -28,6 +28,7 @@ GRACE = 15.0  # seconds a process is given to save its cycle when the agent stop
 MEANING = {
     "OtherBase": "the base model here is not the one the job was submitted with; training.log names the folder, both "
     "digests and what to do",
+    "NoOpacus": "the job trains with privacy and opacus is not installed here: pip install 'anabranch[privacy]'",
     "NoPeft": "the job adapts with LoRA and peft is not installed here: pip install 'anabranch[lora]'",
 }
 
@@ -76,6 +77,13 @@ class Trainer:
         self._patience = seconds(terms.file.training.progress_timeout)
         self._process: TrainingProcess | None = None
 
+    def count(self, watch: Watch) -> int:
+        """Units of privacy in the split "train". Raises as `train` does."""
+        answer = self._ask({"do": "count"}, watch)
+        if answer["is"] != "counted":
+            raise self._garbled(answer)
+        return answer["units"]
+
     def train(self, request: Train, watch: Watch) -> Trained:
         """Raises TaskFailed, Stopped, Aborted, Unavailable."""
         answer = self._ask(request, watch)
@@ -96,7 +104,7 @@ class Trainer:
             self._process.stop(grace)
             self._process = None
 
-    def _ask(self, request: Train | Evaluate, watch: Watch) -> Message:
+    def _ask(self, request: CountUnits | Train | Evaluate, watch: Watch) -> Message:
         try:
             process = self._started(watch)
             process.request(request)

@@ -16,6 +16,7 @@ from anabranch.errors import AnabranchError, Conflict, Reason, Refused, Unavaila
 from anabranch.terms import JobTerms
 from silo_agent import receipts
 from silo_agent.approval import Proposal
+from silo_agent.budget.spending import Spending, spending
 from silo_agent.client import Client
 from silo_agent.cycle import Cycle, Site
 from silo_agent.fetch import fetch_archive
@@ -60,6 +61,9 @@ class Worker:
         self._ended = threading.Event()  # of this job here: it ended, or is no longer allowed
         self._aborted: tuple[str, str] | None = None  # lease, reason
         self._failures = 0
+        self._spent = (
+            False  # the privacy this job, or its data, had; a change of the policy makes another worker
+        )
 
     def run(self) -> None:
         """Until the agent or this job is stopped. Raises Untrusted, Corrupt, Misuse, and Refused about our identity."""
@@ -128,9 +132,13 @@ class Worker:
         if not open_now(self._policy(), datetime.now()):
             self._pause(CLOSED_PAUSE)
             return
+        spending = self._spending()
+        left = None
+        if spending is not None:
+            left = 0 if self._spent else spending.cycles_left()
         seen = self._site.log.seen()
         task = self._site.client.next_task(
-            job, seen
+            job, seen, left
         )  # not earlier: the base would grow old while the job waits
         if isinstance(task, Wait):
             self._pause(min(max(task.seconds, 0.05), LONGEST_WAIT))
@@ -138,17 +146,37 @@ class Worker:
         try:
             admit(self._policy(), self.proposal.terms, task.view.bytes)
             with self._turns.working(job):
-                Cycle(self._site, self.proposal, task, self._interrupt(task), self._allowed).run(trainer)
+                Cycle(self._site, self.proposal, task, self._interrupt(task), self._allowed, spending).run(
+                    trainer
+                )
             self._failures = 0
         except TaskFailed as failure:
             self._failed(task, failure)
         except Refused as error:
+            if error.code is Reason.DP_BUDGET:
+                self._exhausted(task, error)
+                return
             # Nobody waits for work this site will not do, or cannot do on the bytes it was sent.
             if error.code in (Reason.POLICY, Reason.DIGEST_MISMATCH) and not isinstance(error, Untrusted):
                 self._release(task, error.code)
             raise
         finally:
             self._site.progress.forget(task.id)
+
+    def _spending(self) -> Spending | None:
+        file = self.proposal.terms.file
+        binding = self._policy().data.get(file.job.data)
+        return spending(
+            self._site.ledger, self.proposal.job.id, file, binding.privacy if binding is not None else None
+        )
+
+    def _exhausted(self, lease: Lease, error: Refused) -> None:
+        """From now on the server is told that no training is left here; one that hands it out all the same waits for us."""
+        again, self._spent = self._spent, True
+        (logger.debug if again else logger.warning)("privacy budget spent", error=str(error))
+        self._release(lease, error.code)
+        if again:
+            self._pause(PAUSES[-1])
 
     def _allowed(self) -> None:
         if self._ended.is_set():

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from anabranch.terms import Digest, Name
+from anabranch.tlog.claim import PrivacyClaim
 from anabranch.tlog.fields import (
     CODE_LINE,
     CODE_LINE_LENGTH,
@@ -230,6 +231,7 @@ class UpdateReceived(BaseModel, extra="forbid", frozen=True):
     delta_sha256: Digest
     statement_sha256: Digest
     norm: HexFloat
+    privacy: PrivacyClaim | None = None  # of jobs with [privacy]
 
 
 class UpdateRefused(BaseModel, extra="forbid", frozen=True):

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from anabranch.v1 import audit_pb2 as anabranch_dot_v1_dot_audit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61nabranch/v1/federation.proto\x12\x0c\x61nabranch.v1\x1a\x18\x61nabranch/v1/audit.proto\"D\n\x05Hello\x12\x14\n\x0cprotocol_min\x18\x01 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x02 \x01(\r\x12\x0f\n\x07release\x18\x03 \x01(\t\"r\n\rLeaseProgress\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x1a\n\x12samples_per_second\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"L\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12-\n\x08progress\x18\x02 \x03(\x0b\x32\x1b.anabranch.v1.LeaseProgress\"j\n\x0c\x41gentMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.anabranch.v1.HelloH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.anabranch.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\\\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x03 \x01(\r\x12\x13\n\x0bserver_time\x18\x04 \x01(\x03\")\n\nJobChanged\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"+\n\nAbortLease\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x19\n\x07Revoked\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x07\n\x05\x44rain\"\xed\x01\n\rServerMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.WelcomeH\x00\x12/\n\x0bjob_changed\x18\x02 \x01(\x0b\x32\x18.anabranch.v1.JobChangedH\x00\x12)\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x18.anabranch.v1.AbortLeaseH\x00\x12(\n\x07revoked\x18\x04 \x01(\x0b\x32\x15.anabranch.v1.RevokedH\x00\x12$\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x13.anabranch.v1.DrainH\x00\x42\x06\n\x04\x62ody\"\x9d\x01\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05terms\x18\x02 \x01(\x0c\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x04 \x01(\t\x12\x0c\n\x04head\x18\x05 \x01(\x04\x12(\n\tsubmitted\x18\x06 \x01(\x0b\x32\x15.anabranch.v1.Receipt\x12\x10\n\x08manifest\x18\x07 \x01(\x0c\x12\x0f\n\x07revival\x18\x08 \x01(\x08\"\x1f\n\x0fListJobsRequest\x12\x0c\n\x04seen\x18\x01 \x01(\x04\"0\n\rListJobsReply\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.anabranch.v1.Job\"\"\n\x13\x46\x65tchArchiveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"<\n\rDecideRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12\x0c\n\x04seen\x18\x03 \x01(\x04\"5\n\x0b\x44\x65\x63ideReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\"n\n\x04View\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65nsity\x18\x02 \x01(\x01\x12\x10\n\x08\x65ncoding\x18\x03 \x01(\t\x12\x13\n\x0bmask_digest\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"\xd4\x01\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.anabranch.v1.TaskKind\x12 \n\x04view\x18\x04 \x01(\x0b\x32\x12.anabranch.v1.View\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x03\x12\r\n\x05split\x18\x07 \x01(\t\x12\x13\n\x0blocal_steps\x18\x08 \x01(\r\x12%\n\x06issued\x18\t \x01(\x0b\x32\x15.anabranch.v1.Receipt\"\'\n\x04Wait\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"-\n\x0fNextTaskRequest\x12\x0c\n\x04jobs\x18\x01 \x03(\t\x12\x0c\n\x04seen\x18\x02 \x01(\x04\"a\n\rNextTaskReply\x12$\n\x05lease\x18\x01 \x01(\x0b\x32\x13.anabranch.v1.LeaseH\x00\x12\"\n\x04wait\x18\x02 \x01(\x0b\x32\x12.anabranch.v1.WaitH\x00\x42\x06\n\x04task\"N\n\x11\x46\x65tchModelRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04seen\x18\x04 \x01(\x04\"X\n\x0bModelHeader\x12 \n\x04view\x18\x01 \x01(\x0b\x32\x12.anabranch.v1.View\x12\'\n\x08receipts\x18\x02 \x03(\x0b\x32\x15.anabranch.v1.Receipt\"g\n\x0f\x46\x65tchModelReply\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ModelHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04zstd\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"h\n\x13ReleaseLeaseRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\texception\x18\x03 \x01(\t\x12\x11\n\tcode_line\x18\x04 \x01(\t\x12\x0c\n\x04seen\x18\x05 \x01(\x04\";\n\x11ReleaseLeaseReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\")\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x0c\n\x04seen\x18\x02 \x01(\x04\"O\n\nRenewReply\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12&\n\x07receipt\x18\x02 \x01(\x0b\x32\x15.anabranch.v1.Receipt*>\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\x32\xd3\x04\n\nFederation\x12\x46\n\x07Session\x12\x1a.anabranch.v1.AgentMessage\x1a\x1b.anabranch.v1.ServerMessage(\x01\x30\x01\x12\x46\n\x08ListJobs\x12\x1d.anabranch.v1.ListJobsRequest\x1a\x1b.anabranch.v1.ListJobsReply\x12H\n\x0c\x46\x65tchArchive\x12!.anabranch.v1.FetchArchiveRequest\x1a\x13.anabranch.v1.Chunk0\x01\x12@\n\x06\x44\x65\x63ide\x12\x1b.anabranch.v1.DecideRequest\x1a\x19.anabranch.v1.DecideReply\x12\x46\n\x08NextTask\x12\x1d.anabranch.v1.NextTaskRequest\x1a\x1b.anabranch.v1.NextTaskReply\x12N\n\nFetchModel\x12\x1f.anabranch.v1.FetchModelRequest\x1a\x1d.anabranch.v1.FetchModelReply0\x01\x12R\n\x0cReleaseLease\x12!.anabranch.v1.ReleaseLeaseRequest\x1a\x1f.anabranch.v1.ReleaseLeaseReply\x12=\n\x05Renew\x12\x1a.anabranch.v1.RenewRequest\x1a\x18.anabranch.v1.RenewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61nabranch/v1/federation.proto\x12\x0c\x61nabranch.v1\x1a\x18\x61nabranch/v1/audit.proto\"D\n\x05Hello\x12\x14\n\x0cprotocol_min\x18\x01 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x02 \x01(\r\x12\x0f\n\x07release\x18\x03 \x01(\t\"r\n\rLeaseProgress\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x1a\n\x12samples_per_second\x18\x04 \x01(\x01\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\"L\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12-\n\x08progress\x18\x02 \x03(\x0b\x32\x1b.anabranch.v1.LeaseProgress\"j\n\x0c\x41gentMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.anabranch.v1.HelloH\x00\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x17.anabranch.v1.HeartbeatH\x00\x42\x06\n\x04\x62ody\"\\\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07release\x18\x02 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x03 \x01(\r\x12\x13\n\x0bserver_time\x18\x04 \x01(\x03\")\n\nJobChanged\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\"+\n\nAbortLease\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x19\n\x07Revoked\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x07\n\x05\x44rain\"\xed\x01\n\rServerMessage\x12(\n\x07welcome\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.WelcomeH\x00\x12/\n\x0bjob_changed\x18\x02 \x01(\x0b\x32\x18.anabranch.v1.JobChangedH\x00\x12)\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x18.anabranch.v1.AbortLeaseH\x00\x12(\n\x07revoked\x18\x04 \x01(\x0b\x32\x15.anabranch.v1.RevokedH\x00\x12$\n\x05\x64rain\x18\x05 \x01(\x0b\x32\x13.anabranch.v1.DrainH\x00\x42\x06\n\x04\x62ody\"\xc4\x01\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05terms\x18\x02 \x01(\x0c\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65\x63ision\x18\x04 \x01(\t\x12\x0c\n\x04head\x18\x05 \x01(\x04\x12(\n\tsubmitted\x18\x06 \x01(\x0b\x32\x15.anabranch.v1.Receipt\x12\x10\n\x08manifest\x18\x07 \x01(\x0c\x12\x0f\n\x07revival\x18\x08 \x01(\x08\x12%\n\x06newest\x18\t \x01(\x0b\x32\x15.anabranch.v1.Receipt\"\x1f\n\x0fListJobsRequest\x12\x0c\n\x04seen\x18\x01 \x01(\x04\"0\n\rListJobsReply\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.anabranch.v1.Job\"\"\n\x13\x46\x65tchArchiveRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"<\n\rDecideRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\x12\x0c\n\x04seen\x18\x03 \x01(\x04\"5\n\x0b\x44\x65\x63ideReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\"n\n\x04View\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0f\n\x07\x64\x65nsity\x18\x02 \x01(\x01\x12\x10\n\x08\x65ncoding\x18\x03 \x01(\t\x12\x13\n\x0bmask_digest\x18\x04 \x01(\t\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"\xd4\x01\n\x05Lease\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.anabranch.v1.TaskKind\x12 \n\x04view\x18\x04 \x01(\x0b\x32\x12.anabranch.v1.View\x12\r\n\x05nonce\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x03\x12\r\n\x05split\x18\x07 \x01(\t\x12\x13\n\x0blocal_steps\x18\x08 \x01(\r\x12%\n\x06issued\x18\t \x01(\x0b\x32\x15.anabranch.v1.Receipt\"\'\n\x04Wait\x12\x0f\n\x07seconds\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"W\n\x0fNextTaskRequest\x12\x0c\n\x04jobs\x18\x01 \x03(\t\x12\x0c\n\x04seen\x18\x02 \x01(\x04\x12\x18\n\x0b\x63ycles_left\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_cycles_left\"a\n\rNextTaskReply\x12$\n\x05lease\x18\x01 \x01(\x0b\x32\x13.anabranch.v1.LeaseH\x00\x12\"\n\x04wait\x18\x02 \x01(\x0b\x32\x12.anabranch.v1.WaitH\x00\x42\x06\n\x04task\"N\n\x11\x46\x65tchModelRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04seen\x18\x04 \x01(\x04\"X\n\x0bModelHeader\x12 \n\x04view\x18\x01 \x01(\x0b\x32\x12.anabranch.v1.View\x12\'\n\x08receipts\x18\x02 \x03(\x0b\x32\x15.anabranch.v1.Receipt\"g\n\x0f\x46\x65tchModelReply\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.ModelHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x0e\n\x04zstd\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"h\n\x13ReleaseLeaseRequest\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\texception\x18\x03 \x01(\t\x12\x11\n\tcode_line\x18\x04 \x01(\t\x12\x0c\n\x04seen\x18\x05 \x01(\x04\";\n\x11ReleaseLeaseReply\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\")\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x0c\n\x04seen\x18\x02 \x01(\x04\"O\n\nRenewReply\x12\x19\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0c\x12&\n\x07receipt\x18\x02 \x01(\x0b\x32\x15.anabranch.v1.Receipt*>\n\x08TaskKind\x12\x19\n\x15TASK_KIND_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\x32\xd3\x04\n\nFederation\x12\x46\n\x07Session\x12\x1a.anabranch.v1.AgentMessage\x1a\x1b.anabranch.v1.ServerMessage(\x01\x30\x01\x12\x46\n\x08ListJobs\x12\x1d.anabranch.v1.ListJobsRequest\x1a\x1b.anabranch.v1.ListJobsReply\x12H\n\x0c\x46\x65tchArchive\x12!.anabranch.v1.FetchArchiveRequest\x1a\x13.anabranch.v1.Chunk0\x01\x12@\n\x06\x44\x65\x63ide\x12\x1b.anabranch.v1.DecideRequest\x1a\x19.anabranch.v1.DecideReply\x12\x46\n\x08NextTask\x12\x1d.anabranch.v1.NextTaskRequest\x1a\x1b.anabranch.v1.NextTaskReply\x12N\n\nFetchModel\x12\x1f.anabranch.v1.FetchModelRequest\x1a\x1d.anabranch.v1.FetchModelReply0\x01\x12R\n\x0cReleaseLease\x12!.anabranch.v1.ReleaseLeaseRequest\x1a\x1f.anabranch.v1.ReleaseLeaseReply\x12=\n\x05Renew\x12\x1a.anabranch.v1.RenewRequest\x1a\x18.anabranch.v1.RenewReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'anabranch.v1.federation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TASKKIND']._serialized_start=2402
-  _globals['_TASKKIND']._serialized_end=2464
+  _globals['_TASKKIND']._serialized_start=2483
+  _globals['_TASKKIND']._serialized_end=2545
   _globals['_HELLO']._serialized_start=73
   _globals['_HELLO']._serialized_end=141
   _globals['_LEASEPROGRESS']._serialized_start=143
@@ -55,43 +55,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERMESSAGE']._serialized_start=664
   _globals['_SERVERMESSAGE']._serialized_end=901
   _globals['_JOB']._serialized_start=904
-  _globals['_JOB']._serialized_end=1061
-  _globals['_LISTJOBSREQUEST']._serialized_start=1063
-  _globals['_LISTJOBSREQUEST']._serialized_end=1094
-  _globals['_LISTJOBSREPLY']._serialized_start=1096
-  _globals['_LISTJOBSREPLY']._serialized_end=1144
-  _globals['_FETCHARCHIVEREQUEST']._serialized_start=1146
-  _globals['_FETCHARCHIVEREQUEST']._serialized_end=1180
-  _globals['_CHUNK']._serialized_start=1182
-  _globals['_CHUNK']._serialized_end=1203
-  _globals['_DECIDEREQUEST']._serialized_start=1205
-  _globals['_DECIDEREQUEST']._serialized_end=1265
-  _globals['_DECIDEREPLY']._serialized_start=1267
-  _globals['_DECIDEREPLY']._serialized_end=1320
-  _globals['_VIEW']._serialized_start=1322
-  _globals['_VIEW']._serialized_end=1432
-  _globals['_LEASE']._serialized_start=1435
-  _globals['_LEASE']._serialized_end=1647
-  _globals['_WAIT']._serialized_start=1649
-  _globals['_WAIT']._serialized_end=1688
-  _globals['_NEXTTASKREQUEST']._serialized_start=1690
-  _globals['_NEXTTASKREQUEST']._serialized_end=1735
-  _globals['_NEXTTASKREPLY']._serialized_start=1737
-  _globals['_NEXTTASKREPLY']._serialized_end=1834
-  _globals['_FETCHMODELREQUEST']._serialized_start=1836
-  _globals['_FETCHMODELREQUEST']._serialized_end=1914
-  _globals['_MODELHEADER']._serialized_start=1916
-  _globals['_MODELHEADER']._serialized_end=2004
-  _globals['_FETCHMODELREPLY']._serialized_start=2006
-  _globals['_FETCHMODELREPLY']._serialized_end=2109
-  _globals['_RELEASELEASEREQUEST']._serialized_start=2111
-  _globals['_RELEASELEASEREQUEST']._serialized_end=2215
-  _globals['_RELEASELEASEREPLY']._serialized_start=2217
-  _globals['_RELEASELEASEREPLY']._serialized_end=2276
-  _globals['_RENEWREQUEST']._serialized_start=2278
-  _globals['_RENEWREQUEST']._serialized_end=2319
-  _globals['_RENEWREPLY']._serialized_start=2321
-  _globals['_RENEWREPLY']._serialized_end=2400
-  _globals['_FEDERATION']._serialized_start=2467
-  _globals['_FEDERATION']._serialized_end=3062
+  _globals['_JOB']._serialized_end=1100
+  _globals['_LISTJOBSREQUEST']._serialized_start=1102
+  _globals['_LISTJOBSREQUEST']._serialized_end=1133
+  _globals['_LISTJOBSREPLY']._serialized_start=1135
+  _globals['_LISTJOBSREPLY']._serialized_end=1183
+  _globals['_FETCHARCHIVEREQUEST']._serialized_start=1185
+  _globals['_FETCHARCHIVEREQUEST']._serialized_end=1219
+  _globals['_CHUNK']._serialized_start=1221
+  _globals['_CHUNK']._serialized_end=1242
+  _globals['_DECIDEREQUEST']._serialized_start=1244
+  _globals['_DECIDEREQUEST']._serialized_end=1304
+  _globals['_DECIDEREPLY']._serialized_start=1306
+  _globals['_DECIDEREPLY']._serialized_end=1359
+  _globals['_VIEW']._serialized_start=1361
+  _globals['_VIEW']._serialized_end=1471
+  _globals['_LEASE']._serialized_start=1474
+  _globals['_LEASE']._serialized_end=1686
+  _globals['_WAIT']._serialized_start=1688
+  _globals['_WAIT']._serialized_end=1727
+  _globals['_NEXTTASKREQUEST']._serialized_start=1729
+  _globals['_NEXTTASKREQUEST']._serialized_end=1816
+  _globals['_NEXTTASKREPLY']._serialized_start=1818
+  _globals['_NEXTTASKREPLY']._serialized_end=1915
+  _globals['_FETCHMODELREQUEST']._serialized_start=1917
+  _globals['_FETCHMODELREQUEST']._serialized_end=1995
+  _globals['_MODELHEADER']._serialized_start=1997
+  _globals['_MODELHEADER']._serialized_end=2085
+  _globals['_FETCHMODELREPLY']._serialized_start=2087
+  _globals['_FETCHMODELREPLY']._serialized_end=2190
+  _globals['_RELEASELEASEREQUEST']._serialized_start=2192
+  _globals['_RELEASELEASEREQUEST']._serialized_end=2296
+  _globals['_RELEASELEASEREPLY']._serialized_start=2298
+  _globals['_RELEASELEASEREPLY']._serialized_end=2357
+  _globals['_RENEWREQUEST']._serialized_start=2359
+  _globals['_RENEWREQUEST']._serialized_end=2400
+  _globals['_RENEWREPLY']._serialized_start=2402
+  _globals['_RENEWREPLY']._serialized_end=2481
+  _globals['_FEDERATION']._serialized_start=2548
+  _globals['_FEDERATION']._serialized_end=3143
 # @@protoc_insertion_point(module_scope)

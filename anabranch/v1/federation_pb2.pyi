@@ -110,7 +110,7 @@ class ServerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., job_changed: _Optional[_Union[JobChanged, _Mapping]] = ..., abort: _Optional[_Union[AbortLease, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "terms", "status", "decision", "head", "submitted", "manifest", "revival")
+    __slots__ = ("id", "terms", "status", "decision", "head", "submitted", "manifest", "revival", "newest")
     ID_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class Job(_message.Message):
     SUBMITTED_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     REVIVAL_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
     id: str
     terms: bytes
     status: str
@@ -127,7 +128,8 @@ class Job(_message.Message):
     submitted: _audit_pb2.Receipt
     manifest: bytes
     revival: bool
-    def __init__(self, id: _Optional[str] = ..., terms: _Optional[bytes] = ..., status: _Optional[str] = ..., decision: _Optional[str] = ..., head: _Optional[int] = ..., submitted: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., manifest: _Optional[bytes] = ..., revival: _Optional[bool] = ...) -> None: ...
+    newest: _audit_pb2.Receipt
+    def __init__(self, id: _Optional[str] = ..., terms: _Optional[bytes] = ..., status: _Optional[str] = ..., decision: _Optional[str] = ..., head: _Optional[int] = ..., submitted: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ..., manifest: _Optional[bytes] = ..., revival: _Optional[bool] = ..., newest: _Optional[_Union[_audit_pb2.Receipt, _Mapping]] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
     __slots__ = ("seen",)
@@ -216,12 +218,14 @@ class Wait(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class NextTaskRequest(_message.Message):
-    __slots__ = ("jobs", "seen")
+    __slots__ = ("jobs", "seen", "cycles_left")
     JOBS_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
+    CYCLES_LEFT_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedScalarFieldContainer[str]
     seen: int
-    def __init__(self, jobs: _Optional[_Iterable[str]] = ..., seen: _Optional[int] = ...) -> None: ...
+    cycles_left: int
+    def __init__(self, jobs: _Optional[_Iterable[str]] = ..., seen: _Optional[int] = ..., cycles_left: _Optional[int] = ...) -> None: ...
 
 class NextTaskReply(_message.Message):
     __slots__ = ("lease", "wait")

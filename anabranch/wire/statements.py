@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from anabranch.errors import Reason, Refused
 from anabranch.terms import Digest, Name, explain
+from anabranch.tlog.claim import PrivacyClaim
 from anabranch.wire import canonical, limits
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
@@ -73,9 +74,10 @@ class UpdateStatement(BaseModel):
     steps: Count
     release: Label  # of the agent
     checkpoint: SeenCheckpoint
+    privacy: PrivacyClaim | None = None  # exactly where the terms have [privacy]
 
     def encode(self) -> builtins.bytes:
-        """The payload to sign: canonical JSON, without `num_examples` when it is None."""
+        """The payload to sign: canonical JSON, without what is None."""
         predicate = self.model_dump(mode="json", exclude={"update", "delta_sha256"}, exclude_none=True)
         return _statement(self.update, self.delta_sha256, UPDATE_TYPE, predicate)
 

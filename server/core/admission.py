@@ -6,7 +6,9 @@ Identity is not checked here; the transport has established it and `silo` is who
 from dataclasses import dataclass
 
 from anabranch.errors import Reason, Refused
-from anabranch.terms import JobTerms
+from anabranch.terms import JobFile, JobTerms
+from anabranch.tlog.claim import PrivacyClaim
+from anabranch.wire import canonical
 from anabranch.wire.statements import UpdateStatement
 
 
@@ -44,11 +46,13 @@ def admit(
     4. The silo approved exactly these terms, and still does.
     5. The job can still use it: not ended, not older than `max_staleness`.
     6. Its size is what the manifest says; record counts come only if the terms ask for them.
+    7. It claims noise exactly if the terms ask for privacy, and such as they ask for.
     """
     lease, job = _held(federation, silo, statement, lease, job)  # 1, 2
     _follows_the_lease(silo, statement, lease, job)  # 3, 4
     staleness = _staleness(lease, job)  # 5
     _fits(statement, job)  # 6
+    _claims(statement.privacy, job.terms.file)  # 7
     return staleness
 
 
@@ -120,6 +124,29 @@ def _fits(statement: UpdateStatement, job: JobFacts) -> None:
         raise Refused(
             Reason.MALFORMED, "an update of 0 examples has no weight; send it only after training on records"
         )
+
+
+def _claims(claim: PrivacyClaim | None, file: JobFile) -> None:
+    """Whether the claim is true only the silo knows; this is whether it can be."""
+    wanted = file.privacy
+    if (wanted is None) != (claim is None):
+        raise Refused(
+            Reason.MALFORMED, "a claim of privacy comes with updates of jobs with [privacy], and always"
+        )
+    if wanted is None or claim is None:
+        return
+    told = {
+        "unit": claim.unit == wanted.unit,
+        "delta": canonical.from_hexfloat(claim.delta) == wanted.delta,
+        "max_grad_norm": canonical.from_hexfloat(claim.max_grad_norm) == wanted.max_grad_norm,
+        "steps": claim.steps <= file.training.local_steps,
+        "cycles": claim.cycles <= wanted.cycles_max,
+        "sample_rate": 0 < canonical.from_hexfloat(claim.sample_rate) <= 1,
+        "noise_multiplier": canonical.from_hexfloat(claim.noise_multiplier) > 0,
+    }
+    wrong = [name for name, fits in told.items() if not fits]
+    if wrong:
+        raise Refused(Reason.MALFORMED, f"the claim of privacy does not fit the terms: {', '.join(wrong)}")
 
 
 def check_norm(norm: float, limit: float | None) -> None:

@@ -103,7 +103,14 @@ class Federation:
 
     def _offered(self, silo: str, seen: int) -> list[OfferedJob]:
         continuing = self._rooms.log.continuing
-        return [replace(job, receipt=continuing(job.receipt, seen)) for job in self._rooms.jobs.offered(silo)]
+        return [
+            replace(
+                job,
+                receipt=continuing(job.receipt, seen),
+                newest=None if job.newest is None else continuing(job.newest, seen),
+            )
+            for job in self._rooms.jobs.offered(silo)
+        ]
 
     async def FetchArchive(
         self, request: pb.FetchArchiveRequest, _peer: Peer
@@ -121,7 +128,8 @@ class Federation:
 
     async def NextTask(self, request: pb.NextTaskRequest, peer: Peer) -> pb.NextTaskReply:
         jobs = list(codec.capped(request.jobs, limits.JOBS, "jobs"))
-        task = await asyncio.to_thread(self._rooms.scheduling.next_task, peer.silo, jobs)
+        spent = request.HasField("cycles_left") and request.cycles_left == 0
+        task = await asyncio.to_thread(self._rooms.scheduling.next_task, peer.silo, jobs, spent)
         if isinstance(task, Lease):
             issued = await continuing(self._rooms.log, task.receipt, request.seen)
             return pb.NextTaskReply(lease=_lease(task, issued))
@@ -222,6 +230,7 @@ def _job(job: OfferedJob) -> pb.Job:
         submitted=codec.receipt_to_proto(job.receipt),
         manifest=job.manifest,
         revival=job.revival,
+        newest=None if job.newest is None else codec.receipt_to_proto(job.newest),
     )
 
 

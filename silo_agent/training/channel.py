@@ -54,6 +54,19 @@ class Begin(TypedDict):
     device: NotRequired[str]  # of a reviver's process: cpu, cuda:0; a silo's takes a GPU where it sees one
 
 
+class Noise(TypedDict):
+    """How a cycle of a job with [privacy] is made private. The daemon has put it down in its ledger before it asks."""
+
+    noise_multiplier: float  # standard deviation of the noise over max_grad_norm
+    sample_rate: float  # probability of a unit to be in a step
+
+
+class CountUnits(TypedDict):
+    """How many units have records in the split "train"; what the daemon works out the noise from."""
+
+    do: Literal["count"]
+
+
 class Train(TypedDict):
     do: Literal["train"]
     cycle: str  # the lease
@@ -61,6 +74,7 @@ class Train(TypedDict):
     parameters: str  # canonical tensor file of the base version
     steps: int
     out: str  # where to write the update
+    privacy: NotRequired[Noise]  # there if the job has [privacy], and only then
 
 
 class Evaluate(TypedDict):
@@ -96,11 +110,12 @@ class Stop(TypedDict):
     do: Literal["stop"]
 
 
-Request = Begin | Train | Evaluate | Revive | Stop
+Request = Begin | CountUnits | Train | Evaluate | Revive | Stop
 
 # Process to daemon. `is` is a keyword, hence the other spelling of a TypedDict.
 
 Ready = TypedDict("Ready", {"is": Literal["ready"], "kind": Literal["managed", "script"]})
+Counted = TypedDict("Counted", {"is": Literal["counted"], "units": Count})
 Progress = TypedDict(
     "Progress",
     {
@@ -151,7 +166,7 @@ Failed = TypedDict(
     },
 )
 
-Message = Ready | Progress | Trained | Evaluated | Revived | Rested | Failed
+Message = Ready | Counted | Progress | Trained | Evaluated | Revived | Rested | Failed
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(
     Annotated[Message, Field(discriminator="is")], config=ConfigDict(extra="forbid", strict=True)

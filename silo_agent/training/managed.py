@@ -7,6 +7,9 @@ base, the data and the position, and a cycle that was killed and resumed gives t
 Two files in the work folder hold what that takes: `cycle.safetensors`, the cycle in progress as of its last save, and
 `between.safetensors`, written when a cycle ends, with the position before and after it: the same lease again starts
 from "before".
+
+A job with [privacy] takes its steps by `private.mechanism` instead, and nothing of the rest holds for it: which records
+come next is drawn anew in each step, no two runs are alike, and a cycle that was killed goes on with fresh noise.
 """
 
 import sys
@@ -14,18 +17,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anabranch.errors import Misuse
 from anabranch.terms import JobFile, Optimizer, seconds
-from silo_agent.training import saved, tensors
+from silo_agent.training import private, saved, tensors
 from silo_agent.training.adapters import adapted, base_digest
-from silo_agent.training.channel import Evaluate, Evaluated, Progress, Train, Trained
+from silo_agent.training.channel import Counted, Evaluate, Evaluated, Progress, Train, Trained
 from silo_agent.training.course import Course, Position, seed_of, shuffled
 from silo_agent.training.padding import pad
+from silo_agent.training.private.noise import Source
+from silo_agent.training.private.units import Units, units_of
 from silo_agent.training.speed import Meter, counts
 from silo_agent.training.task import Dataset, Garbage, SiloData, Task, metrics_of, records
+
+if TYPE_CHECKING:
+    from silo_agent.training.private.mechanism import Mechanism
 
 Report = Callable[[Progress], None]
 Values = dict[str, torch.Tensor]
@@ -40,6 +49,7 @@ class _Run:
     start: Position
     base: Values  # trainable parameters of the base version, where a proximal term pulls towards them
     meter: Meter
+    mechanism: "Mechanism | None"  # of a job with [privacy]
     step: int = 0
     loss: float = 0.0  # sum over the steps so far
 
@@ -65,6 +75,9 @@ class Managed:
         self._cycle_file, self._between_file = work / "cycle.safetensors", work / "between.safetensors"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._datasets: dict[str, Dataset] = {}
+        if file.privacy is not None:
+            private.require()
+        self._source, self._proven = Source(), file.privacy is None
         model = build_model(task, file, base)
         self.manifest = tensors.manifest_of(model, file.training.buffers)
         self.base_sha256 = base_digest(model, file.training.buffers)
@@ -78,9 +91,13 @@ class Managed:
     ) -> Trained | None:
         """Run the cycle, or the rest of it, and write the update to `request["out"]`.
 
-        None when `leaving` became true first: the cycle is saved and the same lease resumes it.
+        None when `leaving` became true first: the cycle is saved and the same lease resumes it. Raises Misuse where the
+        job has [privacy] and the request no noise, or the other way round.
         """
         cycle, steps, save_every = request["cycle"], request["steps"], seconds(self._file.training.save_every)
+        secret = self._file.privacy is not None
+        if secret != ("privacy" in request):
+            raise Misuse(f"the job {'has' if secret else 'has no'} [privacy], and the request says otherwise")
         run = self._begin(request)
         saved_at = self._clock()
         while run.step < steps:
@@ -88,25 +105,34 @@ class Managed:
                 self._save(request, run)
                 return None
             loss = self._step(run)
-            speed = run.meter.speed()
-            report(
-                {"is": "progress", "cycle": cycle, "step": run.step, "steps": steps, "loss": loss, **speed}
-            )
+            told: Progress = {"is": "progress", "cycle": cycle, "step": run.step, "steps": steps}
+            # With privacy nothing else: the loss is the records', and the speed shows how many there were in the step.
+            report(told if secret else {**told, "loss": loss, **run.meter.speed()})
             if self._clock() - saved_at >= save_every:
                 self._save(request, run)
                 saved_at = self._clock()
+        if run.mechanism is not None:
+            run.mechanism.close()
         tensors.save_update(self.model, Path(request["parameters"]), Path(request["out"]), self.manifest)
         self._conclude(cycle, run)
         return {
             "is": "trained",
             "cycle": cycle,
-            "num_examples": len(self._dataset("train")),
+            "num_examples": 0 if secret else len(self._dataset("train")),
             "steps": steps,
-            "metrics": {"loss": run.loss / steps},
+            "metrics": {} if secret else {"loss": run.loss / steps},
         }
+
+    def count(self) -> Counted:
+        """How many units of privacy the split "train" has; of a job without [privacy], how many records."""
+        return {"is": "counted", "units": self._units().count}
 
     def evaluate(self, request: Evaluate, report: Report) -> Evaluated:
         """Metrics of a version on one split. Leaves nothing behind."""
+        if self._file.privacy is not None:
+            raise Garbage(
+                "EvaluationUnsupported", "the job has [privacy], and metrics of records have no noise in them"
+            )
         evaluate = getattr(self._task, "evaluate", None)
         if evaluate is None:
             raise Garbage("NoEvaluate", "the task has no method evaluate(model, batches)")
@@ -130,13 +156,16 @@ class Managed:
         between = saved.read(self._between_file) or {}
         place = between.get("start" if between.get("cycle") == cycle else "end", {})
         start = Position(**place.get("position", {}))
+        self._prove(request)
         self._load(cycle, Path(request["parameters"]))
         base = {} if self._file.training.proximal is None else self._trainable()
         self.model.train()
         state = saved.read(self._cycle_file) or {}
         resumed = state.get("key") == _key(request)
         position = Position(**state["position"]) if resumed else start
-        run = _Run(self._optimizer(), Course(seed, self._order(), position), start, base, Meter(self._clock))
+        optimizer, course = self._optimizer(), Course(seed, self._order(), position)
+        mechanism = self._mechanism(optimizer, request)
+        run = _Run(optimizer, course, start, base, Meter(self._clock), mechanism)
         # Random state comes last: whether anything above draws depends on what this process did before.
         if not resumed:
             saved.seed_all(seed_of(seed, cycle))
@@ -148,19 +177,62 @@ class Managed:
         saved.restore_random_state(state["random"])
         return run
 
+    def _prove(self, request: Train) -> None:
+        """Once, and before anything is loaded. What it does to the model's state `_load` undoes."""
+        if self._proven:
+            return
+        self.model.train()
+        saved.seed_all(seed_of("prove", self._file.job.seed))
+        if mechanism := self._mechanism(self._optimizer(), request):
+            mechanism.prove()
+            mechanism.close()
+        self._proven = True
+
+    def _mechanism(self, optimizer: torch.optim.Optimizer, request: Train) -> "Mechanism | None":
+        if self._file.privacy is None:
+            return None
+        from silo_agent.training.private.mechanism import Mechanism
+
+        dataset = self._dataset("train")
+        return Mechanism(
+            self._task,
+            self.model,
+            optimizer,
+            self._file.privacy,
+            request["privacy"],
+            self._units(),
+            lambda indices: records(dataset, indices, self._data.transform),
+            self._collated,
+            self._source,
+        )
+
+    def _units(self) -> Units:
+        privacy = self._file.privacy
+        return units_of(self._task, self._dataset("train"), "example" if privacy is None else privacy.unit)
+
     def _step(self, run: _Run) -> float:
+        """One step of the optimizer; the loss of its batch, 0 with privacy."""
+        run.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        if run.mechanism is None:
+            loss = self._descend(run)
+        else:
+            run.mechanism.gradient()
+        self._pull(run.base)  # after the noise: it depends on no record
+        run.optimizer.step()
+        run.step += 1
+        run.loss += loss
+        return loss
+
+    def _descend(self, run: _Run) -> float:
+        """Leave the gradient of the next batch's loss; the loss."""
         dataset = self._dataset("train")
         indices = run.course.take(min(self._file.training.batch_size, len(dataset)))
         batch = self._batch(dataset, indices)
         run.meter.count(len(indices), counts(batch)[1])
-        run.optimizer.zero_grad(set_to_none=True)
         loss = _checked(self._task.loss(self.model, batch), self._task.loss)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._pull(run.base)
-        run.optimizer.step()
-        run.step += 1
-        run.loss += (value := loss.item())
-        return value
+        return loss.item()
 
     @torch.no_grad()
     def _pull(self, base: Values) -> None:
@@ -251,8 +323,11 @@ class Managed:
             report({"is": "progress", "cycle": request["cycle"], "step": done, "steps": count})
 
     def _batch(self, dataset: Dataset, indices: Any) -> Any:
+        return self._collated(records(dataset, indices, self._data.transform))
+
+    def _collated(self, some: list[Any]) -> Any:
         collate = getattr(self._task, "collate", torch.utils.data.default_collate)
-        return _to(collate(records(dataset, indices, self._data.transform)), self._device)
+        return _to(collate(some), self._device)
 
 
 def build_model(task: Task, file: JobFile, base: Path | None = None) -> torch.nn.Module:
@@ -290,7 +365,8 @@ def optimizer_for(model: torch.nn.Module, settings: Optimizer) -> torch.optim.Op
 
 def _key(request: Train) -> dict[str, Any]:
     """What must be equal for a saved cycle to be the rest of this one."""
-    return {"cycle": request["cycle"], "version": request["version"], "steps": request["steps"]}
+    noise = {"privacy": request["privacy"]} if "privacy" in request else {}
+    return {"cycle": request["cycle"], "version": request["version"], "steps": request["steps"], **noise}
 
 
 def _checked(loss: Any, culprit: Callable[..., Any]) -> torch.Tensor:

@@ -138,12 +138,15 @@ def _serve_managed(channel: "Channel", setup: Setup) -> None:
             answer: Message | None = None
             if request["do"] == "train":
                 answer = managed.train(request, channel.report, lambda: _leaving)
+            elif request["do"] == "count":
+                answer = managed.count()
             elif request["do"] == "evaluate":
                 answer = managed.evaluate(request, channel.report)
         except BaseException as error:
             traceback.print_exc()
             managed = None  # whatever the failure left in the model, the next cycle starts with a new one
-            answer = failure(error, setup.archive, None if request["do"] == "begin" else request["cycle"])
+            of = None if request["do"] == "begin" or request["do"] == "count" else request["cycle"]
+            answer = failure(error, setup.archive, of)
         if answer is not None:
             channel.send(answer)
 
@@ -182,7 +185,7 @@ class InFederation:
         request = None if _leaving else self._channel.receive()
         if request is None or request["do"] == "stop":
             return None
-        if request["do"] != "begin":
+        if request["do"] != "begin" and request["do"] != "count":
             self._cycle.append(request["cycle"])
         return request
 

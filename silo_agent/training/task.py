@@ -31,6 +31,7 @@ class Task(Protocol):
     * `collate(records) -> batch`: instead of torch's default
     * `optimizer(model) -> torch.optim.Optimizer`: instead of the one in the job file
     * `sampler(dataset, generator) -> Sequence[int]`: one epoch's order of indices, drawn with `generator` only
+    * `subjects(dataset) -> Sequence[str | bytes | int]`: whose each record is; needed where `[privacy]` hides subjects
 
     * `inputs() -> silo_agent.Images` or `Texts`, or an object like those of `reviver.inputs.Inputs`: what the model takes,
       so that a reviver can make such inputs; without it the job runs without revival
@@ -51,7 +52,8 @@ class Task(Protocol):
         ...
 
     def loss(self, model: "torch.nn.Module", batch: Any) -> "torch.Tensor":
-        """A scalar to minimise."""
+        """A scalar to minimise. With `[privacy]` the mean over the batch of what each record's is by itself, or one number
+        for each record, shape (n,)."""
         ...
 
 

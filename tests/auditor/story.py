@@ -17,6 +17,7 @@ from anabranch.rules.buffer import Plan
 from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.terms import Aggregation, Job, JobFile, JobTerms, ServerOptimizer, Silos
 from anabranch.tlog.checkpoint import Checkpoint
+from anabranch.tlog.claim import PrivacyClaim
 from anabranch.tlog.entry import Actor, Outcome, Sealed, Target, seal
 from anabranch.wire import canonical, statements
 from anabranch.wire.tensors import Manifest, TensorSpec, write_tensors
@@ -196,9 +197,13 @@ class Story:
         lease: str,
         private: Ed25519PrivateKey | None = None,
         seen: Checkpoint | None = None,
+        claim: PrivacyClaim | None = None,
         **changed: Any,
     ) -> Signed:
-        """`seen`: the silo's view of the log. `changed`: fields of the entry that differ from what was signed."""
+        """`seen`: the silo's view of the log. `claim`: of jobs with [privacy].
+
+        `changed`: fields of the entry that differ from what was signed.
+        """
         self.count += 1
         name, issued = f"update-{self.count}", self.leases[lease]
         rng = np.random.default_rng(self.count)
@@ -223,6 +228,7 @@ class Story:
             steps=5,
             release="0.1.0",
             checkpoint=statements.SeenCheckpoint(size=seen.size, root=seen.root.hex()),
+            privacy=claim,
         )
         detail = {
             "update": name,
@@ -235,6 +241,7 @@ class Story:
             "delta_sha256": delta,
             "statement_sha256": canonical.sha256(statement.encode()),
             "norm": canonical.hexfloat(1.5),
+            **({"privacy": claim.model_dump(mode="json")} if claim else {}),
         }
         sig = self.book.signed(statement.encode(), private or self.update_key(silo))
         self.book.log(

@@ -4,13 +4,14 @@ import json
 import shutil
 import socket
 import ssl
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 
 from cryptography import x509
 
-from anabranch.errors import Corrupt, Refused
+from anabranch.errors import Corrupt, Refused, Unavailable
 from anabranch.terms import JobTerms, parse_job_file, parse_terms
 from anabranch.tlog import checkpoint, entry, merkle
 from anabranch.tlog.receipt import Receipt
@@ -20,11 +21,14 @@ from anabranch.wire import codec
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.statements import EvaluationStatement
 from silo_agent import approval, config, identity, messages, outbox, policy, probe
+from silo_agent.budget.accounting import Event
+from silo_agent.budget.ledger import Ledger, Spend
+from silo_agent.budget.witnesses import signed_heads
 from silo_agent.receipts import LogView, journal
 from tests.fuzz import scratch, shapes
 from tests.fuzz.documents import JOB_TOML, bundles, ca, certificates, terms
 from tests.fuzz.target import Target
-from tests.fuzz.wire import KEY, ORIGIN, SIGNER, VERIFIER, envelopes, parsed
+from tests.fuzz.wire import KEY, ORIGIN, SIGNER, VERIFIER, entries, envelopes, parsed
 from tests.tlog.conftest import MemoryLog
 from tests.wire import pki
 from tests.wire.samples import MANIFEST
@@ -279,6 +283,42 @@ def torn_journal(data: bytes) -> None:
     assert json.loads(last)["checkpoint"] == "note"
 
 
+@cache
+def books() -> tuple[bytes, bytes]:
+    """A ledger of two charges, and its head."""
+    folder = scratch.folder("books")
+    for path in folder.iterdir():
+        path.unlink()
+    ledger = Ledger(folder, {}, lambda: 1_795_132_800.0)
+    for cycle in ("l-1", "l-2"):
+        ledger.charge(
+            Spend("records", "digits-1", cycle, "example", 1000, Event(0.1, 1.0, 10), 3.0, 1e-5, 20)
+        )
+    return (folder / "ledger.db").read_bytes(), (folder / "ledger-head.json").read_bytes()
+
+
+def opened_books(data: bytes, head: bytes) -> None:
+    """What is believed of a ledger is what was written into it."""
+    folder = scratch.folder("ledger")
+    (folder / "ledger.db").write_bytes(data)
+    (folder / "ledger-head.json").write_bytes(head)
+    found = Ledger(folder, {}).charges()
+    assert [one.spend.cycle for one in found] == ["l-1", "l-2"]
+
+
+def witness(data: bytes) -> None:
+    """A journal is a witness or none, and never an error."""
+    home = config.Home(scratch.folder("witness"))
+    (home.path / "jobs" / "digits-1").mkdir(parents=True, exist_ok=True)
+    (home.path / "jobs" / "digits-1" / "receipts.jsonl").write_bytes(data)
+    assert all(len(head) == 64 for head in signed_heads(home))
+
+
+def witnesses() -> list[bytes]:
+    leaf = next(one for one in entries() if b'"type":"update.received"' in one)
+    return [json.dumps({"entry": b64encode(leaf).decode()}).encode() + b"\n", b'{"entry":""}\n{"ent']
+
+
 def own_identity(which: str) -> Callable[[bytes], None]:
     """One file of the silo's own identity damaged."""
 
@@ -343,6 +383,9 @@ SILO = (
     Target("log view", log_view, log_views, shapes.json_document, errors=(Corrupt,)),
     Target("outbox entry", outbox_entry, lambda: envelopes()[:1], shapes.json_document, errors=(Corrupt,)),
     Target("sequence", sequence, lambda: [b"7\n"], errors=(Corrupt,)),
+    Target("ledger", lambda data: opened_books(data, books()[1]), lambda: [books()[0]], errors=(Corrupt, Unavailable)),
+    Target("head of the ledger", lambda data: opened_books(books()[0], data), lambda: [books()[1]], shapes.json_document, errors=(Corrupt,)),
+    Target("receipts as witnesses", witness, witnesses),
     Target("receipts journal", torn_journal, lambda: [b'{"a":1}\n{"b"']),
     *map(own, (identity.TLS_CHAIN, identity.TLS_KEY, identity.UPDATE_KEY, identity.FEDERATION)),
 )  # fmt: skip

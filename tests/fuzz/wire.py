@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from anabranch.errors import Reason, Refused
 from anabranch.tlog import checkpoint, entry, merkle, note, receipt, tiles
+from anabranch.tlog.claim import PrivacyClaim
 from anabranch.v1 import audit_pb2
 from anabranch.wire import canonical, codec, dsse, limits, squeeze, statements
 from tests.fuzz import shapes
@@ -230,6 +231,12 @@ def signed() -> dict[str, bytes]:
         base_sha256=A, delta_sha256=B, bytes=4096, terms_sha256=C, manifest_sha256=A, num_examples=7, steps=20,
         release="0.1.0", checkpoint=statements.SeenCheckpoint(size=5, root=A),
     )  # fmt: skip
+    one = canonical.hexfloat(1.0)
+    claim = PrivacyClaim(
+        unit="example", sample_rate=one, noise_multiplier=one, max_grad_norm=one, steps=20, delta=one, cycles=3,
+        ledger_head=A,
+    )  # fmt: skip
+    private = update.model_copy(update={"num_examples": None, "privacy": claim})
     decision = statements.DecisionStatement(
         federation="fed.example", job="digits", terms_sha256=A, decision="approve", silo="north", time=TIME
     )
@@ -237,7 +244,12 @@ def signed() -> dict[str, bytes]:
         federation="fed.example", job="digits", lease="l-1", nonce="0" * 32, version=12, view_sha256=A,
         split="validation", metrics={"accuracy": canonical.hexfloat(0.5)}, num_examples=7,
     )  # fmt: skip
-    return {"update": update.encode(), "decision": decision.encode(), "evaluation": evaluation.encode()}
+    return {
+        "update": update.encode(),
+        "private": private.encode(),
+        "decision": decision.encode(),
+        "evaluation": evaluation.encode(),
+    }
 
 
 def envelope(data: bytes) -> bytes:
@@ -269,7 +281,7 @@ WIRE = (
     Target("inclusion proof", inclusion, inclusions),
     Target("consistency proof", consistency, consistencies),
     Target("receipt", proven, receipts, shapes.message(audit_pb2.Receipt)),
-    Target("update statement", lambda data: statements.parse_update(data).encode(), lambda: [signed()["update"]], shapes.json_document),
+    Target("update statement", lambda data: statements.parse_update(data).encode(), lambda: [signed()["update"], signed()["private"]], shapes.json_document),
     Target("decision statement", lambda data: statements.parse_decision(data).encode(), lambda: [signed()["decision"]], shapes.json_document),
     Target("evaluation statement", lambda data: statements.parse_evaluation(data).encode(), lambda: [signed()["evaluation"]], shapes.json_document),
     Target("envelope", envelope, envelopes, shapes.json_document),

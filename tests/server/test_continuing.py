@@ -17,6 +17,7 @@ from server import metrics
 from server.audit.log import Log
 from silo_agent import approval
 from silo_agent.agent import Connection, connect
+from silo_agent.budget.ledger import open_ledger
 from silo_agent.config import Home
 from silo_agent.cycle import Cycle, Site
 from silo_agent.enrol import enrol
@@ -93,9 +94,8 @@ def work(edge: Edge, silo: Connection, cycles: int) -> Counter[str]:
     approval.announce(
         silo.client, silo.who, silo.log, proposal, "approve", Policy(), silo.home.job(job) / "receipts.jsonl"
     )
-    site = Site(
-        silo.home, silo.who, silo.client, silo.log, Outbox(silo.home.outbox), Progress(), 1, lambda _: True
-    )
+    outbox, ledger = Outbox(silo.home.outbox), open_ledger(silo.home)
+    site = Site(silo.home, silo.who, silo.client, silo.log, outbox, Progress(), 1, lambda _: True, ledger)
     trainer: Any = Trainer(lambda: MANIFEST, 1)
     for _ in range(cycles):
         grow(edge.server, 2)

@@ -150,6 +150,7 @@ class Federation(_Answers):
 
     def NextTask(self, request: Any, context: Any) -> Any:
         self.guard("NextTask", context)
+        self.world.left.append(request.cycles_left if request.HasField("cycles_left") else None)
         if self.world.leases:
             return pb.NextTaskReply(lease=self.world.leases[0])
         return pb.NextTaskReply(wait=pb.Wait(seconds=0.1, reason="nothing to do"))
@@ -216,6 +217,7 @@ class Updates(_Answers):
             "delta_sha256": statement.delta_sha256,
             "statement_sha256": canonical.sha256(envelope.payload),
             "norm": canonical.hexfloat(1.0),
+            **({"privacy": statement.privacy.model_dump(mode="json")} if statement.privacy else {}),
         }
         target = Target(kind="update", id=statement.update)
         receipt = self.world.log.append(

@@ -46,6 +46,16 @@ def test_the_policy_that_enrolment_writes_denies_every_job() -> None:
         ("[data.Bad]\npath = '/x'", "data"),
         ("[data.default]\npath = 'relative'", "absolute"),
         ("[approve]\nterms = ['abc']", "approve.terms"),
+        ("[data.default]\npath = '/x'\n[data.default.privacy]\nepsilon = 0\ndelta = 1e-5", "privacy.epsilon"),
+        (
+            "[data.default]\npath = '/x'\n[data.default.privacy]\nepsilon = inf\ndelta = 1e-5",
+            "privacy.epsilon",
+        ),
+        ("[data.default]\npath = '/x'\n[data.default.privacy]\nepsilon = 1\ndelta = 1", "privacy.delta"),
+        (
+            "[data.default]\npath = '/x'\n[data.default.privacy]\nepsilon = 1\ndelta = 0.1\nunits = []",
+            "privacy.units",
+        ),
         ("unknown = 1", "unknown"),
         ("[run", "TOML"),
     ],
@@ -62,6 +72,52 @@ def test_a_bound_data_set_admits_the_job_that_asks_for_it_and_no_other() -> None
     assert admit(rules, terms()).data.params == {"site": "north", "rate": 0.5}
     with pytest.raises(Refused, match="asks for data 'other' and this site binds default"):
         admit(rules, terms("other"))
+
+
+CEILING = "[data.default.privacy]\nepsilon = 5.0\ndelta = 1e-5\n"
+
+
+def private(**changes: object) -> JobTerms:
+    said = {"unit": "example", "epsilon": 3.0, "delta": 1e-5, "cycles_max": 4} | changes
+    lines = "\n".join(
+        f'{key} = "{value}"' if key == "unit" else f"{key} = {value}" for key, value in said.items()
+    )
+    file = parse_job_file(
+        f'[job]\nname = "tiny"\ntask = "task.py:Tiny"\n[training]\nbuffers = "none"\n[privacy]\n{lines}\n'
+    )
+    return terms().model_copy(update={"file": file})
+
+
+def test_a_ceiling_admits_what_fits_under_it() -> None:
+    rules = parse_policy(BOUND + CEILING, "policy.toml")
+    admit(rules, private())
+    admit(rules, private(epsilon=5.0, unit="subject"))
+    admit(parse_policy(BOUND + CEILING + "required = false", "policy.toml"), terms())
+    admit(parse_policy(BOUND, "policy.toml"), private(epsilon=50.0))  # no ceiling, no word
+
+
+@pytest.mark.parametrize(
+    ("extra", "asked", "says"),
+    [
+        ("", terms(), "required = true: job tiny has no"),
+        ('units = ["subject"]', private(), "protects each example"),
+        ("", private(epsilon=5.1), "epsilon = 5.0: job tiny alone asks for 5.1"),
+        ("", private(delta=1e-4), "delta = 1e-05: job tiny asks for 0.0001"),
+    ],
+)
+def test_terms_that_do_not_fit_under_a_ceiling(extra: str, asked: JobTerms, says: str) -> None:
+    with pytest.raises(Refused, match=r"\[data\.default\.privacy\]") as refusal:
+        admit(parse_policy(BOUND + CEILING + extra, "policy.toml"), asked)
+    assert says in str(refusal.value)
+    assert refusal.value.code is Reason.POLICY
+
+
+def test_records_under_two_names_would_have_two_budgets() -> None:
+    other = '[data.other]\npath = "/srv/data"\n'
+    parse_policy(BOUND + other, "policy.toml")
+    for text in (BOUND + CEILING + other, other + BOUND + CEILING):
+        with pytest.raises(Refused, match=r"bound as .* as well"):
+            parse_policy(text, "policy.toml")
 
 
 def test_size_is_a_rule_of_the_site() -> None:

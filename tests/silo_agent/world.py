@@ -147,6 +147,7 @@ class World:
     archive: bytes = b""
     uploads: dict[str, Upload] = field(default_factory=dict)
     released: list[pb.ReleaseLeaseRequest] = field(default_factory=list)
+    left: list[int | None] = field(default_factory=list)  # of each question for work: cycles of training
     hellos: int = 0
     pushes: list[pb.ServerMessage] = field(default_factory=list)
     server_time: Callable[[], float] = time.time

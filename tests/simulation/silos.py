@@ -24,6 +24,7 @@ from server.jobs import OfferedJob as ServerJob
 from server.scheduling import Wait as ServerWait
 from silo_agent import messages
 from silo_agent.approval import Decision, Proposal, announce, examine
+from silo_agent.budget.ledger import open_ledger
 from silo_agent.config import Home
 from silo_agent.cycle import Site
 from silo_agent.identity import SiloIdentity
@@ -143,7 +144,9 @@ class Wire:
 
         return self._call(decide)
 
-    def next_task(self, job: str, seen: int) -> messages.Lease | messages.Wait:
+    def next_task(
+        self, job: str, seen: int, cycles_left: int | None = None
+    ) -> messages.Lease | messages.Wait:
         return self._call(lambda: self._next_task(job, seen))
 
     def _next_task(self, job: str, seen: int) -> messages.Lease | messages.Wait:
@@ -339,7 +342,8 @@ class Silo:
             approver_key=self.approver_key,
         )
         self.outbox = Outbox(self.home.outbox)
-        self.site = Site(self.home, who, client, self.log, self.outbox, Progress(), 1, lambda _: True)
+        ledger = open_ledger(self.home)
+        self.site = Site(self.home, who, client, self.log, self.outbox, Progress(), 1, lambda _: True, ledger)
 
     def torn(self) -> None:
         """The last line of a journal had not reached the disk: it may be half there."""

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anabranch.errors import Reason, Refused
+from anabranch.tlog.claim import PrivacyClaim
 from anabranch.wire import canonical, limits, statements
 from anabranch.wire.statements import DecisionStatement, EvaluationStatement, SeenCheckpoint, UpdateStatement
 
@@ -25,6 +26,16 @@ UPDATE = UpdateStatement(
     steps=20,
     release="0.1.0",
     checkpoint=SeenCheckpoint(size=12, root=A),
+)
+CLAIM = PrivacyClaim(
+    unit="example",
+    sample_rate=canonical.hexfloat(0.02),
+    noise_multiplier=canonical.hexfloat(1.1),
+    max_grad_norm=canonical.hexfloat(1.0),
+    steps=20,
+    delta=canonical.hexfloat(1e-5),
+    cycles=3,
+    ledger_head=B,
 )
 DECISION = DecisionStatement(
     federation="demo.example",
@@ -48,6 +59,7 @@ EVALUATION = EvaluationStatement(
 ALL = [
     (UPDATE, statements.parse_update),
     (UPDATE.model_copy(update={"num_examples": 41}), statements.parse_update),
+    (UPDATE.model_copy(update={"privacy": CLAIM}), statements.parse_update),
     (DECISION, statements.parse_decision),
     *((DECISION.model_copy(update={"revival": word}), statements.parse_decision) for word in (True, False)),
     (EVALUATION, statements.parse_evaluation),
@@ -73,6 +85,27 @@ def test_an_update_is_an_in_toto_statement_about_its_delta():
     assert "delta_sha256" not in value["predicate"]
     assert "num_examples" not in value["predicate"]
     assert value["predicate"]["checkpoint"] == {"size": 12, "root": A}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("unit", "silo"),
+        ("sample_rate", "0.02"),
+        ("noise_multiplier", 1),
+        ("steps", 0),
+        ("steps", True),
+        ("cycles", "3"),
+        ("ledger_head", "b" * 63),
+        ("units", 1000),
+    ],
+)
+def test_a_claim_of_privacy_is_closed(field, value):
+    private = UPDATE.model_copy(update={"privacy": CLAIM})
+    assert refused(statements.parse_update, _changed(private, ["predicate", "privacy", field], value)) is (
+        Reason.MALFORMED
+    )
+    assert b"privacy" not in UPDATE.encode()
 
 
 def test_a_decision_without_a_word_on_revival_has_the_bytes_it_always_had():
