@@ -276,6 +276,11 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
             raise ValueError(
                 'training.buffers: statistics of records would leave without noise; with [privacy] it is "none"'
             )
+        if self.feedback is not None:
+            raise ValueError(
+                "link.upload_feedback: an update would hold what earlier ones left out, whose noise is another's; "
+                "leave it out"
+            )
         return self
 
     @model_validator(mode="after")

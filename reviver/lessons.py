@@ -13,8 +13,8 @@ from reviver.reviver import Reviver
 from reviver.trial import Unsupported, inputs_of
 from silo_agent.training import tensors
 from silo_agent.training.adapters import base_digest, check_base
+from silo_agent.training.building import build_model
 from silo_agent.training.channel import Rested, Revive, Revived, Teaching
-from silo_agent.training.managed import build_model
 from silo_agent.training.runner import check_manifest
 from silo_agent.training.task import Task, load_task
 

@@ -10,7 +10,8 @@ import torch
 from anabranch.terms import JobFile
 from silo_agent.training import tensors
 from silo_agent.training.adapters import base_digest
-from silo_agent.training.managed import Managed, build_model
+from silo_agent.training.building import build_model
+from silo_agent.training.managed import Managed
 from silo_agent.training.task import SiloData, Task
 from simulator.engine import Trained
 from simulator.flat import Flat, read, write

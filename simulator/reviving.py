@@ -12,7 +12,7 @@ from reviver import lessons
 from reviver.reviver import Reviver
 from reviver.trial import Unsupported
 from server.core.revival import Ending
-from silo_agent.training.managed import build_model
+from silo_agent.training.building import build_model
 from simulator.engine import RevivalTask
 from simulator.flat import Flat
 from simulator.managed import ManagedTrainer

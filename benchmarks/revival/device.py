@@ -28,8 +28,8 @@ from benchmarks.gauge import forget_peak, peak_memory
 from reviver.device import settle
 from reviver.inputs import Pictures
 from reviver.reviver import Reviver
+from silo_agent.training.building import optimizer_for
 from silo_agent.training.inputs import Images
-from silo_agent.training.managed import optimizer_for
 from silo_agent.training.task import load_task
 
 JOB = Path(__file__).parent / "job"

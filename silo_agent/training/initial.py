@@ -20,9 +20,9 @@ from anabranch.terms import JobFile
 from anabranch.wire.tensors import Manifest
 from silo_agent.training import script, tensors
 from silo_agent.training.adapters import base_digest
+from silo_agent.training.building import build_model
 from silo_agent.training.channel import Message
 from silo_agent.training.made import Made
-from silo_agent.training.managed import build_model
 from silo_agent.training.task import Garbage, SiloData, load_task
 
 

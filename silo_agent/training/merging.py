@@ -13,7 +13,7 @@ import torch
 from anabranch.terms import JobTerms, parse_terms
 from silo_agent.training import tensors
 from silo_agent.training.adapters import base_digest, check_base
-from silo_agent.training.managed import build_model
+from silo_agent.training.building import build_model
 from silo_agent.training.runner import check_manifest
 from silo_agent.training.task import Garbage, load_task
 

@@ -23,7 +23,7 @@ from anabranch.wire.canonical import sha256
 from console.adapter import Wanted, Written, write
 from silo_agent.training import initial, tensors
 from silo_agent.training.archive import pack
-from silo_agent.training.managed import build_model
+from silo_agent.training.building import build_model
 from silo_agent.training.task import load_task
 
 WORDS = torch.arange(12).view(2, 6)

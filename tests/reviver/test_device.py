@@ -21,10 +21,10 @@ from reviver.device import Device, choose
 from server.core.revival import Report
 from silo_agent.trainer import TaskFailed
 from silo_agent.training import isolation, tensors
+from silo_agent.training.building import build_model
 from silo_agent.training.channel import Revive
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher
-from silo_agent.training.managed import build_model
 from silo_agent.training.task import load_task
 
 pytestmark = pytest.mark.timeout(300)

@@ -21,10 +21,10 @@ from reviver.lessons import Lessons, lessons_of
 from reviver.reviver import Reviver
 from silo_agent.trainer import TaskFailed
 from silo_agent.training import tensors
+from silo_agent.training.building import build_model
 from silo_agent.training.channel import Revive, Teaching
 from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher
-from silo_agent.training.managed import build_model
 from silo_agent.training.task import load_task
 from simulator.managed import ManagedTrainer
 from simulator.reviving import reviver_of

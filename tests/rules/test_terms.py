@@ -82,6 +82,31 @@ def test_a_script_has_a_loop_of_its_own():
         parse_job_file(JOB + "[training]\nproximal = 0\n")
 
 
+PRIVATE = "[privacy]\nepsilon = 8.0\ndelta = 1e-5\ncycles_max = 40\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", 'training.buffers: statistics of records would leave without noise; with .privacy. it is "none"'),
+        ('[training]\nbuffers = "none"\n[silos]\nweighting = "examples"\n', "silos.weighting: record counts"),
+        (
+            '[training]\nbuffers = "none"\n[link]\nupload_density = 0.1\nupload_feedback = 0.9\n',
+            "link.upload_feedback: an update would hold what earlier ones left out",
+        ),
+    ],
+)
+def test_what_privacy_does_not_go_with_is_said(text, words):
+    with pytest.raises(Refused, match=words):
+        parse_job_file(JOB + text + PRIVATE)
+
+
+def test_a_private_job_is_a_task():
+    with pytest.raises(Refused, match="a loop of its own, which nobody can hold to it"):
+        parse_job_file('[job]\nname = "x"\ntask = "train.py"\n[training]\nbuffers = "none"\n' + PRIVATE)
+    assert parse_job_file(JOB + '[training]\nbuffers = "none"\n' + PRIVATE).privacy is not None
+
+
 def test_what_a_strategy_assumes_stands_in_the_terms():
     """Silos approve values, not defaults that a later release might change."""
     said = json.loads(terms_of('[aggregation]\nstrategy = "fedasync"\nhinge = {}\n').encode())

@@ -14,7 +14,8 @@ from anabranch.errors import Refused
 from anabranch.terms import parse_job_file
 from anabranch.wire.tensors import read_tensors
 from silo_agent.training.adapters import base_digest, check_base
-from silo_agent.training.managed import Managed, build_model
+from silo_agent.training.building import build_model
+from silo_agent.training.managed import Managed
 from silo_agent.training.task import Garbage, SiloData, load_task
 
 TASK = """

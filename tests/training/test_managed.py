@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from anabranch.terms import Optimizer
 from anabranch.wire.tensors import read_tensors
+from silo_agent.training.building import build_model, optimizer_for
 from silo_agent.training.course import Course, Position, shuffled
-from silo_agent.training.managed import Managed, build_model, optimizer_for
+from silo_agent.training.managed import Managed
 from silo_agent.training.task import Garbage, SiloData, load_task
 
 # Everything a cycle draws on: dropout, a global generator, an optimizer with state, BatchNorm.

@@ -14,8 +14,9 @@ from anabranch.terms import JobFile, parse_job_file
 from anabranch.wire.tensors import check_values, read_tensors, write_tensors
 from silo_agent.policy import Bound
 from silo_agent.training import tensors
+from silo_agent.training.building import build_model, optimizer_for
 from silo_agent.training.launcher import Launcher
-from silo_agent.training.managed import Managed, build_model, optimizer_for
+from silo_agent.training.managed import Managed
 from silo_agent.training.padding import pad
 from silo_agent.training.task import SiloData, load_task
 from silo_agent.trial import try_job

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from anabranch.terms import Revival, parse_job_file
 from reviver.lessons import reviver_of
 from reviver.reviver import Reviver
-from silo_agent.training.managed import build_model
+from silo_agent.training.building import build_model
 from silo_agent.training.task import SiloData, load_task
 
 TEACHERS, KINDS, BEGUN, STEPS, BATCH, LR = 3, 6, 60, 30, 8, 0.006
