@@ -383,3 +383,39 @@ def test_a_head_tells_nothing_of_the_numbers(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         made.append(Ledger(tmp_path / name, {}, lambda: NOON).charge(spend()).hash)
     assert made[0] != made[1]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_charge_is_on_the_disk_before_it_returns(tmp_path: Path, reopened: Reopened) -> None:
+    """Power may go at once: the rows are synced, then the journal goes, and that it has gone is synced as well."""
+    reopened(now=time.time()).charge(spend("l-0"))
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom silo_agent.budget.ledger import Ledger\n"
+        "from tests.silo_agent.budget.conftest import spend\n"
+        "Ledger(Path(sys.argv[1]), {}).charge(spend('l-1'))\nos.write(1, b'returned')"
+    )
+    trace, calls = tmp_path / "trace", "fsync,fdatasync,unlink,/^rename,write,pwrite64"
+    strace = ["strace", "-f", "-y", "-e", f"trace={calls}", "-o", str(trace)]
+    done = subprocess.run(
+        [*strace, sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False
+    )
+    if b"ptrace" in done.stderr.lower():
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    lines = [
+        line
+        for line in trace.read_text().splitlines()
+        if "ledger" in line or "returned" in line or "sync" in line
+    ]
+
+    def at(*words: str, after: int = -1) -> int:
+        found = [n for n, line in enumerate(lines) if n > after and all(word in line for word in words)]
+        assert found, (words, lines)
+        return found[0]
+
+    written = at("pwrite64", "ledger.db>")
+    synced = at("sync(", "ledger.db>", after=written)
+    gone = at("unlink", "ledger.db-journal", after=synced)
+    directory = at("sync(", f"{tmp_path}>", after=gone)
+    head = at("rename", "ledger-head.json", after=directory)
+    at("write(1", "returned", after=at("fsync(", f"{tmp_path}>", after=head))
