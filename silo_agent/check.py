@@ -284,12 +284,11 @@ def _data(visit: Visit) -> str | Verdict:
 
 
 def _privacy(visit: Visit) -> str:
+    private, remedy = any(p.terms.file.privacy for p in _wanted(visit)), "Nothing trains privately until then"
     try:
-        return books.health(visit.home, any(p.terms.file.privacy for p in _wanted(visit)), visit.clock)
+        return books.health(visit.home, private, visit.clock)
     except (Corrupt, Refused) as error:
-        raise HopFailed(
-            "privacy", str(error), "Until then nothing trains privately; see docs/privacy.md"
-        ) from error
+        raise HopFailed("privacy", str(error), remedy) from error
 
 
 def _requires(visit: Visit) -> str:

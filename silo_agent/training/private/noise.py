@@ -59,9 +59,7 @@ class Source:
         return values
 
     def noisy(self, values: torch.Tensor, std: float) -> torch.Tensor:
-        """`values` plus Gaussian noise of standard deviation `std`, in float64 on a grid; unchanged for 0."""
-        if std == 0:
-            return values.double()
+        """`values` plus Gaussian noise of standard deviation `std`, above 0, in float64 on a grid."""
         grid = 2.0 ** (math.floor(math.log2(std)) - GRID)
         noise = self.normal(values.numel(), values.device).view(values.shape)
         return noise.mul_(std).add_(values).div_(grid).round_().mul_(grid)

@@ -143,6 +143,12 @@ def test_the_same_keys_give_the_same_noise() -> None:
     assert not torch.equal(one, fixed(4).noisy(torch.zeros(100), 1.0))
 
 
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf")])
+def test_there_is_no_going_without(std: float) -> None:
+    with pytest.raises((ValueError, OverflowError)):
+        Source().noisy(torch.zeros(3), std)
+
+
 def test_shapes_are_kept() -> None:
     assert Source().noisy(torch.zeros(2, 3, 5), 1.0).shape == (2, 3, 5)
     assert Source().noisy(torch.zeros(()), 1.0).shape == ()
