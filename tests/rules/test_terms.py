@@ -88,7 +88,10 @@ PRIVATE = "[privacy]\nepsilon = 8.0\ndelta = 1e-5\ncycles_max = 40\n"
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", 'training.buffers: statistics of records would leave without noise; with .privacy. it is "none"'),
+        (
+            "",
+            'training.buffers: statistics of records would leave without noise; with .privacy. it is "none"',
+        ),
         ('[training]\nbuffers = "none"\n[silos]\nweighting = "examples"\n', "silos.weighting: record counts"),
         (
             '[training]\nbuffers = "none"\n[link]\nupload_density = 0.1\nupload_feedback = 0.9\n',
