@@ -31,8 +31,7 @@ from silo_agent.training.isolation import Isolation
 from silo_agent.training.launcher import Launcher
 from tests.server.edge import Edge
 from tests.server.harness import ADMIN, MANIFEST, ORIGIN, FakeSilo, Server
-from tests.server.reviver import allow
-from tests.server.test_reviving import REVIVED, logged, publish
+from tests.server.reviver import REVIVED, allow, logged, publish
 
 pytestmark = pytest.mark.timeout(560)  # processes start, and share their cores with others
 PATIENCE = 500.0  # seconds until a test gives up waiting

@@ -5,16 +5,21 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import select
 
 from anabranch.errors import Refused
 from anabranch.terms import JobTerms
-from anabranch.tlog.entry import Actor
+from anabranch.tlog.entry import Actor, parse_entry
 from anabranch.wire import canonical, dsse, statements
 from anabranch.wire.tensors import Manifest, TensorFile, write_tensors
 from server.core.revival import Report
 from server.reviving import Ended, RevivalTask
+from server.state import records, tables
+from server.state.database import Reader
 from tests.server.harness import FEDERATION, MANIFEST, FakeSilo, Server
 
+SOME = "[silos]\nmin = 2\n[aggregation]\nbuffer = 1\n[aggregation.server_optimizer]\nlr = 0.5\n[evaluation]\nevery = 50\n"
+REVIVED = SOME + "[revival]\nfreeze = 0\nwarmup = 0\nlate = 2\ngain = 0.5\n"
 NAME = "r"
 REVIVER = Actor(id=f"spiffe://{FEDERATION}/reviver/{NAME}", auth="mtls", cert_sha256="1" * 64)
 REPORT = Report(
@@ -88,3 +93,44 @@ def submit(server: Server, task: RevivalTask, path: Path) -> Ended:
         file.discard()
         raise
     return room.submit(NAME, REVIVER, task.id, file, REPORT)
+
+
+def begin(
+    server: Server, text: str = REVIVED, teaching: str = "ab", silent: str = ""
+) -> tuple[str, JobTerms, list[FakeSilo]]:
+    """A running job; `teaching` silos allow their models to teach, `silent` ones do not."""
+    job, terms = server.submit(text)
+    silos = [server.enrol_once(name) for name in teaching + silent]
+    for silo in silos:
+        allow(server, silo, job, terms, silo.name in teaching)
+    return job, terms, silos
+
+
+def publish(server: Server, job: str, terms: JobTerms, *given: tuple[FakeSilo, float]) -> None:
+    for silo, value in given:
+        assert server.send(silo, job, terms, value).reason == ""
+        assert server.core.aggregation.advance(job)
+
+
+def logged(server: Server, kind: type) -> list[Any]:
+    with server.core.reader.connect() as connection:
+        rows = connection.execute(select(tables.entries.c.data).order_by(tables.entries.c.index)).scalars()
+        entries = [parse_entry(bytes(data)) for data in rows]
+    return [entry.detail for entry in entries if isinstance(entry.detail, kind)]
+
+
+def status_of(reader: Reader, task: str) -> tuple[str, str]:
+    with reader.connect() as connection:
+        row = connection.execute(select(tables.revivals).where(tables.revivals.c.id == task)).one()
+        return row.status, row.reason
+
+
+def weights(server: Server, job: str, version: int) -> float:
+    """The value of every weight: all tensors of these tests are constant."""
+    with server.core.reader.connect() as connection:
+        digest = records.version_row(connection, job, version).parameters
+    with TensorFile(server.core.blobs.require(digest), MANIFEST) as file:
+        out = np.empty(12, np.float32)
+        file.read("layer.weight", 0, 12, out)
+    assert np.unique(out).size == 1
+    return float(out[0])

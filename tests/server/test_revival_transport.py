@@ -21,8 +21,7 @@ from server.transport.interceptor import CONTROL
 from tests.server.at_work import answer, refusal
 from tests.server.edge import Edge, Member, candidate
 from tests.server.harness import FEDERATION, ORIGIN, FakeSilo
-from tests.server.reviver import REPORT, allow
-from tests.server.test_reviving import REVIVED, logged
+from tests.server.reviver import REPORT, REVIVED, allow, logged
 from tests.server.test_tls import (
     ADMIN_CALLS,
     ADMIN_STREAMS,
