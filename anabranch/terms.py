@@ -194,6 +194,11 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
         return self.link.upload(base, silo) if self.link else None
 
     @property
+    def evaluated(self) -> bool:
+        """Whether silos are asked how good a version is. Metrics of records have no noise in them."""
+        return self.privacy is None
+
+    @property
     def feedback(self) -> float | None:
         """This part of what a silo's updates left out is added to its next one; None: nothing is kept of it."""
         return self.link.upload_feedback if self.link else None
@@ -275,6 +280,10 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
         if self.training.buffers != "none":
             raise ValueError(
                 'training.buffers: statistics of records would leave without noise; with [privacy] it is "none"'
+            )
+        if self.stop.patience is not None:
+            raise ValueError(
+                "stop.patience: a private job is not evaluated, so nobody sees that it gets no better"
             )
         if self.feedback is not None:
             raise ValueError(

@@ -121,7 +121,7 @@ def _unexplained(report: Report) -> Iterator[Gap]:
 
 def _evaluations(name: str, job: Job) -> Iterator[Gap]:
     """Versions that came due and that no silo evaluated: silos that are slow skip some, so this is no fault."""
-    if job.terms is None:
+    if job.terms is None or not job.terms.file.evaluated:
         return
     every, last = job.terms.file.evaluation.every, job.terms.file.stop.versions
     for number, version in enumerate(job.versions):

@@ -15,6 +15,7 @@ from anabranch.terms import JobFile, JobTerms, parse_job_file
 from anabranch.wire.canonical import sha256
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import check_file, check_values, read_tensors, write_tensors
+from silo_agent.budget.spending import planned
 from silo_agent.policy import Binding, Bound, Model, Policy
 from silo_agent.trainer import TaskFailed, Trainer, Watch
 from silo_agent.training import channel
@@ -138,17 +139,21 @@ def _run(
 
     watch, out = Watch(lambda: None, note), folder / "work" / "update.safetensors"
     before = _evaluate(trainer, file, initial, "before")
-    trained = trainer.train(
-        {
-            "do": "train",
-            "cycle": "try",
-            "version": 0,
-            "parameters": str(initial),
-            "steps": steps or file.training.local_steps,
-            "out": str(out),
-        },
-        watch,
-    )
+    request: channel.Train = {
+        "do": "train",
+        "cycle": "try",
+        "version": 0,
+        "parameters": str(initial),
+        "steps": steps or file.training.local_steps,
+        "out": str(out),
+    }
+    if file.privacy is not None:  # nothing leaves, so nothing is charged
+        event = planned(file.training, file.privacy, trainer.count(watch))
+        request["privacy"] = {
+            "noise_multiplier": event.noise_multiplier,
+            "sample_rate": event.sample_rate,
+        }
+    trained = trainer.train(request, watch)
     try:
         check_file(out, manifest)
         norm = check_values(out, manifest)

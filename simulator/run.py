@@ -194,6 +194,11 @@ def _managed(job: Told, scenario: Scenario, names: Sequence[str], scratch: Path)
             Reason.MALFORMED,
             f"{wanted.task} brings its own loop; a simulation runs managed tasks (task.py:Class) in its own process",
         )
+    if job.file.privacy is not None:
+        raise Refused(
+            Reason.MALFORMED,
+            "privacy: its noise comes from no seed, so no run could be made again; simulate the job without [privacy]",
+        )
     if wanted.data not in scenario.data:
         raise Refused(
             Reason.MALFORMED,

@@ -16,6 +16,8 @@ def awaited(terms: JobTerms, head: int, published_at: float, resumed_at: float, 
     Every participant has `max_wait`. Before the last version a silo that took no lease for as long is not waited for:
     versions may come faster than that, and then none would ever be judged.
     """
+    if not terms.file.evaluated:
+        return "nobody"
     wait = seconds(terms.file.aggregation.max_wait)
     if now >= max(published_at, resumed_at) + wait:
         return "nobody"

@@ -36,7 +36,7 @@ def next_turn(terms: JobTerms, at: Progress) -> Train | Evaluate | Rest:
 
     Only the newest version due for evaluation is asked for: a slow silo skips what it missed.
     """
-    due = due_version(terms, at.head)
+    due = due_version(terms, at.head) if terms.file.evaluated else None
     if due is not None and (at.evaluated is None or at.evaluated < due):
         return Evaluate(due)
     if at.head >= terms.file.stop.versions:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from anabranch.errors import Reason, Refused
 from anabranch.privacy import Privacy
-from anabranch.terms import JobFile
+from anabranch.terms import JobFile, Training
 from anabranch.tlog.claim import PrivacyClaim
 from anabranch.wire import canonical
 from silo_agent.budget import accounting
@@ -92,12 +92,8 @@ class Spending:
         return replace(first.spend.event, noise_multiplier=noise)
 
     def _planned(self, units: int) -> Event:
-        """Noise for as many cycles as the terms allow."""
-        batch, p = self.file.training.batch_size, self.privacy
-        accounting.check_data(units, batch, p.delta)
-        rate, steps = min(1.0, batch / coarse(units)), p.cycles_max * self.file.training.local_steps
-        noise = accounting.noise_for(p.epsilon, p.delta, rate, steps)
-        return Event(rate, max(noise, self._least_noise), steps)
+        event = planned(self.file.training, self.privacy, units)
+        return replace(event, noise_multiplier=max(event.noise_multiplier, self._least_noise))
 
     @property
     def _least_noise(self) -> float:
@@ -120,6 +116,13 @@ class Spending:
         return Spend(
             self.file.job.data, self.job, cycle, p.unit, units, event, p.epsilon, p.delta, p.cycles_max
         )
+
+
+def planned(training: Training, privacy: Privacy, units: int) -> Event:
+    """All steps of as many cycles as the terms allow, with the least noise. Raises Refused where data or δ do not fit."""
+    accounting.check_data(units, training.batch_size, privacy.delta)
+    rate, steps = min(1.0, training.batch_size / coarse(units)), privacy.cycles_max * training.local_steps
+    return Event(rate, accounting.noise_for(privacy.epsilon, privacy.delta, rate, steps), steps)
 
 
 def spending(ledger: Ledger, job: str, file: JobFile, ceiling: Ceiling | None) -> Spending | None:

@@ -97,6 +97,10 @@ PRIVATE = "[privacy]\nepsilon = 8.0\ndelta = 1e-5\ncycles_max = 40\n"
             '[training]\nbuffers = "none"\n[link]\nupload_density = 0.1\nupload_feedback = 0.9\n',
             "link.upload_feedback: an update would hold what earlier ones left out",
         ),
+        (
+            '[training]\nbuffers = "none"\n[stop]\npatience = 3\n',
+            "stop.patience: a private job is not evaluated",
+        ),
     ],
 )
 def test_what_privacy_does_not_go_with_is_said(text, words):

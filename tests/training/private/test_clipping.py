@@ -28,6 +28,9 @@ class Task:
     def __init__(self, reduction: str = "mean") -> None:
         self.reduction = reduction
 
+    def __repr__(self) -> str:
+        return f"Task({self.reduction!r})"
+
     def model(self) -> nn.Module:
         raise NotImplementedError
 
