@@ -87,9 +87,7 @@ _ENDED = (
 _INSERT = insert(leases)
 
 
-SPENT = (
-    10.0  # seconds until a silo without privacy budget may ask again whether there is something to evaluate
-)
+SPENT = 10.0  # seconds until a silo without privacy budget may ask again: its policy may have changed
 
 
 @dataclass(frozen=True)

@@ -116,19 +116,28 @@ def test_a_claim_nobody_asked_for_is_refused(server: Server) -> None:
     assert send(server, job, terms, claim()).reason == "malformed"
 
 
-def test_a_silo_without_budget_is_only_evaluated(server: Server) -> None:
+def test_a_silo_without_budget_gets_nothing_to_train_on(server: Server) -> None:
     silo, job, terms = begun(server)
+    task = server.core.scheduling.next_task("a", [job])
+    assert isinstance(task, Lease)
+    released = server.core.scheduling.release("a", silo.actor, task.id, "dp_budget", "", "")
+    assert parse_entry(released.entry).detail.reason == "dp_budget"
     waits = server.core.scheduling.next_task("a", [job], spent=True)
     assert isinstance(waits, Wait)
     assert "budget" in waits.reason
-    assert send(server, job, terms, claim()).reason == ""
-    server.core.aggregation.advance(job)
-    task = server.core.scheduling.next_task("a", [job], spent=True)
-    assert isinstance(task, Lease)
-    assert task.kind == "evaluate"
-    released = server.core.scheduling.release("a", silo.actor, task.id, "dp_budget", "", "")
-    assert parse_entry(released.entry).detail.reason == "dp_budget"
-    assert isinstance(server.core.scheduling.next_task("a", [job], spent=True), Wait)
+
+
+def test_a_private_job_is_not_evaluated_and_ends_all_the_same(server: Server) -> None:
+    _, job, terms = begun(server, PRIVATE + "[stop]\nversions = 3\n")
+    head = 0
+    while server.core.jobs.status(job)[0].status == "running":
+        assert send(server, job, terms, claim(cycles=head + 1)).reason == ""
+        assert server.core.aggregation.advance(job)
+        server.core.aggregation.conclude(job)
+        head += 1
+        task = server.core.scheduling.next_task("a", [job])
+        assert isinstance(task, Wait) or task.kind == "train"
+    assert (head, server.core.jobs.status(job)[0].status) == (terms.file.stop.versions, "completed")
 
 
 def test_a_lease_that_is_open_is_given_again_whatever_is_left(server: Server) -> None:
