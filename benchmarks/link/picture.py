@@ -1,4 +1,4 @@
-"""One picture: accuracy against what crossed the wire."""
+"""One picture: accuracy against what had crossed the wire by then, over each run, and where runs ended."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +11,29 @@ if TYPE_CHECKING:
     from benchmarks.link.__main__ import Row
 
 SPARSE, WHOLE = "#b04030", "#2f6f8f"
+LEAST = 1e5  # bytes; a logarithm has no place for the first look
 
 
 def draw(rows: Sequence["Row"], path: Path) -> None:
-    """Those whose name begins with a density are sparse."""
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    """In red what has a density below 1; in blue what travels whole."""
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        colour = SPARSE if row.name[0].isdigit() or row.name.startswith("quarter") else WHOLE
-        moved = (row.down + row.up) / 1e6
-        accuracy = [100 * value for value in row.accuracy]
-        axes.plot([moved] * len(accuracy), accuracy, ".", color=colour, alpha=0.4)
-        axes.plot(moved, fmean(accuracy), "o", color=colour)
-        axes.annotate(
-            row.name, (moved, fmean(accuracy)), xytext=(6, 4), textcoords="offset points", fontsize=8
-        )
+        colour = SPARSE if sparse(row.name) else WHOLE
+        for curve in row.curves:
+            seen = [(moved / 1e6, 100 * value) for moved, value in curve if moved > LEAST]
+            axes.plot(*zip(*seen, strict=True), color=colour, alpha=0.25, linewidth=1)
+        end = (row.moved / 1e6, 100 * fmean(row.accuracy))
+        axes.plot(*end, "o", color=colour, markersize=5)
+        axes.annotate(row.name, end, xytext=(5, 4), textcoords="offset points", fontsize=7.5)
     axes.set_xscale("log")
-    axes.set_xlabel("bytes on the wire in both directions, MB")
+    axes.set_xlabel("bytes on the wire so far, both ways, MB")
     axes.set_ylabel("test accuracy, %")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path)
+
+
+def sparse(name: str) -> bool:
+    """By its name, which begins with its density."""
+    return name[0].isdigit() or name.startswith("quarter")
