@@ -35,5 +35,5 @@ def draw(rows: Sequence["Row"], path: Path) -> None:
 
 
 def sparse(name: str) -> bool:
-    """By its name, which begins with its density."""
-    return name[0].isdigit() or name.startswith("quarter")
+    """By its name, which tells its densities."""
+    return "16th" in name
