@@ -4,10 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from anabranch.names import Name
+from anabranch.unsaid import unsaid
+
 MODULE = r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$"  # "classifier", "encoder.layer.0.attention"
 Modules = tuple[Annotated[str, Field(pattern=MODULE, max_length=200)], ...]
 
-OF_LORA = ("rank", "alpha", "dropout", "targets", "freeze_a")
+OF_LORA = ("rank", "alpha", "dropout", "targets", "freeze_a", "ranks")
 
 
 class Adapter(BaseModel, extra="forbid", frozen=True):
@@ -26,6 +29,9 @@ class Adapter(BaseModel, extra="forbid", frozen=True):
     ) = ()  # ends of module names; none: what peft takes for the architecture
     heads: Modules = ()  # ends of names of modules that are trained whole
     freeze_a: bool = False  # FFA-LoRA: only B trains and travels, so that averages are exact
+    ranks: dict[Name, Annotated[int, Field(ge=1)]] | None = Field(
+        default=None, exclude_if=unsaid
+    )  # silo → how many of the `rank` components it trains; others train all
 
     @model_validator(mode="after")
     def _fits(self) -> "Adapter":
@@ -36,8 +42,15 @@ class Adapter(BaseModel, extra="forbid", frozen=True):
             raise ValueError(
                 'kind = "head" trains heads alone: name them, for example heads = ["classifier"]'
             )
+        for silo, rank in (self.ranks or {}).items():
+            if rank > self.rank:
+                raise ValueError(f"ranks.{silo} is {rank}, above rank = {self.rank}, which is what travels")
         if self.kind == "full" and self.heads:
             raise ValueError(
                 "heads is a key of lora and head; with full everything the task leaves trainable trains"
             )
         return self
+
+    def rank_at(self, silo: str | None) -> int:
+        """How many components of each pair `silo` trains; None: somebody who is no silo of the job."""
+        return (self.ranks or {}).get(silo or "", self.rank)

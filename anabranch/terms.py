@@ -21,14 +21,14 @@ from anabranch.aggregating import Hinge as Hinge
 from anabranch.aggregating import ServerOptimizer as ServerOptimizer
 from anabranch.aggregating import Strategy as Strategy
 from anabranch.errors import Reason, Refused, plain
-from anabranch.link import Link, Packing
+from anabranch.link import EVERYONE_ELSE, Link, Packing
+from anabranch.names import NAME as NAME
+from anabranch.names import Name as Name
 from anabranch.unsaid import unsaid
 
-NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"  # silos, jobs, data bindings: a DNS label
 DIGEST = r"^[0-9a-f]{64}$"
 SPLIT = r"^[a-z0-9]([a-z0-9_-]{0,46}[a-z0-9])?$"  # a part of a silo's records: it is named in the audit log
 METRIC = r"^[A-Za-z]([A-Za-z0-9_./@-]{0,62}[A-Za-z0-9])?$"  # "val/accuracy"; likewise
-Name = Annotated[str, Field(pattern=NAME)]
 Digest = Annotated[str, Field(pattern=DIGEST)]
 
 LONGEST = 3653 * 86400.0  # seconds: deadlines are dates in the log
@@ -171,15 +171,26 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
         lora = self.adapter is not None and self.adapter.kind == "lora"
         return (*self.job.requires, *(["peft"] if lora else []))
 
-    @property
-    def download(self) -> Packing | None:
-        """How a version travels; None: as it is stored."""
-        return self.link.download if self.link else None
+    def tier(self, silo: str) -> str:
+        """Whose views it gets."""
+        return self.link.tier(silo) if self.link else EVERYONE_ELSE
+
+    def views(self, version: int) -> dict[str, Packing]:
+        """By tier, how a version travels. Not named are tiers that get it as it is stored."""
+        return self.link.views(version) if self.link else {}
+
+    def download(self, version: int, silo: str) -> Packing | None:
+        """How a version travels to a silo; None: as it is stored."""
+        return self.link.download(version, silo) if self.link else None
+
+    def upload(self, base: int, silo: str) -> Packing | None:
+        """How a silo's update of version `base` travels; None: as it was made."""
+        return self.link.upload(base, silo) if self.link else None
 
     @property
-    def upload(self) -> Packing | None:
-        """How an update travels; None: as it was made."""
-        return self.link.upload if self.link else None
+    def feedback(self) -> float | None:
+        """This part of what a silo's updates left out is added to its next one; None: nothing is kept of it."""
+        return self.link.upload_feedback if self.link else None
 
     @property
     def steps(self) -> str:
@@ -232,10 +243,10 @@ class JobFile(BaseModel, extra="forbid", frozen=True):
                     "revival: mode paper blends one update at a time: fedbuff, buffer = 1 and sgd"
                 )
         mixes_models = strategy == "fedasync" or self.aggregation.mixes == "models"
-        if mixes_models and self.download is not None:
+        if mixes_models and self.link is not None and self.link.packs("download"):
             raise ValueError(
                 f"link: {strategy} mixes whole models, base and update, and the base is not what silos began from; "
-                "leave download_density and download_values out, or take a strategy that adds updates"
+                "leave its download_ keys out, or take a strategy that adds updates"
             )
         if self.training.proximal is not None and not self.job.managed:
             raise ValueError(

@@ -109,7 +109,7 @@ class Job:
     teaching: set[str] = field(default_factory=set)  # silos that approve, and allow their models to teach
     record: list[Decision] = field(default_factory=list)
     versions: list[Version] = field(default_factory=list)  # by number
-    views: dict[int, set[str]] = field(default_factory=dict)  # version → digests of its encodings
+    views: dict[int, dict[str, str]] = field(default_factory=dict)  # version → tier → digest of its view
     steps: dict[int, tuple[int, AggregationPerformed]] = field(
         default_factory=dict
     )  # version → entry, detail

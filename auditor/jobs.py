@@ -113,6 +113,17 @@ class Jobs:
             raise Broken(f"silo {silo} has {decision}, not approved, the terms of job {entry.job}")
 
 
+def names_of(job: Job, number: int, silo: str) -> set[str]:
+    """What a lease of the silo may call a version: the digest of what the silo gets of it, if the terms are there."""
+    version, made = version_of(job, number), job.views.get(number, {})
+    if job.terms is None:
+        return {version.parameters, *made.values()}
+    file = job.terms.file
+    if file.download(number, silo) is None:
+        return {version.parameters}
+    return {made[file.tier(silo)]} if file.tier(silo) in made else set()
+
+
 def version_of(job: Job, number: int) -> Version:
     if number > job.head:
         raise Broken(f"version {number} was not published")

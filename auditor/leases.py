@@ -8,7 +8,7 @@ from anabranch.tlog.details import LeaseIssued, LeaseReleased
 from anabranch.tlog.entry import Entry
 from auditor.broken import Broken
 from auditor.history import History, Lease
-from auditor.jobs import Jobs, version_of
+from auditor.jobs import Jobs, names_of
 from auditor.standing import Standing
 
 
@@ -35,11 +35,11 @@ class Leases:
             raise Broken(f"job {entry.job} is {job.status}, and work is handed out")
         self._standing.active(detail.silo)
         self._jobs.approved(entry, job, detail.silo)
-        version = version_of(job, detail.version)
+        names = names_of(job, detail.version, detail.silo)
         if detail.version in job.pruned:
             raise Broken(f"hands out version {detail.version}, which was pruned")
-        if detail.view_sha256 not in (version.parameters, *job.views.get(detail.version, ())):
-            raise Broken(f"hands out {detail.view_sha256} as version {detail.version}")
+        if detail.view_sha256 not in names:
+            raise Broken(f"hands out {detail.view_sha256} to silo {detail.silo} as version {detail.version}")
         if detail.group is not None or detail.expected is not None:
             self._scheduled(entry, detail)
 

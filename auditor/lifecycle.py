@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anabranch.errors import Refused
+from anabranch.link import EVERYONE_ELSE
 from anabranch.tlog.details import (
     AggregationPerformed,
     CertIssued,
@@ -44,7 +45,7 @@ from anabranch.wire import canonical
 from anabranch.wire.statements import EvaluationStatement, UpdateStatement
 from auditor.broken import Broken, require, same
 from auditor.history import HandedOut, History, Update, Version
-from auditor.jobs import Jobs, version_of
+from auditor.jobs import Jobs, names_of, version_of
 from auditor.leases import Leases
 from auditor.merging import Merging, open_update
 from auditor.retention import Retention
@@ -196,14 +197,17 @@ class LifeCycle:
     def _encoded(self, _: int, entry: Entry, detail: ModelEncoded) -> None:
         job = self._jobs.job(entry)
         version_of(job, detail.version)
-        job.views.setdefault(detail.version, set()).add(detail.view_sha256)
+        tier = detail.tier or EVERYONE_ELSE
         if job.terms is not None:
-            packing = job.terms.file.download
+            packing = job.terms.file.views(detail.version).get(tier)
             said = packing and (packing.density, packing.values)
             require(
                 said == (canonical.from_hexfloat(detail.density), detail.encoding),
                 f"encodes version {detail.version} as the terms do not say",
             )
+        views = job.views.setdefault(detail.version, {})
+        require(tier not in views, f"encodes version {detail.version} once more")
+        views[tier] = detail.view_sha256
 
     def _evaluated(self, _: int, entry: Entry, detail: ModelEvaluated) -> None:
         job = self._jobs.job(entry)
@@ -223,8 +227,8 @@ class LifeCycle:
             )
             same("nonce", statement.nonce, lease.issued.nonce, "the lease")
             same("version", detail.version, lease.issued.version, "the lease")
-            views = {version.parameters, *job.views.get(detail.version, ())}
-            require(statement.view_sha256 in views, f"evaluates other bytes than version {detail.version}")
+            names = names_of(job, detail.version, detail.silo)
+            require(statement.view_sha256 in names, f"evaluates other bytes than version {detail.version}")
 
     def _best(self, _: int, entry: Entry, detail: ModelBest) -> None:
         job = self._jobs.job(entry)

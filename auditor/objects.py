@@ -34,7 +34,8 @@ class Named:
                     what = f"{part} of {entry.job} version {detail.version}"
                     self._name(getattr(detail, f"{part}_sha256"), "snapshots", what)
             case ModelEncoded():
-                what = f"view of {entry.job} version {detail.version}"
+                whom = f" for tier {detail.tier}" if detail.tier else ""
+                what = f"view of {entry.job} version {detail.version}{whom}"
                 self._name(detail.view_sha256, "snapshots", what)
             case UpdateReceived():
                 self._name(detail.delta_sha256, "deltas", f"update {detail.update} by silo {detail.silo}")

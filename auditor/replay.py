@@ -28,7 +28,7 @@ from anabranch.wire.manifest import Manifest, parse_manifest
 from anabranch.wire.packed import PackedFile, open_tensors
 from anabranch.wire.statements import parse_update
 from anabranch.wire.tensors import TensorFile, TensorWriter
-from auditor.differences import first_difference, view_difference
+from auditor.differences import first_difference, update_difference, view_difference
 from auditor.export import Export
 from auditor.history import History, Job, Version
 from auditor.retention import pruned_objects
@@ -343,7 +343,12 @@ def _sources(rerun: _Rerun, job: Job, head: Version, plan: Plan) -> dict[str, tu
 def _opened(
     files: ExitStack, rerun: _Rerun, name: str, path: Path, layout: Manifest
 ) -> TensorFile | PackedFile:
-    file = open_tensors(path, layout, rerun.terms.file.upload if name.startswith(_UPDATE) else None)
+    update = rerun.history.updates[name.removeprefix(_UPDATE)] if name.startswith(_UPDATE) else None
+    packing = rerun.terms.file.upload(update.base, update.silo) if update else None
+    wrong = packing and update_difference(path, layout, packing)
+    if wrong:
+        raise _Differs(f"{name}: {wrong}")
+    file = open_tensors(path, layout, packing)
     files.callback(file.close)
     return file
 

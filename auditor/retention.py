@@ -101,7 +101,8 @@ def pruned_objects(history: History) -> dict[str, int]:
     kept: set[str] = set()
     for job in history.jobs.values():
         for number, version in enumerate(job.versions):
-            own = (version.parameters, version.optimizer, version.ema, *job.views.get(number, ()))
+            packed = job.views.get(number, {}).values()
+            own = (version.parameters, version.optimizer, version.ema, *packed)
             for digest in filter(None, own):
                 if number in job.pruned:
                     gone[digest] = job.pruned[number]

@@ -1,10 +1,10 @@
 """What packing an update costs on one core, beside the SHA-256 and a copy of the same dense bytes in the same run.
 
-python -m benchmarks.packing [MILLIONS] [--density D] [--values DTYPE]      default: 100, 0.0625, bf16
+python -m benchmarks.packing [MILLIONS] [--density D] [--values DTYPE] [--chunk ELEMENTS]      default: 100, 0.0625, bf16
 
 Seconds are of the CPU, the kernel's for reading and writing files included, the waiting for a disk not. `pack` ranks
-(two passes over the dense file), encodes (a third), writes and hashes; `read` decodes every block once, as an
-aggregation does. `dense read` is what an aggregation does without packing.
+(two passes over the dense file), encodes (a third), writes and hashes; with `--chunk` it ranks where it encodes. `read`
+decodes every block once, as an aggregation does. `dense read` is what an aggregation does without packing.
 """
 
 import argparse
@@ -82,8 +82,9 @@ def main() -> None:
     parser.add_argument("millions", nargs="?", type=float, default=100)
     parser.add_argument("--density", type=float, default=1 / 16)
     parser.add_argument("--values", choices=get_args(Values), default="bf16")
+    parser.add_argument("--chunk", type=int)
     given = parser.parse_args()
-    manifest, packing = model(given.millions), Packing(given.density, given.values)
+    manifest, packing = model(given.millions), Packing(given.density, given.values, given.chunk)
     with tempfile.TemporaryDirectory(prefix="anabranch-bench-") as scratch:
         dense, packed = Path(scratch) / "dense", Path(scratch) / "packed"
         write(manifest, dense)

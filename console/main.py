@@ -21,9 +21,11 @@ from console.adapter import Wanted
 from console.board import jobs_table
 from console.client import UNARY_SECONDS, Logged, connect, logged, presentable
 from console.export import export as export_model
-from console.scalars import Scalars
+from console.mlflow import MLflow
+from console.scalars import Runs, Scalars
 from console.submit import prepared, read
 from console.submit import submit as submit_job
+from console.tensorboard import EventFiles
 from console.words import size
 
 app = typer.Typer(
@@ -84,6 +86,9 @@ def job_try(
     data: Annotated[Path, typer.Option(help="A data path as a silo's policy would bind it.")],
     base: Base = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
+    silo: Annotated[
+        str | None, typer.Option(help="Train as this silo, with the rank that [adapter.ranks] gives it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a few steps of a job on local data, just as a silo would, without a federation."""
@@ -91,6 +96,7 @@ def job_try(
     argv = [program, "try", str(folder), "--data", str(data.absolute()), *(["--json"] if as_json else [])]
     argv += ["--base", str(base.absolute())] if base is not None else []
     argv += ["--steps", str(steps)] if steps else []
+    argv += ["--silo", silo] if silo is not None else []
     raise typer.Exit(subprocess.run(argv, check=False).returncode)
 
 
@@ -120,16 +126,23 @@ def job_watch(
         Path | None,
         typer.Option(metavar="DIR", help="Write versions, scores and speeds there too, for TensorBoard."),
     ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Write the same to MLflow: https://… of its server, or sqlite:///FILE."
+        ),
+    ] = None,
 ) -> None:
     """Follow jobs until they end: who trains, is late, lost, failing or refused and why; buffer, speed, scores, server.
 
     Redraws on a terminal; elsewhere one line per version and per trouble that begins. Exit code 1 if one was aborted.
     """
-    scalars = Scalars(tensorboard) if tensorboard else None
     with connect(admin) as connection:
         looks: watch.Looks = watch.overviews(connection, job, interval)
-        if scalars is not None:
-            looks = scalars.written(looks)
+        kept: list[Runs] = [EventFiles(tensorboard)] if tensorboard else []
+        kept += [MLflow(mlflow, connection.federation.federation)] if mlflow else []
+        for runs in kept:
+            looks = Scalars(runs).written(looks)
         if once:
             watch.show_once(looks, as_json, every_silo=bool(job))
             return

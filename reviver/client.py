@@ -29,6 +29,7 @@ class Teacher:
     update: str
     base: str
     delta: str
+    version: int  # whose view `base` is
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def _task(task: pb.RevivalTask) -> Task:
                 _fits(ID, one.update),
                 _fits(DIGEST, one.base_sha256),
                 _fits(DIGEST, one.delta_sha256),
+                one.base,
             )
             for one in codec.capped(task.teachers, limits.SILOS, "teachers")
         ),

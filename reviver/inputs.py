@@ -1,22 +1,24 @@
-"""Inputs made of noise. What a task says about its inputs (`Task.inputs`) is `Images`, or an object of its own like them."""
+"""Inputs made of noise, and pictures. Texts are in `texts`."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from silo_agent.training.inputs import Images
-from silo_agent.training.task import Garbage, Task
 
-WIDTH, NARROWEST, SLOPE = 64, 16, 0.2
+LATENT, WIDTH, NARROWEST, SLOPE = 64, 64, 16, 0.2
 
 
 @runtime_checkable
 class Inputs(Protocol):
-    def generator(self, latent: int) -> nn.Module:
-        """A fresh one: noise (n, latent) → inputs (n, …), differentiable."""
+    def generator(self) -> nn.Module:
+        """A fresh one: latents (n, …) → inputs (n, …), differentiable. Drawn from torch's global state."""
+
+    def latent(self, count: int, chance: torch.Generator) -> Tensor:
+        """What a generator starts from, (count, …); trained beside it."""
 
     def noise(self, count: int, chance: torch.Generator) -> Tensor:
         """Inputs (count, …) that say nothing, drawn with `chance` only, on the CPU."""
@@ -25,25 +27,15 @@ class Inputs(Protocol):
         """The same inputs, seen differently; differentiable. They may lie on a GPU; `chance` draws on the CPU."""
 
 
-def inputs_of(task: Task) -> Inputs | None:
-    """None: the task does not say what its inputs are. Raises Garbage for an answer that is neither kind."""
-    say = getattr(task, "inputs", None)
-    if say is None:
-        return None
-    said: Any = say()
-    if isinstance(said, Images):
-        return Pictures(said)
-    if isinstance(said, Inputs):
-        return said
-    raise Garbage("NotInputs", f"inputs() returned {type(said).__name__}, not silo_agent.Images", say)
-
-
 @dataclass(frozen=True)
 class Pictures:
     images: Images
 
-    def generator(self, latent: int) -> nn.Module:
-        return PictureGenerator(self.images, latent)
+    def generator(self) -> nn.Module:
+        return PictureGenerator(self.images, LATENT)
+
+    def latent(self, count: int, chance: torch.Generator) -> Tensor:
+        return torch.randn(count, LATENT, generator=chance)
 
     def noise(self, count: int, chance: torch.Generator) -> Tensor:
         return torch.randn(count, *self.images.shape, generator=chance)

@@ -8,10 +8,9 @@ import torch
 
 from anabranch.terms import JobTerms, Revival
 from anabranch.wire.tensors import Manifest, read_tensors, write_tensors
-from reviver.inputs import inputs_of
 from reviver.public import public_of
 from reviver.reviver import Reviver
-from reviver.trial import Unsupported
+from reviver.trial import Unsupported, inputs_of
 from silo_agent.training import tensors
 from silo_agent.training.adapters import base_digest, check_base
 from silo_agent.training.channel import Rested, Revive, Revived, Teaching
@@ -106,9 +105,7 @@ def reviver_of(
     task: Task, model: torch.nn.Module, settings: Revival, seed: int, device: torch.device | str = "cpu"
 ) -> Reviver:
     """Raises Unsupported for a job that cannot be revived. Runs the job's code, as `lessons_of`."""
-    inputs = inputs_of(task)
-    if inputs is None:
-        raise Unsupported("no_inputs", "its task has no method inputs(), which says what its model takes")
+    inputs = inputs_of(task, model)
     public = public_of(task, seed)
     if settings.synthesis == "public" and public is None:
         raise Unsupported("no_public", 'it says synthesis = "public", and its task has no method public()')

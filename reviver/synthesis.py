@@ -16,7 +16,6 @@ from reviver.inputs import Inputs
 from reviver.pool import Batch
 from reviver.teachers import Network, Teacher, Values, shares
 
-LATENT = 64
 EMBEDDING = 0.2  # weight of the class in the latent
 FEATURES, ONE_HOT, ADVERSARIAL = 0.1, 1.0, 0.1  # weights of the losses
 GENERATOR_LR, LATENT_LR, BETAS = 3e-3, 1e-2, (0.5, 0.999)
@@ -35,7 +34,7 @@ class Judged:
 class Synthesis:
     def __init__(self, network: Network, inputs: Inputs, chance: torch.Generator) -> None:
         self._network, self._inputs, self._chance = network, inputs, chance
-        self._generator = inputs.generator(LATENT).to(network.device)
+        self._generator = inputs.generator().to(network.device)
         self._meta = torch.optim.Adam(self._generator.parameters(), lr=GENERATOR_LR, betas=BETAS)
 
     def make(
@@ -44,8 +43,8 @@ class Synthesis:
         """`size` inputs the teachers are sure about; None where no step gave finite losses."""
         judged = self._draw(teachers, size, student)
         classes = len(teachers[0].proportions)
-        latent = self._noise(size).requires_grad_()
-        embedding = self._noise(classes).requires_grad_()
+        latent = self._latent(size).requires_grad_()
+        embedding = self._latent(classes).requires_grad_()
         generator = copy.deepcopy(self._generator)
         groups = [
             {"params": list(generator.parameters()), "lr": GENERATOR_LR},
@@ -68,8 +67,8 @@ class Synthesis:
         self._learn(generator)
         return Batch(best, judged.labels.cpu(), frozenset(one.silo for one in teachers))
 
-    def _noise(self, count: int) -> Tensor:
-        return torch.randn(count, LATENT, generator=self._chance).to(self._network.device)
+    def _latent(self, count: int) -> Tensor:
+        return self._inputs.latent(count, self._chance).to(self._network.device)
 
     def _draw(self, teachers: Sequence[Teacher], size: int, student: Values | None) -> Judged:
         """Labels of all classes alike; for each, a teacher counts by its share of the class."""

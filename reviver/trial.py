@@ -1,11 +1,15 @@
 """Whether a model can be revived at all: tried once with the task's inputs, before any silo is heard."""
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from reviver.inputs import Inputs
-from reviver.synthesis import LATENT
+import torch
+from torch import Tensor, nn
+
+from reviver.inputs import Inputs, Pictures
 from reviver.teachers import Network
+from reviver.texts import Passages
+from silo_agent.training.inputs import Images, Texts
+from silo_agent.training.task import Garbage, Task
 
 TRIED = 2  # inputs
 
@@ -18,11 +22,32 @@ class Unsupported(Exception):
         self.why = why
 
 
+def inputs_of(task: Task, model: nn.Module) -> Inputs:
+    """What the task says of its inputs. Raises Unsupported where it says nothing, or what is not so of the model; Garbage
+    for an answer that is neither kind."""
+    say = getattr(task, "inputs", None)
+    if say is None:
+        raise Unsupported("no_inputs", "its task has no method inputs(), which says what its model takes")
+    said: Any = say()
+    if isinstance(said, Images):
+        return Pictures(said)
+    if isinstance(said, Texts):
+        try:
+            return Passages(said, model)
+        except ValueError as error:
+            raise Unsupported("no_embedding", str(error)) from error
+    if isinstance(said, Inputs):
+        return said
+    raise Garbage(
+        "NotInputs", f"inputs() returned {type(said).__name__}, not silo_agent.Images or Texts", say
+    )
+
+
 def tried(network: Network, inputs: Inputs) -> None:
     """Raises Unsupported, and what the task's own inputs raise."""
     chance = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
-        made = inputs.generator(LATENT)(torch.randn(TRIED, LATENT, generator=chance))
+        made = inputs.generator()(inputs.latent(TRIED, chance))
     _answer(network, inputs.noise(TRIED, chance).to(network.device))
     if not _answer(network, inputs.augment(made, chance).to(network.device)).requires_grad:
         raise Unsupported("no_gradient", "its scores do not depend smoothly on what the generator makes")

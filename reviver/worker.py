@@ -294,7 +294,8 @@ def _request(
 
     def taught(one: Teacher) -> Teaching:
         """As the silo had it: its model is what it made of the view it was given."""
-        base, delta = fetch(one.base, terms.file.download), fetch(one.delta, terms.file.upload)
+        base = fetch(one.base, terms.file.download(one.version, one.silo))
+        delta = fetch(one.delta, terms.file.upload(one.version, one.silo))
         return {"silo": one.silo, "base": base, "delta": delta}
 
     return {

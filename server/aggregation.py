@@ -17,9 +17,8 @@ import structlog
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import AnabranchError, Corrupt, Refused
-from anabranch.link import Packing
 from anabranch.rules import step as rules
-from anabranch.rules.buffer import Delta, Source
+from anabranch.rules.buffer import Source
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.tlog.entry import Actor
 from anabranch.wire import canonical
@@ -215,7 +214,7 @@ class Aggregation:
             head = records.version_row(connection, frozen.job, frozen.buffer.head)
             terms, manifest = parse_terms(job.terms), records.manifest_of(job.manifest)
             plan = rules.plan(terms, frozen.buffer, frozen.scalars)
-            digests = freezing.digests(connection, frozen.job, plan.sources)
+            found = freezing.files(connection, frozen.job, terms, plan.sources)
         keeps = rules.optimizer_manifest(manifest, terms.file.aggregation.server_optimizer)
         with ExitStack() as files:
             parameters = files.enter_context(TensorWriter(self._blobs.spool(), manifest))
@@ -224,8 +223,7 @@ class Aggregation:
             ema = files.enter_context(TensorWriter(self._blobs.spool(), manifest)) if averaged else None
             with Inputs(self._blobs) as inputs:
                 sources: dict[Source, rules.TensorReader] = {
-                    source: inputs.open(digest, manifest, _packing(source, terms))
-                    for source, digest in digests.items()
+                    source: inputs.open(file.digest, manifest, file.packing) for source, file in found.items()
                 }
                 watched = sketched(manifest, frozen.buffer, sources) if self._scores else {}
                 rules.aggregate(
@@ -242,7 +240,9 @@ class Aggregation:
                 parameters=(stored := self._store(parameters)),
                 optimizer=self._store(optimizer) if optimizer else None,
                 ema=self._store(ema) if ema else None,
-                view=views.encode(self._blobs, self._blobs.path(stored), terms, manifest),
+                views=views.encode(
+                    self._blobs, self._blobs.path(stored), terms, manifest, frozen.buffer.head + 1
+                ),
                 sketches=tuple(one.sums for one in watched.values()),
             )
         self._reached(Gap.SNAPSHOT_STORED)
@@ -274,13 +274,12 @@ class Aggregation:
             "parameters": snapshot.parameters,
             "optimizer": snapshot.optimizer,
             "ema": snapshot.ema,
-            "bytes": manifest.file_bytes,
             "scalars": json.dumps(hexed(frozen.scalars.optimizer)),
             "published_at": tx.now,
             "entry": entry,
-            **views.log(tx, self._observer, frozen.job, number, terms, snapshot.view),
         }
         tx.connection.execute(_ADD_VERSION, row)
+        views.record(tx, self._observer, frozen.job, number, snapshot.views)
         merged = [{"which": i.update, "number": number, "late": i.staleness} for i in frozen.buffer.inputs]
         tx.connection.execute(_MERGE, merged)
         sizes = dict(tx.connection.execute(_SIZES, {"inputs": taken}).all())
@@ -296,11 +295,6 @@ class Aggregation:
     def _give_up(self, tx: Transaction, frozen: Step, reason: str) -> None:
         _abandon(tx, frozen)
         lifecycle.change(tx, self._observer, frozen.job, "pause", reason)
-
-
-def _packing(source: Source, terms: JobTerms) -> Packing | None:
-    """Only updates travelled: versions and what a reviver distilled are stored whole."""
-    return terms.file.upload if isinstance(source, Delta) else None
 
 
 def closing_of(connection: Connection, job: Any, terms: JobTerms, now: float) -> Closing | StillOpen:

@@ -68,9 +68,10 @@ def _adapted(approved: bytes) -> list[str]:
     lines = []
     if adapter is not None:
         pair = f", rank {adapter.rank}, alpha {adapter.alpha:g}" if adapter.kind == "lora" else ""
+        lower = "".join(f", {rank} at {silo}" for silo, rank in sorted((adapter.ranks or {}).items()))
         frozen = ", A frozen and not in this file" if adapter.freeze_a else ""
         heads = f"; trained whole: {', '.join(adapter.heads)}" if adapter.heads else ""
-        lines.append(f"- adapter {adapter.kind}{pair}{frozen}{heads}")
+        lines.append(f"- adapter {adapter.kind}{pair}{lower}{frozen}{heads}")
     if terms.base_sha256 is not None:
         what = f"base model `{base}`, " if base is not None else ""
         lines.append(f"- {what}frozen weights `{terms.base_sha256}`, which are not in this file")

@@ -1,10 +1,12 @@
 """What a buffer that closes is made of, read from the state store: the facts a strategy's plan follows from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
+from anabranch.link import Packing
 from anabranch.rules.buffer import Buffer, Delta, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms
@@ -13,7 +15,7 @@ from server.state.tables import decisions, revivals, updates, versions
 
 _MINE = (updates.c.job == bindparam("job"), updates.c.silo == bindparam("silo"), updates.c.status == "merged")
 _TAKEN = select(updates).where(updates.c.id.in_(bindparam("taken", expanding=True))).order_by(updates.c.entry)
-_DELTA = select(updates.c.delta).where(updates.c.id == bindparam("update"))
+_UPDATE = select(updates.c.delta, updates.c.base, updates.c.silo).where(updates.c.id == bindparam("update"))
 _RESULT = select(revivals.c.delta).where(revivals.c.id == bindparam("revival"))
 _WAITS = select(revivals).where(revivals.c.job == bindparam("job"), revivals.c.status == "done")
 _NEWEST = select(updates.c.id).where(*_MINE).order_by(updates.c.entry.desc()).limit(1)
@@ -59,16 +61,23 @@ def revival_of(connection: Connection, job: str) -> Any:
     return connection.execute(_WAITS, {"job": job}).first()
 
 
-def digests(connection: Connection, job: str, sources: Sequence[Source]) -> dict[Source, str]:
-    """The files behind the terms of a plan."""
-    found: dict[Source, str] = {}
+@dataclass(frozen=True)
+class File:
+    digest: str
+    packing: Packing | None = None
+
+
+def files(connection: Connection, job: str, terms: JobTerms, sources: Sequence[Source]) -> dict[Source, File]:
+    """Behind the terms of a plan. Only updates travelled: versions and what a reviver distilled are stored whole."""
+    found: dict[Source, File] = {}
     for source in sources:
         if isinstance(source, Snapshot):
-            found[source] = records.version_row(connection, job, source.version).parameters
+            found[source] = File(records.version_row(connection, job, source.version).parameters)
         elif isinstance(source, Delta):
-            found[source] = connection.execute(_DELTA, {"update": source.update}).scalar_one()
+            row = connection.execute(_UPDATE, {"update": source.update}).one()
+            found[source] = File(row.delta, terms.file.upload(row.base, row.silo))
         else:
-            found[source] = connection.execute(_RESULT, {"revival": source.revival}).scalar_one()
+            found[source] = File(connection.execute(_RESULT, {"revival": source.revival}).scalar_one())
     return found
 
 

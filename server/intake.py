@@ -110,7 +110,8 @@ class Intake:
             return self.refuse(claim, refusal)
         self.blobs.reserve(claim.statement.bytes - offset)
         statement, terms = claim.statement, parse_terms(job.terms)
-        judge = judge_of(records.manifest_of(job.manifest), terms.file.upload, statement.bytes)
+        packing = terms.file.upload(statement.base_version, silo)
+        judge = judge_of(records.manifest_of(job.manifest), packing, statement.bytes)
         file = SpoolFile(spool, statement.bytes, statement.delta_sha256, judge, offset, self.reached)
         return Upload(self, claim, terms, file)
 
@@ -365,10 +366,12 @@ def _record_evaluation(
         raise Refused(Reason.BAD_LEASE, f"lease {statement.lease} is not an evaluation lease of silo {silo}")
     if lease.status != "open" or lease.nonce != statement.nonce or lease.version != statement.version:
         raise Refused(Reason.REPLAYED, f"lease {statement.lease} is not open for version {statement.version}")
-    view = records.view_sha256(records.version_row(tx.connection, lease.job, lease.version))
-    if (statement.split, statement.view_sha256) != (lease.split, view):
+    job = records.job_row(tx.connection, lease.job)
+    version = records.version_row(tx.connection, lease.job, lease.version)
+    digest = records.view_of(tx.connection, job, version, silo).digest
+    if (statement.split, statement.view_sha256) != (lease.split, digest):
         raise Refused(
-            Reason.BAD_LEASE, f"lease {lease.id} is for split {lease.split} and the model {view[:12]}…"
+            Reason.BAD_LEASE, f"lease {lease.id} is for split {lease.split} and the model {digest[:12]}…"
         )
     facts = {"metrics": dict(statement.metrics), "num_examples": statement.num_examples}
     entry = tx.log(

@@ -2,12 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
 from anabranch.rules.step import optimizer_manifest
@@ -16,17 +16,17 @@ from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import canonical, dsse, limits, statements
 from anabranch.wire.tensors import check_file, check_values, parse_manifest
-from server import card, lifecycle, views
+from server import card, lifecycle
 from server.audit.log import Log
 from server.blobs.local import BlobStore
 from server.publishing import publish_initial
-from server.scheduling import View, view_of
 from server.sharing import Sharing
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import decisions, jobs, leases, versions
+from server.state.tables import decisions, jobs, leases, versions, views
 from server.state.writer import Transaction, Writer
 from server.status import JobStatus, Presence, going_on, job_statuses
+from server.views import Encoded, encode
 
 SILOS = 150  # that take part in one job: the log entry of a version names each, and its length is limited
 PRUNED = (
@@ -35,11 +35,19 @@ PRUNED = (
 WATCHED = 64  # jobs in one look: their statuses fit one message
 DECIDED = {"approve": "approved", "deny": "denied", "withdraw": "withdrawn"}
 
-_VIEW = (
+_CALLED = (
     select(versions)
+    .outerjoin(
+        views,
+        and_(
+            views.c.job == versions.c.job,
+            views.c.version == versions.c.number,
+            views.c.tier == bindparam("tier"),
+        ),
+    )
     .where(
         versions.c.job == bindparam("job"),
-        func.coalesce(versions.c.view, versions.c.parameters) == bindparam("digest"),
+        func.coalesce(views.c.digest, versions.c.parameters) == bindparam("digest"),
     )
     .order_by(versions.c.number)
 )
@@ -62,10 +70,10 @@ class OfferedJob:
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A view to stream, with the receipts that prove it is what the log says."""
+    """A version to stream as a silo gets it, with the receipts that prove it is what the log says."""
 
     path: Path
-    view: View
+    view: records.View
     receipts: tuple[Receipt, ...]
 
 
@@ -121,21 +129,20 @@ class Jobs:
         optimizer_manifest(
             tensors, parsed.file.aggregation.server_optimizer
         )  # its tensors fit the limits as well
-        for packing in filter(None, (parsed.file.download, parsed.file.upload)):
-            elements = sum(spec.elements for spec in tensors.trainable())
-            if not packing.kept(elements):
+        elements = sum(spec.elements for spec in tensors.trainable())
+        for density in parsed.file.link.densities if parsed.file.link else ():
+            if density * elements < 1:
                 raise Refused(
-                    Reason.MALFORMED,
-                    f"link: a density of {packing.density} leaves none of {elements} entries",
+                    Reason.MALFORMED, f"link: a density of {density} leaves none of {elements} entries"
                 )
         check_file(initial, tensors)
         check_values(initial, tensors)
         for small in (terms, manifest, archive):
             self.blobs.put(small)
         self.blobs.adopt(initial, parsed.initial_sha256)
-        view = views.encode(self.blobs, self.blobs.path(parsed.initial_sha256), parsed, tensors)
+        made = encode(self.blobs, self.blobs.path(parsed.initial_sha256), parsed, tensors, 0)
         job = f"{parsed.file.job.name}-{self.entropy(4).hex()}"
-        committed = self.writer.run(lambda tx: self._insert(tx, owner, job, terms, manifest, view), "submit")
+        committed = self.writer.run(lambda tx: self._insert(tx, owner, job, terms, manifest, made), "submit")
         return job, committed.receipts[0]
 
     def _insert(
@@ -143,11 +150,11 @@ class Jobs:
         tx: Transaction,
         owner: Actor,
         job: str,
-        encoded: bytes,
+        text: bytes,
         manifest: bytes,
-        view: views.Encoded | None,
+        encoded: Sequence[Encoded],
     ) -> None:
-        terms = parse_terms(encoded)
+        terms = parse_terms(text)
         entry = tx.log(
             "job.submitted",
             actor=owner,
@@ -166,7 +173,7 @@ class Jobs:
                 id=job,
                 name=terms.file.job.name,
                 status="waiting",
-                terms=encoded,
+                terms=text,
                 terms_digest=terms.digest(),
                 manifest=manifest,
                 submitted_at=tx.now,
@@ -175,7 +182,7 @@ class Jobs:
             )
         )
         size = parse_manifest(manifest).file_bytes
-        publish_initial(tx, owner, job, terms, size, view)
+        publish_initial(tx, owner, job, terms, size, encoded)
 
     def offered(self, silo: str) -> list[OfferedJob]:
         """Every job that has not ended, newest first, with what this silo decided."""
@@ -267,20 +274,19 @@ class Jobs:
         with self.reader.connect() as connection:
             if records.decision_of(connection, job, silo) != "approved":
                 raise Refused(Reason.JOB_NOT_APPROVED, f"silo {silo} has not approved job {job}")
-            terms = records.job_terms(connection, job)
-            equal = connection.execute(_VIEW, {"job": job, "digest": digest}).all()
+            of = records.job_row(connection, job)
+            called = {"job": job, "tier": parse_terms(of.terms).file.tier(silo), "digest": digest}
+            equal = connection.execute(_CALLED, called).all()
             leased = connection.execute(_LEASED, {"job": job, "silo": silo}).scalar()
             there = records.kept(connection, digest)
-        # Updates may cancel out, and then versions are equal: the silo expects the one its lease names.
-        row = next((one for one in equal if one.number == leased), equal[-1] if equal else None)
-        if row is None:
+            # Updates may cancel out, and then versions are equal: the silo expects the one its lease names.
+            row = next((one for one in equal if one.number == leased), equal[-1] if equal else None)
+            view = records.view_of(connection, of, row, silo) if row else None
+        if view is None:
             raise Refused(Reason.NOT_FOUND, f"job {job} has published no version with digest {digest}")
         if not there:
-            raise Refused(Reason.NOT_FOUND, f"version {row.number} of job {job} {PRUNED}")
-        entries = filter(None, (row.entry, row.view_entry))
-        return ModelFile(
-            self.blobs.require(digest), view_of(terms, row), tuple(map(self.log.receipt, entries))
-        )
+            raise Refused(Reason.NOT_FOUND, f"version {view.version} of job {job} {PRUNED}")
+        return ModelFile(self.blobs.require(digest), view, tuple(map(self.log.receipt, view.entries)))
 
     def status(self, job: str | None = None) -> list[JobStatus]:
         return job_statuses(self.reader, self.presence, self.sharing, self.clock(), job)

@@ -1,5 +1,6 @@
 """What is said of a version when it leaves: its entries in the log, and version 0's row."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,12 @@ from anabranch.rules.profile import NUMERIC_PROFILE
 from anabranch.terms import JobTerms
 from anabranch.tlog.entry import Actor, Target
 from anabranch.wire import canonical
-from server import freezing, views
+from server import freezing
 from server.core.allocation import Sketches
 from server.state.tables import versions
 from server.state.writer import Transaction
 from server.step import Step, hexed
+from server.views import Encoded, record
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Computed:
     parameters: str
     optimizer: str | None
     ema: str | None
-    view: views.Encoded | None = None
+    views: tuple[Encoded, ...] = ()
     sketches: tuple[Sketches, ...] = ()  # of its newest inputs, where jobs share silos by scores
 
 
 def publish_initial(
-    tx: Transaction, actor: Actor, job: str, terms: JobTerms, size: int, view: views.Encoded | None
+    tx: Transaction, actor: Actor, job: str, terms: JobTerms, size: int, encoded: Sequence[Encoded]
 ) -> None:
     """Version 0 is what the job's owner submitted; its blobs are already on stable storage."""
     digest = terms.initial_sha256
@@ -38,23 +40,23 @@ def publish_initial(
         "job": job,
         "number": 0,
         "parameters": digest,
-        "bytes": size,
         "scalars": "{}",
         "published_at": tx.now,
         "entry": log_version(tx, actor, job, 0, Computed(digest, None, None), size, None),
-        **views.log(tx, actor, job, 0, terms, view),
     }
     tx.connection.execute(insert(versions).values(row))
+    record(tx, actor, job, 0, encoded)
 
 
 def log_aggregation(tx: Transaction, observer: Actor, frozen: Step, terms: JobTerms) -> None:
     plan, number = rules.plan(terms, frozen.buffer, frozen.scalars), frozen.buffer.head + 1
-    deltas = freezing.digests(tx.connection, frozen.job, [Delta(i.update) for i in frozen.buffer.inputs])
+    taken = [Delta(one.update) for one in frozen.buffer.inputs]
+    deltas = freezing.files(tx.connection, frozen.job, terms, taken)
     inputs = [
         {
             "update": one.update,
             "silo": one.silo,
-            "delta_sha256": deltas[Delta(one.update)],
+            "delta_sha256": deltas[Delta(one.update)].digest,
             "base": one.base,
             "staleness": one.staleness,
             "weight": canonical.hexfloat(weight),

@@ -31,7 +31,7 @@ from server.gaps import Gap, Reached, nothing
 from server.intake import leases_behind
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import jobs, leases, named, revivals, sketches, updates, versions
+from server.state.tables import jobs, leases, named, revivals, sketches, updates, versions, views
 from server.state.writer import Transaction, Writer
 
 logger = structlog.get_logger("retention")
@@ -133,9 +133,9 @@ def _prune(tx: Transaction, observer: Actor, job_id: str) -> list[str]:
         said = {"kind": "snapshots", "versions": [{"first": first, "last": last} for first, last in some]}
         entries.append(_log(tx, observer, job, found, said))
         for first, last in some:
-            of = (versions.c.job == job_id, versions.c.number.between(first, last))
-            for which in (versions.c.entry, versions.c.view_entry):
-                _mark(tx, entries[-1], named.c.entry.in_(select(which).where(*of)))
+            for table, number in ((versions, versions.c.number), (views, views.c.version)):
+                said_by = select(table.c.entry).where(table.c.job == job_id, number.between(first, last))
+                _mark(tx, entries[-1], named.c.entry.in_(said_by))
     if found.deltas:
         entries.append(_log(tx, observer, job, found, {"kind": "deltas", "versions": []}))
         of = (updates.c.job == job_id, updates.c.status.in_(("merged", "retired")))

@@ -34,7 +34,7 @@ from server.scheduling import Wait
 from server.spool import SpoolFile
 from server.state import records
 from server.state.database import Reader
-from server.state.tables import jobs, revivals, updates, versions
+from server.state.tables import jobs, revivals, updates
 from server.state.writer import Transaction, Writer
 
 logger = structlog.get_logger("reviving")
@@ -54,12 +54,7 @@ _OVERDUE = select(revivals).where(
     revivals.c.deadline < bindparam("now"),
 )
 _TEACHERS = (
-    select(
-        updates.c.silo, updates.c.id, updates.c.base, updates.c.delta, versions.c.view, versions.c.parameters
-    )
-    .join(versions, (versions.c.job == updates.c.job) & (versions.c.number == updates.c.base))
-    .where(updates.c.id.in_(bindparam("taught", expanding=True)))
-    .order_by(updates.c.silo)
+    select(updates).where(updates.c.id.in_(bindparam("taught", expanding=True))).order_by(updates.c.silo)
 )
 
 
@@ -320,17 +315,21 @@ def _standing(connection: Connection, job: Any) -> Standing:
 
 
 def _describe(connection: Connection, row: Any) -> RevivalTask:
-    taught = {"taught": list(json.loads(row.teachers).values())}
+    job = records.job_row(connection, row.job)
+    taught = connection.execute(_TEACHERS, {"taught": list(json.loads(row.teachers).values())}).all()
+
+    def teacher(one: Any) -> Teacher:
+        base = records.version_row(connection, row.job, one.base)
+        begun = records.view_of(connection, job, base, one.silo)
+        return Teacher(one.silo, one.id, one.base, begun.digest, one.delta)
+
     return RevivalTask(
         id=row.id,
         job=row.job,
-        terms_sha256=records.job_row(connection, row.job).terms_digest,
+        terms_sha256=job.terms_digest,
         version=row.version,
         head_sha256=records.version_row(connection, row.job, row.version).parameters,
         deadline=row.deadline,
         task_seconds=records.task_seconds(connection, row.job),
-        teachers=tuple(
-            Teacher(one.silo, one.id, one.base, records.view_sha256(one), one.delta)
-            for one in connection.execute(_TEACHERS, taught)
-        ),
+        teachers=tuple(map(teacher, taught)),
     )

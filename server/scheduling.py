@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from anabranch.errors import Reason, Refused
-from anabranch.terms import JobTerms, parse_terms, seconds
+from anabranch.terms import parse_terms, seconds
 from anabranch.tlog.entry import Actor, Target
 from anabranch.tlog.fields import CODE_LINE, CODE_LINE_LENGTH, EXCEPTION
 from anabranch.tlog.receipt import Receipt
@@ -87,34 +87,12 @@ _ENDED = (
 _INSERT = insert(leases)
 
 
-PLAIN = "safetensors"  # encoding of a version that travels as it is stored
-
-
-@dataclass(frozen=True)
-class View:
-    """A model version as encoded for one density and dtype."""
-
-    version: int
-    density: float
-    encoding: str
-    mask_digest: str
-    digest: str
-    bytes: int
-
-
-def view_of(terms: JobTerms, version: Any) -> View:
-    """What travels of a version, by its row."""
-    packing = terms.file.download
-    density, encoding = (packing.density, packing.values) if packing else (1.0, PLAIN)
-    return View(version.number, density, encoding, "", records.view_sha256(version), version.bytes)
-
-
 @dataclass(frozen=True)
 class Lease:
     id: str
     job: str
     kind: Literal["train", "evaluate"]
-    view: View
+    view: records.View
     nonce: str
     deadline: float  # unix seconds
     split: str
@@ -232,7 +210,7 @@ class Scheduling:
         lease, nonce = self.entropy(16).hex(), self.entropy(16).hex()
         deadline = booking.latest if booking else tx.now + seconds(terms.file.aggregation.max_wait)
         group = (booking.group or lease) if booking else None
-        digest = records.view_sha256(records.version_row(tx.connection, job.id, version))
+        base = records.version_row(tx.connection, job.id, version)
         entry = tx.log(
             "lease.issued",
             actor=self.observer,
@@ -243,7 +221,7 @@ class Scheduling:
                 "silo": silo,
                 "kind": kind,
                 "version": version,
-                "view_sha256": digest,
+                "view_sha256": records.view_of(tx.connection, job, base, silo).digest,
                 "deadline": canonical.utc(deadline),
                 "nonce": nonce,
                 "local_steps": local_steps,
@@ -270,8 +248,9 @@ class Scheduling:
         tx.connection.execute(_INSERT, row)
 
     def _describe(self, connection: Connection, lease: Any, receipt: Receipt) -> Lease:
+        job = records.job_row(connection, lease.job)
         version = records.version_row(connection, lease.job, lease.version)
-        view = view_of(records.job_terms(connection, lease.job), version)
+        view = records.view_of(connection, job, version, lease.silo)
         return Lease(
             lease.id,
             lease.job,

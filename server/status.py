@@ -124,6 +124,8 @@ class JobStatus:
     server_time: float
     share: Share | None  # of the silos; None where jobs take turns, and of a job that does not go on
     revival: RevivalStatus | None  # of a job with [revival]
+    terms_sha256: str
+    head_sha256: str  # of the head's parameters
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,8 @@ def _status(
         server_time=now,
         share=share,
         revival=None if terms.file.revival is None else _revival(connection, job.id),
+        terms_sha256=job.terms_digest,
+        head_sha256=records.version_row(connection, job.id, job.head).parameters,
     )
 
 

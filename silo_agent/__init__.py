@@ -6,12 +6,12 @@ resolved on first use, because it needs torch and the agent daemon, which import
 
 from typing import TYPE_CHECKING, Any
 
-from silo_agent.training.inputs import Images
+from silo_agent.training.inputs import Images, Texts
 
 if TYPE_CHECKING:
     from silo_agent.training.script import federated
 
-__all__ = ["Images", "federated"]
+__all__ = ["Images", "Texts", "federated"]
 
 
 def __getattr__(name: str) -> Any:

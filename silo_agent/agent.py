@@ -70,7 +70,7 @@ def connect(home: Home) -> Iterator[Connection]:
 def isolation(home: Home, rules: Policy) -> Isolation:
     """How far job code can be fenced off on this machine, as tried now."""
     durable.make_dir(home.path / "jobs")
-    bound = [*(one.path for one in rules.data.values()), *(one.path for one in rules.models.values())]
+    bound = [*(one.path for one in rules.data.values()), *(one.folder for one in rules.models.values())]
     reach = [home.path / "jobs", *filter(Path.exists, bound)]
     return available(home.path, reach, interpreter(rules))
 
@@ -118,7 +118,12 @@ class Agent:
             )
             run, threads = rules.run, c.settings.threads
             with Launcher(
-                c.home.path, interpreter(rules), threads, run.gpus, processes=run.processes
+                c.home.path,
+                interpreter(rules),
+                threads,
+                run.gpus,
+                processes=run.processes,
+                silo=c.who.silo,
             ) as launcher:
                 supervisor = Supervisor(
                     site, launcher, isolated, interpreter(rules), self._spawn, self._stopping

@@ -144,9 +144,11 @@ def check_runnable(proposal: Proposal, policy: Policy, interpreter: Path) -> Non
     """Whether an approved job could run here at all. Raises Refused(POLICY, NOT_FOUND) naming what is missing."""
     bound = admit(policy, proposal.terms, proposal.manifest.file_bytes if proposal.manifest else None)
     wanted = proposal.terms.file.job
-    for key, path in ((f"data.{wanted.data}", bound.data.path), (f"models.{wanted.base}", bound.base)):
-        if path is not None and not path.exists():
-            raise Refused(Reason.NOT_FOUND, f"policy.toml [{key}]: {path} does not exist on this machine")
+    if not bound.data.path.exists():
+        where = f"policy.toml [data.{wanted.data}]: {bound.data.path}"
+        raise Refused(Reason.NOT_FOUND, f"{where} does not exist on this machine")
+    if wanted.base is not None and (lacking := policy.models[wanted.base].lacks(wanted.base)):
+        raise Refused(Reason.NOT_FOUND, ": ".join(lacking))
     missing = missing_requires(interpreter, proposal.terms.file.requires)
     if missing:
         raise Refused(
@@ -245,8 +247,8 @@ def announce(
     receipts.journal(journal, receipt)
 
 
-def describe(proposal: Proposal) -> list[tuple[str, str]]:
-    """What a person approves, as label and text. None of it can hide the rest: a job's owner wrote most of it."""
+def describe(proposal: Proposal, silo: str) -> list[tuple[str, str]]:
+    """What a person at `silo` approves, as label and text. None of it can hide the rest: a job's owner wrote most of it."""
     file, terms = proposal.terms.file, proposal.terms
     t, a = file.training, file.aggregation
     size = _size(proposal.manifest.file_bytes) if proposal.manifest else "not known before the first task"
@@ -268,7 +270,7 @@ def describe(proposal: Proposal) -> list[tuple[str, str]]:
         ),
         (
             "you send",
-            f"one update of {size}{_part(file)} per cycle; buffers: {t.buffers}; scores of every evaluation",
+            f"one update of {size}{_part(file, silo)} per cycle; buffers: {t.buffers}; scores of every evaluation",
         ),
         ("record counts", counts),
         ("aggregation", f"{a.strategy} of {a.buffer} updates, {file.silos.min} or more silos"),
@@ -288,16 +290,21 @@ def _trained(file: JobFile) -> str:
         return heads
     targets = adapter.targets if isinstance(adapter.targets, str) else ", ".join(adapter.targets)
     half = ", B alone" if adapter.freeze_a else ""
-    return (
-        f"LoRA of rank {adapter.rank}{half} at {targets or 'what peft takes for the architecture'}; {heads}"
-    )
+    lower = "".join(f", {rank} at {silo}" for silo, rank in sorted((adapter.ranks or {}).items()))
+    where = targets or "what peft takes for the architecture"
+    return f"LoRA of rank {adapter.rank}{lower}{half} at {where}; {heads}"
 
 
-def _part(file: JobFile) -> str:
-    packing = file.upload
-    if packing is None:
+def _part(file: JobFile, silo: str) -> str:
+    packing, link = file.upload(0, silo), file.link
+    falls = link is not None and link.upload_decay < 1
+    if packing is None and not falls:
         return ""
-    return f", of it the largest {packing.density:.3%} as {packing.values}"
+    density, values, chunk = (packing.density, packing.values, packing.chunk) if packing else (1.0, "fp32", 0)
+    chunks = f" of every {chunk} entries" if chunk else ""
+    later = f", times {link.upload_decay:g} every {link.decay_every} versions" if link and falls else ""
+    kept = "" if file.feedback is None else " (what it leaves out stays on this disk, for the next one)"
+    return f", of it the largest {density:.3%}{chunks} as {values}{later}{kept}"
 
 
 def _size(count: int) -> str:

@@ -263,12 +263,8 @@ def _data(visit: Visit) -> str | Verdict:
                 "Correct the path, or mount it",
             )
     for name, model in sorted(visit.policy.models.items()):
-        if not model.path.exists():
-            raise HopFailed(
-                "data",
-                f"policy.toml [models.{name}]: {model.path} does not exist here",
-                "Correct the path, or put the base model there",
-            )
+        if lacking := model.lacks(name):
+            raise HopFailed("data", *lacking)
     for proposal in _wanted(visit):
         policy.admit(
             visit.policy, proposal.terms, proposal.manifest.file_bytes if proposal.manifest else None
@@ -280,7 +276,7 @@ def _data(visit: Visit) -> str | Verdict:
             "no data is bound: no job can run",
             "Add [data.NAME] with a path to policy.toml",
         )
-    models = [f"model {name} = {model.path}" for name, model in sorted(visit.policy.models.items())]
+    models = [f"model {name} = {model.folder}" for name, model in sorted(visit.policy.models.items())]
     return ", ".join(
         [*(f"{name} = {binding.path}" for name, binding in sorted(visit.policy.data.items())), *models]
     )

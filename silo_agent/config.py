@@ -79,6 +79,11 @@ class Home:
         return self.path / "decisions"
 
     @property
+    def models(self) -> Path:
+        """Base models of the hub, by name and commit. Whole ones: half of one has a name that ends in `.part`."""
+        return self.path / "models"
+
+    @property
     def evidence(self) -> Path:
         """What the server signed and could not prove."""
         return self.path / "evidence"

@@ -27,6 +27,7 @@ from silo_agent import receipts
 from silo_agent.approval import Proposal
 from silo_agent.client import Client
 from silo_agent.config import Home
+from silo_agent.feedback import Feedback
 from silo_agent.fetch import fetch_model
 from silo_agent.identity import SiloIdentity
 from silo_agent.messages import Lease, LeaseProgress
@@ -109,7 +110,8 @@ class Cycle:
         self.interrupt()
         site, lease, folder = self.site, self.lease, self.folder
         journal, models = folder / "receipts.jsonl", folder / "models"
-        packing = self.proposal.terms.file.download
+        file, silo = self.proposal.terms.file, site.who.silo
+        packing = file.download(lease.view.version, silo)
         if lease.view.packing != packing:
             raise Refused(
                 Reason.MALFORMED,
@@ -129,6 +131,7 @@ class Cycle:
             journal,
             site.keep_models,
             expand if packing else None,
+            file.tier(silo),
         )
 
     def _manifest(self) -> Manifest:
@@ -186,9 +189,11 @@ class Cycle:
             made = self.site.outbox.adopt(update, out, manifest.file_bytes)
             check_file(made.path, manifest)
             check_values(made.path, manifest)
-            packing = self.proposal.terms.file.upload
+            file = self.proposal.terms.file
+            packing = file.upload(self.lease.view.version, self.site.who.silo)
             if packing is not None:
-                made = self.site.outbox.pack(made, self._manifest(), packing)
+                feedback = None if file.feedback is None else Feedback(self.folder, file.feedback)
+                made = self.site.outbox.pack(made, self._manifest(), packing, feedback)
         except FileNotFoundError as error:
             raise TaskFailed(Reason.TASK_GARBAGE, "NoUpdate") from error
         except Refused as error:

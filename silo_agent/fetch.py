@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from anabranch import durable
 from anabranch.errors import Corrupt, Reason, Refused, wording
+from anabranch.link import EVERYONE_ELSE
 from anabranch.terms import JobTerms
 from anabranch.tlog.receipt import Receipt
 from anabranch.wire import limits
@@ -17,7 +18,6 @@ from silo_agent.receipts import LogView, journal, require
 
 WRITE_OUT = 8 * limits.MIB  # bytes after which the disk begins to work, while the next ones travel
 Header = tuple[View, tuple[Receipt, ...]]
-_NAMES = {"model.published": "parameters_sha256", "model.encoded": "view_sha256"}
 
 
 class Source(Protocol):
@@ -52,12 +52,13 @@ def fetch_model(
     receipts: Path,
     keep: int,
     expand: Callable[[Path, Path], object] | None = None,
+    tier: str = EVERYONE_ELSE,
 ) -> Path:
     """A model version on this disk: proven in the log, complete, and equal to its digest.
 
     `expand`: makes of what travelled (first path) the canonical file (second path) a job's code reads; None where
-    that is what travels. Resumes a partial file. Raises Refused(DIGEST_MISMATCH) when the bytes are not those the log
-    names, also after a second attempt from the start.
+    that is what travels. `tier`: whose view it is, if it is one. Resumes a partial file. Raises Refused(DIGEST_MISMATCH)
+    when the bytes are not those the log names, also after a second attempt from the start.
     """
     final = directory / f"{view.digest}.safetensors"
     if final.exists():
@@ -68,7 +69,12 @@ def fetch_model(
     resumed = part.exists()
 
     def prove(header: Header) -> None:
-        _prove(log, job, view, header, receipts, "model.encoded" if expand else "model.published")
+        said = (
+            {"view_sha256": view.digest, "tier": tier or None}
+            if expand
+            else {"parameters_sha256": view.digest}
+        )
+        _prove(log, job, view, header, receipts, "model.encoded" if expand else "model.published", said)
 
     try:
         _download(source, job, view, part, prove, log.seen())
@@ -128,7 +134,15 @@ def _download(
         raise _WrongBytes(view)
 
 
-def _prove(log: LogView, job: str, view: View, header: Header, receipts: Path, kind: str) -> None:
+def _prove(
+    log: LogView,
+    job: str,
+    view: View,
+    header: Header,
+    receipts: Path,
+    kind: str,
+    said: Mapping[str, str | None],
+) -> None:
     """A server cannot show different models to different silos: every one of them stands in the one log."""
     offered, proofs = header
     if offered != view:
@@ -136,8 +150,7 @@ def _prove(log: LogView, job: str, view: View, header: Header, receipts: Path, k
     for receipt in proofs:
         entry = log.accept(receipt)
         if entry.type == kind:
-            named = {_NAMES[kind]: view.digest}
-            require(entry, kind, job=job, version=view.version, **named)
+            require(entry, kind, job=job, version=view.version, **said)
             journal(receipts, receipt, sync=False)
             return
     raise Refused(Reason.DIGEST_MISMATCH, f"version {view.version} came without its {kind} entry")

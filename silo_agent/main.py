@@ -19,7 +19,7 @@ from rich.text import Text
 from anabranch import exits
 from anabranch.errors import Reason, Refused, Unavailable, wording
 from anabranch.wire.bundle import parse_bundle
-from silo_agent import approval, check, identity, output, policy
+from silo_agent import approval, check, hub, identity, output, policy
 from silo_agent.agent import Agent, Connection, connect, interpreter
 from silo_agent.approval import STATUS, Decision, Decisions, Proposal
 from silo_agent.config import Home, load_settings
@@ -27,7 +27,7 @@ from silo_agent.enrol import enrol as enrol_silo
 from silo_agent.fetch import fetch_archive
 from silo_agent.training import archive
 from silo_agent.training.isolation import protect_agent
-from silo_agent.trial import Tried, try_job
+from silo_agent.trial import Tried, given, try_job
 
 app = typer.Typer(
     help="The agent of one silo in a federation: your data stays here, your policy decides what runs.",
@@ -35,6 +35,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+models_app = typer.Typer(help="Base models that policy.toml names.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
 
 # Absolute: training processes run in a folder of their own.
 Dir = Annotated[
@@ -167,7 +170,7 @@ def jobs(directory: Dir = HERE, as_json: Json = False) -> None:
             output.show({"jobs": rows}, "", as_json)
         for proposal, row in zip(proposals, rows, strict=True):
             if not as_json:
-                _print_terms(proposal, str(row["decision"]))
+                _print_terms(proposal, connection.who.silo, str(row["decision"]))
         if not proposals and not as_json:
             print("no jobs are offered")
 
@@ -198,11 +201,18 @@ def try_here(
         Path | None, typer.Option(help="The base model's folder instead of the policy's binding.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps; default: the job's local_steps.")] = None,
+    silo: Annotated[
+        str | None, typer.Option(help="Train as this silo, at its rank; default: the one enrolled here.")
+    ] = None,
     directory: Dir = HERE,
     as_json: Json = False,
 ) -> None:
     """Run a job's code on this site's data for a few steps, without a federation. Nothing is sent."""
-    bound, rules = _bound(folder, data, base, Home(directory))
+    home = Home(directory)
+    rules = policy.load_policy(home.policy) if home.policy.exists() else policy.Policy()
+    bound = given(folder, rules, data, base, home.policy)
+    if silo is None and (home.identity / identity.TLS_CHAIN).exists():
+        silo = identity.load_tls(home.identity).who.name
     with Bar(
         TextColumn("steps"),
         BarColumn(),
@@ -216,32 +226,32 @@ def try_here(
         def progress(step: int, of: int, loss: float | None) -> None:
             bar.update(task, completed=step, total=of, description="" if loss is None else f"loss {loss:.4g}")
 
-        tried = try_job(folder, bound, interpreter(rules), steps, progress, rules.run.processes)
+        tried = try_job(folder, bound, interpreter(rules), steps, progress, rules.run.processes, silo)
     output.show(asdict(tried), _tried(tried), as_json)
 
 
-def _bound(
-    folder: Path, data: Path | None, base: Path | None, home: Home
-) -> tuple[policy.Bound, policy.Policy]:
-    from silo_agent.trial import read_job
-
-    rules = policy.load_policy(home.policy) if home.policy.exists() else policy.Policy()
-    wanted = read_job(folder)[1].job
-    binding = policy.Binding(path=data.resolve()) if data is not None else rules.data.get(wanted.data)
-    if binding is None:
-        raise Refused(
-            Reason.POLICY,
-            f"{home.policy} binds no data {wanted.data!r}: add [data.{wanted.data}], or give --data PATH",
-        )
-    if wanted.base is None:
-        return policy.Bound(binding, None), rules
-    model = policy.Model(path=base.resolve()) if base is not None else rules.models.get(wanted.base)
-    if model is None:
-        raise Refused(
-            Reason.POLICY,
-            f"{home.policy} binds no model {wanted.base!r}: add [models.{wanted.base}], or give --base PATH",
-        )
-    return policy.Bound(binding, model.path), rules
+@models_app.command("fetch")
+def fetch_models(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="[models.NAME] of policy.toml; default: all with `hub`."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a token of the hub; default: the login of `hf auth login`.")
+    ] = None,
+    directory: Dir = HERE,
+    as_json: Json = False,
+) -> None:
+    """Bring base models from the Hugging Face hub into the agent's directory. The agent itself never does."""
+    home = Home(directory)
+    rules, proxy = policy.load_policy(home.policy), load_settings(home).proxy
+    models = [asdict(one) for one in hub.fetch(rules, name, token_file, proxy)]
+    lines = [
+        f"{one['name']}: {one['hub']} at {one['revision'][:12]} is in {one['path']}: {one['files']} files, "
+        f"{one['bytes'] / 2**20:.1f} MiB" + (", nothing done" if one["already"] else "")
+        for one in models
+    ]
+    output.show({"models": models}, "\n".join(lines), as_json)
 
 
 def _tried(tried: Tried) -> str:
@@ -310,7 +320,7 @@ def _show_before_approving(connection: Connection, proposal: Proposal, yes: bool
         return
     if as_json:
         raise Refused(Reason.POLICY, "approving with --json needs --yes: nobody can be asked")
-    _print_terms(proposal, "")
+    _print_terms(proposal, connection.who.silo, "")
     if not typer.confirm("Approve exactly this?"):
         raise typer.Exit(exits.FAILED)
 
@@ -359,11 +369,11 @@ def _job_document(proposal: Proposal, decision: Decision | None) -> dict[str, An
     }
 
 
-def _print_terms(proposal: Proposal, decision: str) -> None:
+def _print_terms(proposal: Proposal, silo: str, decision: str) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for label, text in approval.describe(proposal):
+    for label, text in approval.describe(proposal, silo):
         table.add_row(label, Text(text))
     if decision:
         table.add_row("decision", Text(decision))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from anabranch.errors import Reason, Refused, plain
-from anabranch.link import WIDTH, Packing, Values
+from anabranch.link import BITS, Packing, Values
 from anabranch.terms import SPLIT
 from anabranch.tlog.fields import ID
 from anabranch.tlog.receipt import Receipt
@@ -199,7 +199,7 @@ def task(reply: pb.NextTaskReply) -> Lease | Wait:
 
 
 def viewed(view: pb.View) -> View:
-    if view.encoding not in ("safetensors", *WIDTH) or not 0 < view.density <= 1 or view.mask_digest:
+    if view.encoding not in ("safetensors", *BITS) or not 0 < view.density <= 1 or view.mask_digest:
         raise Refused(
             Reason.MALFORMED,
             f"version {view.version} comes as {view.encoding[:40]!r} with density {view.density}, which this release "

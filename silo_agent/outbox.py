@@ -24,6 +24,7 @@ from anabranch.wire import dsse, limits, statements
 from anabranch.wire.packed import pack
 from anabranch.wire.statements import UpdateStatement
 from anabranch.wire.tensors import Manifest, TensorFile
+from silo_agent.feedback import REMAINDER, Feedback
 
 _DELTA = "delta.safetensors"
 _ENVELOPE = "envelope.json"
@@ -77,11 +78,19 @@ class Outbox:
             durable.sync(target.fileno())
         return Adopted(forming / _DELTA, digest, size)
 
-    def pack(self, adopted: Adopted, manifest: Manifest, packing: Packing) -> Adopted:
-        """The adopted entry as it is to travel, in its place. Killed inside: as in `adopt`."""
+    def pack(
+        self, adopted: Adopted, manifest: Manifest, packing: Packing, feedback: Feedback | None = None
+    ) -> Adopted:
+        """The adopted entry as it is to travel, in its place. Killed inside: as in `adopt`.
+
+        With `feedback` no other update of the job may be on its way, or both take the same remainder along. Raises Corrupt.
+        """
         packed = adopted.path.with_suffix(".packed")
-        with TensorFile(adopted.path, manifest) as file:
-            digest, size = pack(file, manifest, packing, packed)
+        if feedback is None:
+            with TensorFile(adopted.path, manifest) as file:
+                digest, size = pack(file, manifest, packing, packed)
+        else:
+            digest, size = feedback.pack(adopted.path, manifest, packing, packed)
         durable.rename(packed, adopted.path)
         return Adopted(adopted.path, digest, size)
 
@@ -123,6 +132,14 @@ class Outbox:
                 if path.exists():
                     raise
                 # Otherwise forgotten by another thread while we looked.
+
+    def settle(self, pending: Pending, folder: Path) -> None:
+        """The server has accepted it: what it left out is now the job's, whose folder this is.
+
+        Once, by whoever comes first. Killed after it and before `forget`: there is nothing left to settle.
+        """
+        with suppress(FileNotFoundError):
+            durable.rename(pending.directory / REMAINDER, folder / REMAINDER)
 
     def forget(self, pending: Pending) -> None:
         """After a verified receipt. Killed before the rename: sent again, answered with its first receipt."""

@@ -20,7 +20,9 @@ def show(document: Any, human: RenderableType, as_json: bool) -> None:
 
 
 def hint(error: Exception) -> str:
-    """What to do next when the server is not there."""
+    """What to do next: what the error notes, or about a server that is not there."""
+    if notes := getattr(error, "__notes__", ()):
+        return "; ".join(notes)
     unreached = isinstance(error, Unavailable)
     return "`anabranch-silo check` names the hop that fails" if unreached else ""
 

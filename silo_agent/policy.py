@@ -8,12 +8,13 @@ import tomllib
 from dataclasses import dataclass
 from datetime import datetime, time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 
 from anabranch.errors import Reason, Refused, wording
 from anabranch.terms import NOT_TOML, Digest, JobTerms, Name, explain, seconds
+from silo_agent.config import Home
 
 _UNITS = {
     "B": 1,
@@ -41,6 +42,9 @@ TEMPLATE = """\
 # --- Base models: the name a job asks for -> the folder it lies in here, read only --------------------------
 # [models.minilm]
 # path = "/srv/models/minilm"           # handed to the job's model() as base
+# [models.bert]                         # of the Hugging Face hub: `anabranch-silo models fetch bert` brings it,
+# hub = "google-bert/bert-base-uncased" # the agent itself never does
+# revision = "…"                        # 40 digits: git ls-remote https://huggingface.co/ORG/NAME HEAD
 
 # --- Jobs whose terms may start without asking ----------------------------------------------------------
 # A job is named by the SHA-256 of its terms (code, settings, initial model): `anabranch-silo jobs` shows it.
@@ -85,6 +89,16 @@ def _window(text: str) -> str:
     return text
 
 
+def _repository(text: str) -> str:
+    """Also one folder's name, with `--` for the slash."""
+    part = r"[A-Za-z0-9_](?:[A-Za-z0-9_]|-(?!-)|\.(?!\.))*"
+    if len(text) > 96 or not re.fullmatch(f"{part}(?:/{part})?", text):
+        raise ValueError(
+            f"{text[:40]!r} is no model of the hub; write for example google-bert/bert-base-uncased"
+        )
+    return text
+
+
 class Binding(BaseModel, extra="forbid", frozen=True):
     """A data set of this site."""
 
@@ -99,14 +113,50 @@ class Binding(BaseModel, extra="forbid", frozen=True):
 
 
 class Model(BaseModel, extra="forbid", frozen=True):
-    """A base model of this site: what jobs adapt, and what never leaves."""
+    """A base model of this site: what jobs adapt, and what never leaves. A folder, or a commit of the Hugging Face hub."""
 
-    path: Path
+    path: Annotated[Path, AfterValidator(absolute)] | None = None
+    hub: Annotated[str, AfterValidator(_repository)] | None = None
+    revision: str | None = None
 
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return absolute(path)
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("say where it is: either path, or hub with revision")
+        if self.hub is None and self.revision is not None:
+            raise ValueError("revision goes with hub")
+        if self.hub is not None and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "hub needs revision, the 40 hexadecimal digits of a commit (a branch can move): "
+                f"`git ls-remote https://huggingface.co/{self.hub} HEAD` prints it"
+            )
+        return self
+
+    def placed(self, models: Path) -> Self:
+        """With the path below `models` that a model of the hub is fetched to."""
+        if self.hub is None:
+            return self
+        path = models / self.hub.replace("/", "--") / str(self.revision)
+        return self.model_copy(update={"path": path})
+
+    @property
+    def folder(self) -> Path:
+        assert self.path is not None, "parse_policy places models"
+        return self.path
+
+    def lacks(self, name: str) -> tuple[str, str] | None:
+        """What is wrong where its folder is not there, and what to do. `name`: what the policy calls it."""
+        if self.folder.exists():
+            return None
+        if self.hub is None:
+            return (
+                f"policy.toml [models.{name}]: {self.path} does not exist here",
+                "Correct the path, or put the base model there",
+            )
+        return (
+            f"policy.toml [models.{name}]: {self.hub} at {self.revision} has not been fetched",
+            f"anabranch-silo models fetch {name}",
+        )
 
 
 @dataclass(frozen=True)
@@ -168,9 +218,9 @@ def parse_window(text: str) -> tuple[time, time]:
 
 
 def parse_policy(text: str, where: str) -> Policy:
-    """Raises Refused(POLICY) naming the file and every wrong key."""
+    """`where`: the file; models of the hub lie beside it. Raises Refused(POLICY) naming the file and every wrong key."""
     try:
-        return Policy.model_validate(tomllib.loads(text))
+        rules = Policy.model_validate(tomllib.loads(text))
     except ValidationError as error:
         raise Refused(
             Reason.POLICY, f"{where}: {explain(error)}; until it is corrected nothing runs"
@@ -179,6 +229,10 @@ def parse_policy(text: str, where: str) -> Policy:
         raise Refused(
             Reason.POLICY, f"{where} is not TOML: {error}; until it is corrected nothing runs"
         ) from error
+    models = Home(Path(where).parent).models
+    return rules.model_copy(
+        update={"models": {name: one.placed(models) for name, one in rules.models.items()}}
+    )
 
 
 def load_policy(path: Path) -> Policy:
@@ -208,7 +262,8 @@ def admit(policy: Policy, terms: JobTerms, model_bytes: int | None = None) -> Bo
         raise Refused(
             Reason.POLICY,
             f"policy.toml [models.{base}]: job {terms.file.job.name} adapts the base model {base!r} and this site binds "
-            f"{', '.join(sorted(policy.models)) or 'none'}; add [models.{base}] with the path of its folder to allow it",
+            f"{', '.join(sorted(policy.models)) or 'none'}; add [models.{base}] with its folder's path, or with "
+            "hub and revision, to allow it",
         )
     if model_bytes is not None and model_bytes > parse_bytes(policy.run.max_update_bytes):
         raise Refused(
@@ -216,7 +271,7 @@ def admit(policy: Policy, terms: JobTerms, model_bytes: int | None = None) -> Bo
             f"policy.toml [run] max_update_bytes = {policy.run.max_update_bytes!r}: updates of job "
             f"{terms.file.job.name} have {model_bytes} bytes",
         )
-    return Bound(policy.data[name], policy.models[base].path if base is not None else None)
+    return Bound(policy.data[name], policy.models[base].folder if base is not None else None)
 
 
 def bound(policy: Policy, terms: JobTerms) -> Bound | None:
@@ -225,7 +280,7 @@ def bound(policy: Policy, terms: JobTerms) -> Bound | None:
     data, model = policy.data.get(job.data), policy.models.get(job.base or "")
     if data is None or (job.base is not None and model is None):
         return None
-    return Bound(data, model.path if model is not None else None)
+    return Bound(data, model.folder if model is not None else None)
 
 
 def admit_isolation(policy: Policy, isolated: bool, finding: str) -> None:

@@ -52,7 +52,10 @@ class Sender:
             )
             return refusal.code
         self._prove(pending, decided)
-        receipts.journal(self.home.job(statement.job) / "receipts.jsonl", decided.receipt)
+        folder = self.home.job(statement.job)
+        receipts.journal(folder / "receipts.jsonl", decided.receipt)
+        if not decided.reason:
+            self.outbox.settle(pending, folder)
         self.outbox.forget(pending)
         if decided.reason == Reason.JOB_ENDED:
             logger.info("an update came after the job had ended", update=statement.update)

@@ -6,7 +6,7 @@ Without the server, approved jobs go on; without a readable policy, nothing does
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from anabranch.terms import seconds
 from silo_agent import approval, policy
 from silo_agent.approval import STATUS, Decisions, Proposal
 from silo_agent.cycle import Site
+from silo_agent.feedback import REMAINDER
 from silo_agent.messages import OfferedJob
 from silo_agent.policy import Bound, Policy
 from silo_agent.receipts import Untrusted
@@ -183,9 +184,11 @@ class Supervisor:
                     self.site.sender.deliver(pending)
         for folder in (self.site.home.path / "jobs").iterdir():
             if folder.name not in offered and folder.name not in self._running:
-                # Receipts and the training log stay; code and models of an ended job need not.
+                # Receipts and the training log stay; code, models and remainder of an ended job need not.
                 for part in ("archive", "models", "work"):
                     shutil.rmtree(folder / part, ignore_errors=True)
+                with suppress(OSError):
+                    (folder / REMAINDER).unlink()
 
     @contextmanager
     def _saying(self, job: str) -> Iterator[None]:

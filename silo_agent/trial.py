@@ -15,7 +15,7 @@ from anabranch.terms import JobFile, JobTerms, parse_job_file
 from anabranch.wire.canonical import sha256
 from anabranch.wire.manifest import Manifest
 from anabranch.wire.tensors import check_file, check_values, read_tensors, write_tensors
-from silo_agent.policy import Bound
+from silo_agent.policy import Binding, Bound, Model, Policy
 from silo_agent.trainer import TaskFailed, Trainer, Watch
 from silo_agent.training import channel
 from silo_agent.training.archive import pack, unpack
@@ -53,10 +53,44 @@ def read_job(path: Path) -> tuple[Path, JobFile]:
         ) from error
 
 
+def given(folder: Path, rules: Policy, data: Path | None, base: Path | None, where: Path) -> Bound:
+    """What the job in `folder` may use: `data` and `base`, or what the policy `where` binds for them.
+
+    Raises Refused naming what is missing.
+    """
+    wanted = read_job(folder)[1].job
+    binding = Binding(path=data.resolve()) if data is not None else rules.data.get(wanted.data)
+    if binding is None:
+        raise Refused(
+            Reason.POLICY,
+            f"{where} binds no data {wanted.data!r}: add [data.{wanted.data}], or give --data PATH",
+        )
+    if wanted.base is None:
+        return Bound(binding, None)
+    model = Model(path=base.resolve()) if base is not None else rules.models.get(wanted.base)
+    if model is None:
+        raise Refused(
+            Reason.POLICY,
+            f"{where} binds no model {wanted.base!r}: add [models.{wanted.base}], or give --base PATH",
+        )
+    if base is None and (lacking := model.lacks(wanted.base)):
+        raise Refused(Reason.NOT_FOUND, ": ".join(lacking))
+    return Bound(binding, model.folder)
+
+
 def try_job(
-    path: Path, bound: Bound, interpreter: Path, steps: int | None, progress: Progress, processes: int = 1
+    path: Path,
+    bound: Bound,
+    interpreter: Path,
+    steps: int | None,
+    progress: Progress,
+    processes: int = 1,
+    silo: str | None = None,
 ) -> Tried:
-    """`processes`: of a script. Raises Refused; for TASK_FAILED and its like the message ends with the traceback."""
+    """`processes`: of a script. `silo`: as whom.
+
+    Raises Refused; for TASK_FAILED and its like the message ends with the traceback.
+    """
     source, file = read_job(path)
     with tempfile.TemporaryDirectory(prefix="anabranch-try-") as scratch:
         home = Path(scratch)
@@ -75,7 +109,7 @@ def try_job(
         )
         reach = [home / "jobs", bound.data.path, *([bound.base] if bound.base is not None else [])]
         isolated = available(home, reach, interpreter)
-        with Launcher(home, interpreter, processes=processes) as launcher:
+        with Launcher(home, interpreter, processes=processes, silo=silo) as launcher:
             trainer = Trainer(launcher, folder, terms, bound, isolated)
             try:
                 return _run(trainer, folder, file, made.manifest, initial, steps, progress, isolated.detail)

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from anabranch.errors import Reason, Refused
 from anabranch.terms import JobTerms, seconds
 from server.core.revival import Ending
 from simulator.chance import generator
@@ -122,8 +123,8 @@ class Server(Protocol):
 
     def parameters(self, job: str, version: int) -> Flat: ...
 
-    def view(self, job: str, version: int) -> Flat:
-        """What silos get of it."""
+    def view(self, job: str, version: int, silo: str) -> Flat:
+        """What a silo gets of it."""
 
     def head(self, job: str) -> int: ...
 
@@ -236,7 +237,7 @@ class Run:
 
     def hand_in(self, silo: Silo, task: Task) -> None:
         """A task is done, and its result reaches the server."""
-        base = self.server.view(task.job, task.version)
+        base = self.server.view(task.job, task.version, silo.name)
         if task.kind == "train":
             trained = self.trainer.train(task.job, silo.number, task.lease, base, task.version, task.steps)
             self.server.submit(silo.name, task, trained)
@@ -326,4 +327,11 @@ class Run:
 
 
 def silo_names(scenario: Scenario) -> list[str]:
-    return [f"silo-{number:05}" for number in range(len(scenario.profiles()))]
+    """Raises Refused where two have one name."""
+    said = [name for group in scenario.silos for name in group.names or ("",) * group.count]
+    found = [
+        name or f"silo-{number:05}" for number, name in enumerate(said or ("",) * len(scenario.profiles()))
+    ]
+    if len(set(found)) < len(found):
+        raise Refused(Reason.MALFORMED, "silos.names: two silos of the scenario have one name")
+    return found

@@ -28,6 +28,7 @@ class ManagedTrainer:
     measured: Path | None
     folder: Path
     base: Path | None = None  # the folder of the base model that the job names
+    names: Sequence[str] = ()  # of the silos, where the job speaks of them
     _loaded: "OrderedDict[int, Managed]" = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
@@ -87,9 +88,19 @@ class ManagedTrainer:
             work = self.folder / f"silo-{number}"
             work.mkdir(exist_ok=True)
             data = SiloData(path, {"silo": number, "silos": len(self.data)})
-            self._loaded[number] = Managed(self.task(), self.file, data, work, self.base)
+            self._loaded[number] = Managed(
+                self.task(), self.file, data, work, self.base, rank=self._rank(number)
+            )
         self._loaded.move_to_end(number)
         return self._loaded[number]
+
+    def _rank(self, number: int) -> int | None:
+        adapter = self.file.adapter
+        return (
+            adapter.rank_at(self.names[number])
+            if adapter is not None and self.names and number >= 0
+            else None
+        )
 
     def _file(self, parameters: Flat) -> Path:
         """The parameters as a canonical file, written when they are others than before."""

@@ -25,7 +25,6 @@ from server.core.sketch import sketched
 from server.core.turn import Evaluate, Progress, Rest, Train, due_version, next_turn
 from simulator.engine import START, Outcome, RevivalTask, Task, Trained
 from simulator.flat import Flat, FlatSink
-from simulator.link import travelled
 from simulator.rows import Rows
 from simulator.state import Job, Update, Version, lease_facts
 
@@ -59,7 +58,7 @@ class Memory:
     def __post_init__(self) -> None:
         self._orders, self._leases = count(), count()
         for one in self.planned:
-            job = Job(one.name, one.terms, one.terms.digest(), one.manifest, self.silos)
+            job = Job(one.name, one.terms, one.terms.digest(), one.manifest, sorted(self.silos))
             job.versions[0] = Version(0, one.initial, None, None, {}, START)
             self.jobs[one.name] = job
 
@@ -72,8 +71,8 @@ class Memory:
     def parameters(self, job: str, version: int) -> Flat:
         return self.jobs[job].versions[version].parameters
 
-    def view(self, job: str, version: int) -> Flat:
-        return self.jobs[job].view(version).values
+    def view(self, job: str, version: int, silo: str) -> Flat:
+        return self.jobs[job].view(version, silo).values
 
     def head(self, job: str) -> int:
         return self.jobs[job].head
@@ -157,8 +156,8 @@ class Memory:
         job = self.jobs[task.job]
         weighted = job.terms.file.silos.weighting == "examples"
         examples = trained.examples if weighted else None
-        sent = travelled(trained.delta, job.terms.file.upload)
-        moved = job.view(task.version).bytes, sent.bytes
+        sent = job.travelled(silo, task.version, trained.delta)
+        moved = job.view(task.version, silo).bytes, sent.bytes
         update = Update(silo, task, START + self.now, sent.values, examples, next(self._orders))
         try:
             facts = lease_facts(silo, task, "open" if job.status == "running" else "released")
@@ -172,6 +171,8 @@ class Memory:
             self.rows.received(self.now, silo, task, trained.loss, refusal.code, *moved)
             return
         job.end(silo, FULFILLED)
+        if sent.remainder is not None:
+            job.remainders[silo] = sent.remainder
         self.rows.received(self.now, silo, task, trained.loss, "", *moved)
         job.waiting[update.id] = update
         job.submitted[silo] = max(task.version, job.submitted.get(silo, -1))

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 
-from anabranch.link import Packing
+from anabranch.link import EVERYONE_ELSE, Packing
 from anabranch.terms import JobTerms
 from anabranch.wire.manifest import Manifest
 from server.blobs.local import BlobStore
@@ -20,34 +20,41 @@ class Models:
     def __init__(self, blobs: Callable[[], BlobStore]) -> None:
         self._blobs = blobs
         self._parameters: dict[tuple[str | None, int], str] = {}  # digests
-        self._views: dict[tuple[str | None, int], tuple[str, int]] = {}  # digests and bytes of what travels
+        self._views: dict[
+            tuple[str | None, int, str | None], tuple[str, int]
+        ] = {}  # digests and bytes of what travels to a tier; None: of the parameters
         self._wire: dict[str, int] = {}  # digest of a packed view → bytes on the wire
         self._read: OrderedDict[str, Flat] = OrderedDict()
 
     def see(self, entry: Logged) -> None:
         detail = entry.detail
         if entry.type == "model.published":
-            key = entry.job, detail["version"]
-            self._parameters[key] = detail["parameters_sha256"]
-            self._views[key] = detail["parameters_sha256"], detail["bytes"]
+            self._parameters[entry.job, detail["version"]] = detail["parameters_sha256"]
+            self._views[entry.job, detail["version"], None] = detail["parameters_sha256"], detail["bytes"]
         elif entry.type == "model.encoded":
-            self._views[entry.job, detail["version"]] = detail["view_sha256"], detail["bytes"]
+            key = entry.job, detail["version"], detail["tier"] or EVERYONE_ELSE
+            self._views[key] = detail["view_sha256"], detail["bytes"]
 
     def parameters(self, job: str, version: int, manifest: Manifest) -> Flat:
         return self._file(self._parameters[job, version], manifest, None)
 
-    def view(self, job: str, version: int, terms: JobTerms, manifest: Manifest) -> Flat:
-        """What silos begin from."""
-        return self._file(self.view_digest(job, version), manifest, terms.file.download)
+    def view(self, job: str, version: int, silo: str, terms: JobTerms, manifest: Manifest) -> Flat:
+        """What a silo begins from."""
+        digest = self.view_digest(job, version, silo, terms)
+        return self._file(digest, manifest, terms.file.download(version, silo))
 
-    def view_digest(self, job: str, version: int) -> str:
-        """What leases and statements call a version by."""
-        return self._views[job, version][0]
+    def view_digest(self, job: str, version: int, silo: str, terms: JobTerms) -> str:
+        """What the silo's leases and statements call a version by."""
+        return self._sent(job, version, silo, terms)[0]
 
-    def view_bytes(self, job: str, version: int, packing: Packing | None) -> int:
+    def _sent(self, job: str, version: int, silo: str, terms: JobTerms) -> tuple[str, int]:
+        packed = terms.file.download(version, silo) is not None
+        return self._views[job, version, terms.file.tier(silo) if packed else None]
+
+    def view_bytes(self, job: str, version: int, silo: str, terms: JobTerms) -> int:
         """That crossed the wire for one silo."""
-        digest, size = self._views[job, version]
-        if packing is not None and digest not in self._wire:
+        digest, size = self._sent(job, version, silo, terms)
+        if terms.file.download(version, silo) is not None and digest not in self._wire:
             self._wire[digest] = wire_bytes(self._blobs().require(digest).read_bytes())
         return self._wire.get(digest, size)
 

@@ -20,7 +20,9 @@ ROUNDED = 1e-3
 
 @dataclass
 class Playback:
-    """`play` once. `run` has a silo for each of the recording, in the order of their names, and one job."""
+    """`play` once. `run` has a silo for each of the recording, in the order of their names, and one job. Its server knows
+    them by their names of the recording.
+    """
 
     recording: Recording
     run: Run
@@ -41,6 +43,8 @@ class Playback:
                 f"{there} silos trained in the export, the scenario has {here}: give it as many, by name in order",
             )
         self._silos = dict(zip(self.recording.silos, self.run.silos, strict=True))
+        for name, silo in self._silos.items():
+            silo.name = name  # the terms may say something of it
 
     def play(self) -> "Playback":
         for event in self.recording.events:

@@ -45,7 +45,7 @@ from simulator import sqlite
 from simulator.chance import generator
 from simulator.engine import START, Outcome, RevivalTask, Task, Teaching, Trained
 from simulator.flat import Flat, read
-from simulator.link import arrived, travelled
+from simulator.link import arrived, update_travelled
 from simulator.memory import Planned
 from simulator.models import Models
 from simulator.rows import Rows
@@ -96,6 +96,7 @@ class Rooms:
         self._jobs: dict[str, Held] = {}
         self._names: dict[str, str] = {}  # job ids → names
         self._heads: dict[str, int] = {}
+        self._remainders: dict[tuple[str, str], Flat] = {}  # silo, job → what its accepted updates left out
         self._models = Models(lambda: self.core.blobs)
         self._seen: tuple[str, Checkpoint] | None = None  # the note that was verified last, and what it says
         self._status: dict[str, str] = {}
@@ -173,9 +174,9 @@ class Rooms:
         held = self._jobs[job]
         return self._models.parameters(held.id, version, held.planned.manifest)
 
-    def view(self, job: str, version: int) -> Flat:
+    def view(self, job: str, version: int, silo: str) -> Flat:
         held = self._jobs[job]
-        return self._models.view(held.id, version, held.planned.terms, held.planned.manifest)
+        return self._models.view(held.id, version, silo, held.planned.terms, held.planned.manifest)
 
     def average(self, job: str) -> Flat | None:
         with self.core.reader.connect() as connection:
@@ -213,11 +214,12 @@ class Rooms:
 
     def submit(self, silo: str, task: Task, trained: Trained) -> None:
         agent, held = self._agents[silo], self._jobs[task.job]
-        file = held.planned.terms.file
-        sent = travelled(trained.delta, file.upload)
+        terms, remainder = held.planned.terms, self._remainders.get((silo, held.id))
+        packing = terms.file.upload(task.version, silo)
+        sent = update_travelled(trained.delta, packing, terms.file.feedback, remainder)
         data = sent.data or trained.delta.encode()
-        moved = self._models.view_bytes(held.id, task.version, file.download), sent.bytes
-        payload = self._statement(held, task, data, trained).encode()
+        moved = self._models.view_bytes(held.id, task.version, silo, terms), sent.bytes
+        payload = self._statement(held, silo, task, data, trained).encode()
         envelope = dsse.sign(statements.PAYLOAD_TYPE, payload, agent.update_key).encode()
         try:
             decided = self._sent(agent, task.lease, envelope, data)
@@ -225,6 +227,8 @@ class Rooms:
             self.rows.received(self.now, silo, task, trained.loss, refusal.code, *moved)
             return
         self._proven(decided.receipt, "update.refused" if decided.reason else "update.received")
+        if sent.remainder is not None and not decided.reason:
+            self._remainders[silo, held.id] = sent.remainder
         self.rows.received(self.now, silo, task, trained.loss, decided.reason, *moved)
 
     def _sent(self, agent: Agent, update: str, envelope: bytes, data: bytes) -> Decided:
@@ -243,7 +247,7 @@ class Rooms:
             lease=task.lease,
             nonce=task.nonce,
             version=task.version,
-            view_sha256=self._models.view_digest(held.id, task.version),
+            view_sha256=self._models.view_digest(held.id, task.version, silo, held.planned.terms),
             split=task.split,
             metrics={name: canonical.hexfloat(value) for name, value in metrics.items()},
             num_examples=records,
@@ -268,8 +272,8 @@ class Rooms:
             one.silo: Teaching(
                 one.silo,
                 one.update,
-                taken(one.base_sha256, file.download),
-                taken(one.delta_sha256, file.upload),
+                taken(one.base_sha256, file.download(one.base, one.silo)),
+                taken(one.delta_sha256, file.upload(one.base, one.silo)),
             )
             for one in task.teachers
         }
@@ -376,7 +380,9 @@ class Rooms:
             self._seen = note, open_checkpoint(note, self._verifier, self._config.log_origin)
         return self._seen[1]
 
-    def _statement(self, held: Held, task: Task, data: bytes, trained: Trained) -> statements.UpdateStatement:
+    def _statement(
+        self, held: Held, silo: str, task: Task, data: bytes, trained: Trained
+    ) -> statements.UpdateStatement:
         terms = held.planned.terms
         seen = self._newest()
         return statements.UpdateStatement(
@@ -387,7 +393,7 @@ class Rooms:
             nonce=task.nonce,
             sequence=int(task.issued_at * 1000),
             base_version=task.version,
-            base_sha256=self._models.view_digest(held.id, task.version),
+            base_sha256=self._models.view_digest(held.id, task.version, silo, terms),
             delta_sha256=hashlib.sha256(data).hexdigest(),
             bytes=len(data),
             terms_sha256=held.digest,

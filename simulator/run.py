@@ -114,9 +114,9 @@ def _play_like(
     recording = read_recording(like, name)
     scenario = scenario.model_copy(update={"horizon": f"{math.ceil(recording.seconds)}s"})
     with durable.forgettable(), tempfile.TemporaryDirectory(prefix="anabranch-simulate-") as scratch:
-        planned, trainer = prepared(jobs[0], scenario, Path(scratch))
-        silos, rows = silo_names(scenario), Rows()
-        server = Memory([planned], silos, rows)
+        planned, trainer = prepared(jobs[0], scenario, Path(scratch), recording.silos)
+        rows = Rows()
+        server = Memory([planned], list(recording.silos), rows)
         run = Run(scenario, server, trainer, rows, told=told)
         same = planned.terms.digest() == recording.terms_sha256
         if same and jobs[0].file.aggregation.strategy == "fedcompass":
@@ -143,14 +143,19 @@ def _exported(server: "Rooms", scratch: Path) -> dict[str, bytes]:
     }
 
 
-def prepared(job: Told, scenario: Scenario, scratch: Path) -> tuple[Planned, Trainer]:
-    """The job with version 0 of its model, and its silos with their records. Raises Refused for what does not fit."""
-    silos, seed = len(scenario.profiles()), scenario.seed
+def prepared(
+    job: Told, scenario: Scenario, scratch: Path, silos: Sequence[str] = ()
+) -> tuple[Planned, Trainer]:
+    """The job with version 0 of its model, and its silos with their records. Raises Refused for what does not fit.
+
+    `silos`: their names, where they are not the scenario's.
+    """
+    names, seed = silos or silo_names(scenario), scenario.seed
     trainer: SyntheticTrainer | ManagedTrainer
     if scenario.synthetic is not None:
         trainer, archive = SyntheticTrainer(scenario.synthetic, seed), b""
     else:
-        trainer, archive = _managed(job, scenario, silos, scratch), pack(job.folder)
+        trainer, archive = _managed(job, scenario, names, scratch), pack(job.folder)
     terms = JobTerms(
         file=job.file,
         archive_sha256=sha256(archive),
@@ -180,7 +185,7 @@ def _revivers(prepared: Sequence[tuple[Planned, Trainer]], scenario: Scenario) -
     return found
 
 
-def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "ManagedTrainer":
+def _managed(job: Told, scenario: Scenario, names: Sequence[str], scratch: Path) -> "ManagedTrainer":
     from simulator.managed import ManagedTrainer  # torch is loaded by who trains
 
     wanted = job.file.job
@@ -213,6 +218,6 @@ def _managed(job: Told, scenario: Scenario, silos: int, scratch: Path) -> "Manag
         update={"job": wanted.model_copy(update={"seed": wanted.seed + scenario.seed})}
     )
     task = partial(load_task, job.folder, wanted.task, wanted.params)
-    paths = deal(data, silos, scenario.seed, scratch / "data")
+    paths = deal(data, len(names), scenario.seed, scratch / "data")
     base = scenario.models[wanted.base].path if wanted.base is not None else None
-    return ManagedTrainer(task, file, paths, measured, scratch, base)
+    return ManagedTrainer(task, file, paths, measured, scratch, base, names)

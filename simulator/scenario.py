@@ -17,6 +17,7 @@ dropout = { probability = 0.02, away = { kind = "exponential", mean = 7200 } }
 """
 
 import tomllib
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,16 +87,28 @@ class Dropout(BaseModel, extra="forbid", frozen=True):
     away: Duration
 
 
+def _none(said: Sized) -> bool:
+    """Such a key is not told: scenarios that do without it read as they always did."""
+    return not said
+
+
 class Group(BaseModel, extra="forbid", frozen=True):
     """`count` silos of one kind."""
 
     count: int = Field(default=1, ge=1, le=MOST_SILOS)
+    names: tuple[Name, ...] = Field(default=(), exclude_if=_none)  # as a job's [link.tiers] names them
     train: Duration
     download: Duration = NOTHING
     upload: Duration = NOTHING
     evaluate: Duration = NOTHING
     available: Available | None = None
     dropout: Dropout | None = None
+
+    @model_validator(mode="after")
+    def _names_each(self) -> "Group":
+        if self.names and len(self.names) != self.count:
+            raise ValueError(f"names: {len(self.names)} of {self.count} silos; name each, or none")
+        return self
 
 
 class Dirichlet(BaseModel, extra="forbid", frozen=True):
@@ -163,11 +176,6 @@ class Synthetic(BaseModel, extra="forbid", frozen=True):
     parameters: int = Field(default=1000, ge=1, le=10**9)
     spread: float = Field(default=1.0, ge=0)
     noise: float = Field(default=0.1, ge=0)
-
-
-def _none(models: dict[str, Model]) -> bool:
-    """Such a key is not told: scenarios that do without it read as they always did."""
-    return not models
 
 
 class Scenario(BaseModel, extra="forbid", frozen=True):

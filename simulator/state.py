@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from anabranch.link import Packing
 from anabranch.rules.buffer import Buffer, Delta, Distilled, Input, Snapshot, Source
 from anabranch.rules.strategies import COUNTING
 from anabranch.terms import JobTerms, seconds
@@ -20,7 +21,7 @@ from server.core.compass import Arrived, Booking, Member, book, speed
 from server.core.turn import due_version
 from simulator.engine import START, RevivalTask, Task, Teaching
 from simulator.flat import Flat
-from simulator.link import Travelled, travelled
+from simulator.link import Travelled, travelled, update_travelled
 
 PAPERS_TEACHERS = 8  # newest returned models, in mode paper
 
@@ -89,7 +90,10 @@ class Job:
         default_factory=dict
     )  # silo → how its newest leases ended, newest first
 
-    views: dict[int, Travelled] = field(default_factory=dict)  # version → what silos get of it
+    remainders: dict[str, Flat] = field(default_factory=dict)  # silo → what its accepted updates left out
+    views: dict[int, dict[Packing | None, Travelled]] = field(
+        default_factory=dict
+    )  # version → what silos get of it, by how it travels
     booked: dict[str, Booking] = field(
         default_factory=dict
     )  # lease → its schedule, while it counts (fedcompass)
@@ -102,11 +106,17 @@ class Job:
     def newest(self) -> Version:
         return self.versions[self.head]
 
-    def view(self, version: int) -> Travelled:
-        """What travels of a version."""
-        if version not in self.views:
-            self.views[version] = travelled(self.versions[version].parameters, self.terms.file.download)
-        return self.views[version]
+    def view(self, version: int, silo: str) -> Travelled:
+        """What travels of a version to a silo."""
+        packing, made = self.terms.file.download(version, silo), self.views.setdefault(version, {})
+        if packing not in made:
+            made[packing] = travelled(self.versions[version].parameters, packing)
+        return made[packing]
+
+    def travelled(self, silo: str, base: int, delta: Flat) -> Travelled:
+        """What arrives of a silo's update."""
+        packing, feedback = self.terms.file.upload(base, silo), self.terms.file.feedback
+        return update_travelled(delta, packing, feedback, self.remainders.get(silo))
 
     def base_digest(self, version: int) -> str:
         """What leases and statements call a version by: nothing is hashed here, and nobody lies."""
@@ -192,7 +202,7 @@ class Job:
         paper = rule is not None and rule.mode == "paper"
         slots = {one.id: one for one in self.returned} if paper else self.newest_merged
         return {
-            name: Teaching(one.silo, one.id, self.view(one.task.version).values, one.delta)
+            name: Teaching(one.silo, one.id, self.view(one.task.version, one.silo).values, one.delta)
             for name, one in slots.items()
         }
 

@@ -1,21 +1,28 @@
 """Which elements of the trainable tensors travel, and the one encoding of those that do.
 
-`threshold` ranks all of them by magnitude, `Selection` says which of a piece are kept, `encode` writes the piece as one
-block and `decode` reads it. Bytes: docs/packed-files.md. Equal inputs give equal bytes on every machine: float32
-magnitudes are ranked by their bits, and rounding is bit arithmetic or one IEEE operation per element.
+`threshold` ranks all of them by magnitude, `Selection` says which of a piece are kept; `InChunks` ranks and says in one,
+chunk by chunk. `encode` writes the piece as one block and `decode` reads it. Bytes: docs/packed-files.md. Equal inputs
+give equal bytes on every machine: float32 magnitudes are ranked by their bits.
 """
 
 import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anabranch.errors import Misuse, Reason, Refused
-from anabranch.link import WIDTH, Values
+from anabranch.link import Packing, Values
+from anabranch.rules.rounding import (
+    decode_values,
+    encode_values,
+    most_value_bytes,
+    scale_bytes,
+    value_bytes,
+)
 
 BLOCK: Final = 1 << 16  # elements
 
@@ -23,19 +30,12 @@ Float32 = NDArray[np.float32]
 Bits = NDArray[np.uint32]
 Index = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+T = TypeVar("T", bound=np.generic)
 
-_F32, _U32, _U16, _U8 = np.dtype("<f4"), np.dtype("<u4"), np.dtype("<u2"), np.dtype("u1")
+_U32, _U8 = np.dtype("<u4"), np.dtype("u1")
 _HEAD: Final = struct.Struct("<BH")  # coding, count - 1
-_SCALE: Final = struct.Struct("<f")
 _ALL, _BITMAP, _GAPS = range(3)
-_SIGN: Final = np.uint32(0x8000_0000)
 _NO_SIGN: Final = np.uint32(0x7FFF_FFFF)
-_BF16_LARGEST: Final = np.uint32(0x7F7F)
-_FP16_LARGEST: Final = np.float32(65504)
-_LEVELS: Final = np.float32(127)
-# A subnormal scale has too few bits to divide by, and this largest one is the last that decodes to a finite value.
-_SCALE_SMALLEST: Final = np.float32(2.0**-126)
-_SCALE_LARGEST: Final = np.float32(float.fromhex("0x1.020406p+121"))
 _HIGH_BINS: Final = 1 << 15
 _LOW_BINS: Final = 1 << 16
 _STRIDE: Final = 17  # few layers have a width that repeats with it
@@ -97,16 +97,47 @@ class Selection:
         return keep
 
 
+class InChunks:
+    """As `Selection`, where every `packing.chunk` elements of a piece are ranked by themselves, the rest of it as well."""
+
+    def __init__(self, packing: Packing) -> None:
+        self._packing = packing
+
+    def mask(self, piece: Float32) -> Mask:
+        magnitude = _magnitude(piece)
+        return np.concatenate(
+            [_largest(rows, self._packing.kept(rows.shape[1])).ravel() for rows in self._rows(magnitude)]
+        )
+
+    def crowded(self, kept: Kept, elements: int) -> bool:
+        """Whether more of a piece of so many elements is kept than this would: in some chunk of it."""
+        mask = np.zeros(elements, np.bool_)
+        mask[kept.index] = True
+        return any(
+            bool((rows.sum(axis=1) > self._packing.kept(rows.shape[1])).any()) for rows in self._rows(mask)
+        )
+
+    def _rows(self, piece: NDArray[T]) -> Iterator[NDArray[T]]:
+        """Its chunks, one a row; then what is left."""
+        chunk = self._packing.chunk or BLOCK
+        whole = piece.size - piece.size % chunk
+        if whole:
+            yield piece[:whole].reshape(-1, chunk)
+        if whole < piece.size:
+            yield piece[whole:].reshape(1, -1)
+
+
 def most_block(elements: int, values: Values) -> int:
     """Bytes that no block of so many elements exceeds."""
-    return _head_bytes(values) + _bitmap_bytes(elements) + WIDTH[values] * elements
+    return _head_bytes(values) + _bitmap_bytes(elements) + value_bytes(values, elements)
 
 
 def most_blocks(elements: int, blocks: int, kept: int, values: Values) -> int:
     """Bytes that `blocks` blocks of `elements` elements in all do not exceed together when `kept` are kept."""
     # A gap takes a second byte only if it passes over 128 elements that are not kept.
     indices = min(_bitmap_bytes(elements) + blocks, kept + elements // 128)
-    return _head_bytes(values) * min(blocks, kept) + indices + WIDTH[values] * kept
+    filled = min(blocks, kept)
+    return _head_bytes(values) * filled + indices + most_value_bytes(values, kept, filled)
 
 
 def encode(piece: Float32, keep: Mask, values: Values) -> bytes:
@@ -120,8 +151,8 @@ def encode(piece: Float32, keep: Mask, values: Values) -> bytes:
     if not np.isfinite(kept).all():
         raise Refused(Reason.NONFINITE, "NaN or infinite")
     coding, where = _encode_index(index, keep)
-    scale, planes = _encode_values(kept, values)
-    return b"".join((_HEAD.pack(coding, index.size - 1), scale, where, planes))
+    scales, rounded = encode_values(kept, values)
+    return b"".join((_HEAD.pack(coding, index.size - 1), scales, where, rounded))
 
 
 def decode(block: bytes | memoryview, values: Values, out: Float32) -> None:
@@ -142,12 +173,14 @@ def parse(block: bytes | memoryview, values: Values, elements: int) -> Kept:
         raise _malformed(f"a block of {len(block)} bytes")
     coding, count = _HEAD.unpack_from(block)
     count += 1
-    split = len(block) - WIDTH[values] * count
+    split = len(block) - value_bytes(values, count)
     if count > elements or split < head:
         raise _malformed(f"{count} values for {elements} elements in {len(block)} bytes")
-    scale = np.float32(_SCALE.unpack_from(block, _HEAD.size)[0]) if values == "int8" else None
     where = np.frombuffer(block[head:split], _U8)
-    found = Kept(_decode_index(coding, where, count, elements), _decode_values(block[split:], values, scale))
+    found = Kept(
+        _decode_index(coding, where, count, elements),
+        decode_values(block[_HEAD.size : head], block[split:], count, values),
+    )
     if not np.isfinite(found.values).all():
         raise Refused(Reason.NONFINITE, "NaN or infinite")
     return found
@@ -155,6 +188,18 @@ def parse(block: bytes | memoryview, values: Values, elements: int) -> Kept:
 
 def _magnitude(piece: Float32) -> Bits:
     return piece.view(_U32) & _NO_SIGN
+
+
+def _largest(rows: Bits, k: int) -> Mask:
+    """The `k` largest of each row, of equal ones the earlier; zeros are never among them."""
+    at = rows.shape[1] - k
+    bar = np.partition(rows, at, axis=1)[:, at, None]
+    keep, equal = rows > bar, (rows == bar) & (bar > 0)
+    left = k - keep.sum(axis=1)
+    keep |= equal
+    tied = np.flatnonzero(equal.sum(axis=1) > left)
+    keep[tied] &= ~equal[tied] | (np.cumsum(equal[tied], axis=1) <= left[tied, None])
+    return keep
 
 
 def _likely(pieces: Callable[[], Iterator[Float32]], k: int) -> range:
@@ -219,7 +264,7 @@ def _rank(bins: Index, k: int) -> tuple[int, int]:
 
 
 def _head_bytes(values: Values) -> int:
-    return _HEAD.size + (_SCALE.size if values == "int8" else 0)
+    return _HEAD.size + scale_bytes(values)
 
 
 def _bitmap_bytes(elements: int) -> int:
@@ -296,71 +341,6 @@ def _decode_gaps(where: NDArray[np.uint8], count: int, elements: int) -> Index:
     if index[-1] >= elements:
         raise _malformed(f"element {index[-1]} of {elements}")
     return index
-
-
-def _encode_values(kept: Float32, values: Values) -> tuple[bytes, bytes]:
-    """The scale, of int8 alone; and the rounded values as byte planes: all lowest bytes, then all second ones."""
-    match values:
-        case "fp32":
-            return b"", _planes(kept.view(_U32))
-        case "bf16":
-            return b"", _planes(_to_bf16(kept))
-        case "fp16":
-            return b"", _planes(np.clip(kept, -_FP16_LARGEST, _FP16_LARGEST).astype("<f2").view(_U16))
-        case "int8":
-            scale = np.clip(np.abs(kept).max() / _LEVELS, _SCALE_SMALLEST, _SCALE_LARGEST)
-            levels = np.clip(np.rint(kept / scale), -_LEVELS, _LEVELS)
-            return _SCALE.pack(scale), levels.astype(np.int8).tobytes()
-
-
-def _decode_values(data: bytes | memoryview, values: Values, scale: np.float32 | None) -> Float32:
-    match values:
-        case "fp32":
-            bits = _from_planes(data, _U32)
-            if not (bits & _NO_SIGN).all():
-                raise _malformed("an exact zero is kept")
-            return bits.view(_F32)
-        case "bf16":
-            return (_from_planes(data, _U16).astype(_U32) << 16).view(_F32)
-        case "fp16":
-            return _from_planes(data, _U16).view("<f2").astype(_F32)
-        case "int8":
-            assert scale is not None
-            return _from_levels(np.frombuffer(data, np.int8), scale)
-
-
-def _to_bf16(kept: Float32) -> NDArray[np.uint16]:
-    """To nearest, ties to even; what is finite stays finite."""
-    bits = kept.view(_U32)
-    magnitude = bits & _NO_SIGN
-    magnitude += np.uint32(0x7FFF) + ((magnitude >> np.uint32(16)) & np.uint32(1))
-    magnitude >>= np.uint32(16)
-    np.minimum(magnitude, _BF16_LARGEST, out=magnitude)
-    return (magnitude | (bits & _SIGN) >> np.uint32(16)).astype(_U16)
-
-
-def _from_levels(levels: NDArray[np.int8], scale: np.float32) -> Float32:
-    if not np.isfinite(scale):
-        raise Refused(Reason.NONFINITE, "a scale that is NaN or infinite")
-    largest = int(np.abs(levels.astype(np.int16)).max())
-    if not _SCALE_SMALLEST <= scale <= _SCALE_LARGEST or largest > _LEVELS:
-        raise _malformed(f"scale {scale}, level {largest}")
-    if largest < _LEVELS and scale > _SCALE_SMALLEST:
-        raise _malformed("a scale that is larger than its values need")
-    return levels.astype(_F32) * scale
-
-
-def _planes(kept: NDArray[Any]) -> bytes:
-    return b"".join((kept >> 8 * byte).astype(_U8).tobytes() for byte in range(kept.itemsize))
-
-
-def _from_planes(data: bytes | memoryview, dtype: np.dtype[Any]) -> NDArray[Any]:
-    planes = np.frombuffer(data, _U8).reshape(dtype.itemsize, -1)
-    kept: NDArray[Any] = planes[-1].astype(dtype)
-    for plane in planes[-2::-1]:
-        kept <<= 8
-        kept |= plane
-    return kept
 
 
 def _malformed(what: str) -> Refused:

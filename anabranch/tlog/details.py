@@ -168,6 +168,7 @@ class ModelPublished(BaseModel, extra="forbid", frozen=True):
 
 class ModelEncoded(BaseModel, extra="forbid", frozen=True):
     version: Count
+    tier: Name | None = None  # whose silos get it; absent: those that are in none
     density: HexFloat
     encoding: Word
     mask_sha256: Digest | None = None

@@ -26,7 +26,7 @@ from anabranch.v1 import audit_pb2 as anabranch_dot_v1_dot_audit__pb2
 from anabranch.v1 import federation_pb2 as anabranch_dot_v1_dot_federation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61nabranch/v1/revival.proto\x12\x0c\x61nabranch.v1\x1a\x18\x61nabranch/v1/audit.proto\x1a\x1d\x61nabranch/v1/federation.proto\"0\n\x0c\x43laimRequest\x12\x0f\n\x07holding\x18\x01 \x03(\t\x12\x0f\n\x07resting\x18\x02 \x03(\t\"\x90\x01\n\nClaimReply\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.RevivalTaskH\x00\x12\"\n\x04wait\x18\x02 \x01(\x0b\x32\x12.anabranch.v1.WaitH\x00\x12+\n\tpermitted\x18\x03 \x03(\x0b\x32\x18.anabranch.v1.PermissionB\x06\n\x04turn\"(\n\nPermission\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05silos\x18\x02 \x03(\t\"\xb8\x01\n\x0bRevivalTask\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x14\n\x0cterms_sha256\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x13\n\x0bhead_sha256\x18\x05 \x01(\t\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x14\n\x0ctask_seconds\x18\x07 \x01(\x01\x12(\n\x08teachers\x18\x08 \x03(\x0b\x32\x16.anabranch.v1.TaughtBy\"S\n\x08TaughtBy\x12\x0c\n\x04silo\x18\x01 \x01(\t\x12\x0e\n\x06update\x18\x02 \x01(\t\x12\x13\n\x0b\x62\x61se_sha256\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x65lta_sha256\x18\x04 \x01(\t\"@\n\x10\x46\x65tchFileRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1f\n\x0e\x46\x65tchFileReply\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"B\n\x12SubmitResultHeader\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06report\x18\x03 \x01(\x0c\"b\n\x13SubmitResultRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .anabranch.v1.SubmitResultHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"8\n\x0bSkipRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\"C\n\tTaskEnded\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\x12\x0e\n\x06reason\x18\x02 \x01(\t2\xd8\x02\n\x07Revival\x12=\n\x05\x43laim\x12\x1a.anabranch.v1.ClaimRequest\x1a\x18.anabranch.v1.ClaimReply\x12K\n\tFetchFile\x12\x1e.anabranch.v1.FetchFileRequest\x1a\x1c.anabranch.v1.FetchFileReply0\x01\x12\x46\n\x06Submit\x12!.anabranch.v1.SubmitResultRequest\x1a\x17.anabranch.v1.TaskEnded(\x01\x12:\n\x04Skip\x12\x19.anabranch.v1.SkipRequest\x1a\x17.anabranch.v1.TaskEnded\x12=\n\x05Renew\x12\x1a.anabranch.v1.RenewRequest\x1a\x18.anabranch.v1.RenewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x61nabranch/v1/revival.proto\x12\x0c\x61nabranch.v1\x1a\x18\x61nabranch/v1/audit.proto\x1a\x1d\x61nabranch/v1/federation.proto\"0\n\x0c\x43laimRequest\x12\x0f\n\x07holding\x18\x01 \x03(\t\x12\x0f\n\x07resting\x18\x02 \x03(\t\"\x90\x01\n\nClaimReply\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x19.anabranch.v1.RevivalTaskH\x00\x12\"\n\x04wait\x18\x02 \x01(\x0b\x32\x12.anabranch.v1.WaitH\x00\x12+\n\tpermitted\x18\x03 \x03(\x0b\x32\x18.anabranch.v1.PermissionB\x06\n\x04turn\"(\n\nPermission\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05silos\x18\x02 \x03(\t\"\xb8\x01\n\x0bRevivalTask\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\x14\n\x0cterms_sha256\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x13\n\x0bhead_sha256\x18\x05 \x01(\t\x12\x14\n\x0cseconds_left\x18\x06 \x01(\x01\x12\x14\n\x0ctask_seconds\x18\x07 \x01(\x01\x12(\n\x08teachers\x18\x08 \x03(\x0b\x32\x16.anabranch.v1.TaughtBy\"a\n\x08TaughtBy\x12\x0c\n\x04silo\x18\x01 \x01(\t\x12\x0e\n\x06update\x18\x02 \x01(\t\x12\x13\n\x0b\x62\x61se_sha256\x18\x03 \x01(\t\x12\x14\n\x0c\x64\x65lta_sha256\x18\x04 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x05 \x01(\x04\"@\n\x10\x46\x65tchFileRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1f\n\x0e\x46\x65tchFileReply\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"B\n\x12SubmitResultHeader\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06report\x18\x03 \x01(\x0c\"b\n\x13SubmitResultRequest\x12\x32\n\x06header\x18\x01 \x01(\x0b\x32 .anabranch.v1.SubmitResultHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x62ody\"8\n\x0bSkipRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\"C\n\tTaskEnded\x12&\n\x07receipt\x18\x01 \x01(\x0b\x32\x15.anabranch.v1.Receipt\x12\x0e\n\x06reason\x18\x02 \x01(\t2\xd8\x02\n\x07Revival\x12=\n\x05\x43laim\x12\x1a.anabranch.v1.ClaimRequest\x1a\x18.anabranch.v1.ClaimReply\x12K\n\tFetchFile\x12\x1e.anabranch.v1.FetchFileRequest\x1a\x1c.anabranch.v1.FetchFileReply0\x01\x12\x46\n\x06Submit\x12!.anabranch.v1.SubmitResultRequest\x1a\x17.anabranch.v1.TaskEnded(\x01\x12:\n\x04Skip\x12\x19.anabranch.v1.SkipRequest\x1a\x17.anabranch.v1.TaskEnded\x12=\n\x05Renew\x12\x1a.anabranch.v1.RenewRequest\x1a\x18.anabranch.v1.RenewReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,19 +42,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVIVALTASK']._serialized_start=341
   _globals['_REVIVALTASK']._serialized_end=525
   _globals['_TAUGHTBY']._serialized_start=527
-  _globals['_TAUGHTBY']._serialized_end=610
-  _globals['_FETCHFILEREQUEST']._serialized_start=612
-  _globals['_FETCHFILEREQUEST']._serialized_end=676
-  _globals['_FETCHFILEREPLY']._serialized_start=678
-  _globals['_FETCHFILEREPLY']._serialized_end=709
-  _globals['_SUBMITRESULTHEADER']._serialized_start=711
-  _globals['_SUBMITRESULTHEADER']._serialized_end=777
-  _globals['_SUBMITRESULTREQUEST']._serialized_start=779
-  _globals['_SUBMITRESULTREQUEST']._serialized_end=877
-  _globals['_SKIPREQUEST']._serialized_start=879
-  _globals['_SKIPREQUEST']._serialized_end=935
-  _globals['_TASKENDED']._serialized_start=937
-  _globals['_TASKENDED']._serialized_end=1004
-  _globals['_REVIVAL']._serialized_start=1007
-  _globals['_REVIVAL']._serialized_end=1351
+  _globals['_TAUGHTBY']._serialized_end=624
+  _globals['_FETCHFILEREQUEST']._serialized_start=626
+  _globals['_FETCHFILEREQUEST']._serialized_end=690
+  _globals['_FETCHFILEREPLY']._serialized_start=692
+  _globals['_FETCHFILEREPLY']._serialized_end=723
+  _globals['_SUBMITRESULTHEADER']._serialized_start=725
+  _globals['_SUBMITRESULTHEADER']._serialized_end=791
+  _globals['_SUBMITRESULTREQUEST']._serialized_start=793
+  _globals['_SUBMITRESULTREQUEST']._serialized_end=891
+  _globals['_SKIPREQUEST']._serialized_start=893
+  _globals['_SKIPREQUEST']._serialized_end=949
+  _globals['_TASKENDED']._serialized_start=951
+  _globals['_TASKENDED']._serialized_end=1018
+  _globals['_REVIVAL']._serialized_start=1021
+  _globals['_REVIVAL']._serialized_end=1365
 # @@protoc_insertion_point(module_scope)

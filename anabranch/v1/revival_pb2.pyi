@@ -55,16 +55,18 @@ class RevivalTask(_message.Message):
     def __init__(self, id: _Optional[str] = ..., job: _Optional[str] = ..., terms_sha256: _Optional[str] = ..., version: _Optional[int] = ..., head_sha256: _Optional[str] = ..., seconds_left: _Optional[float] = ..., task_seconds: _Optional[float] = ..., teachers: _Optional[_Iterable[_Union[TaughtBy, _Mapping]]] = ...) -> None: ...
 
 class TaughtBy(_message.Message):
-    __slots__ = ("silo", "update", "base_sha256", "delta_sha256")
+    __slots__ = ("silo", "update", "base_sha256", "delta_sha256", "base")
     SILO_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
     BASE_SHA256_FIELD_NUMBER: _ClassVar[int]
     DELTA_SHA256_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     silo: str
     update: str
     base_sha256: str
     delta_sha256: str
-    def __init__(self, silo: _Optional[str] = ..., update: _Optional[str] = ..., base_sha256: _Optional[str] = ..., delta_sha256: _Optional[str] = ...) -> None: ...
+    base: int
+    def __init__(self, silo: _Optional[str] = ..., update: _Optional[str] = ..., base_sha256: _Optional[str] = ..., delta_sha256: _Optional[str] = ..., base: _Optional[int] = ...) -> None: ...
 
 class FetchFileRequest(_message.Message):
     __slots__ = ("task", "sha256", "offset")

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -24,6 +23,8 @@ from anabranch.errors import Reason, Refused
 from anabranch.link import Packing, Values
 from anabranch.rules.packing import (
     BLOCK,
+    InChunks,
+    Kept,
     Selection,
     Threshold,
     decode,
@@ -35,6 +36,7 @@ from anabranch.rules.packing import (
 )
 from anabranch.rules.step import TensorReader
 from anabranch.wire import canonical, limits
+from anabranch.wire.blocks import Block, blocks, blocks_of, count_blocks, first_blocks, pieces
 from anabranch.wire.files import bytes_of, disk_full, open_plain, read_exactly
 from anabranch.wire.manifest import ITEM_BYTES, Manifest, TensorSpec
 from anabranch.wire.tensors import TensorFile, TensorWriter, check_span
@@ -44,25 +46,14 @@ MAGIC: Final = b"anabrpk1"
 _F32 = np.dtype("<f4")
 _LENGTH = np.dtype("<u4")  # of the header's JSON, and of each block
 _WRITE_OUT: Final = 8 * limits.MIB  # bytes after which the disk begins to work
+_NOTHING: Final = Kept(np.empty(0, np.int64), np.empty(0, _F32))
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Block:
-    tensor: TensorSpec
-    number: int  # in the file
-    start: int  # elements of the tensor
-    stop: int
-
-    @property
-    def elements(self) -> int:
-        return self.stop - self.start
 
 
 def header(manifest: Manifest, values: Values) -> bytes:
     """The first bytes of every packed file of this manifest with such values, up to the lengths of its blocks."""
     text = canonical.encode(
-        {"blocks": _count_blocks(manifest.specs), "manifest": manifest.digest(), "values": values}
+        {"blocks": count_blocks(manifest.specs), "manifest": manifest.digest(), "values": values}
     )
     text += b" " * (-len(text) % 8)
     return MAGIC + len(text).to_bytes(_LENGTH.itemsize, "little") + text
@@ -72,10 +63,9 @@ def most_bytes(manifest: Manifest, packing: Packing) -> int:
     """No packed file of this manifest is larger: what to reserve, and to admit before any of its bytes have come."""
     trainable = sum(spec.elements for spec in manifest.trainable())
     buffers = sum(spec.bytes for spec in manifest.specs if spec.role == "buffer")
-    blocks = _count_blocks(manifest.specs)
-    table = _LENGTH.itemsize * blocks
+    table = _LENGTH.itemsize * count_blocks(manifest.specs)
     of_trainable = most_blocks(
-        trainable, _count_blocks(manifest.trainable()), _kept(manifest, packing), packing.values
+        trainable, count_blocks(manifest.trainable()), _kept(manifest, packing), packing.values
     )
     return len(header(manifest, packing.values)) + table + buffers + of_trainable
 
@@ -85,14 +75,14 @@ def pack(
 ) -> tuple[str, int]:
     """Write `source` packed to `path`, synced; the file's hex SHA-256 and its bytes.
 
-    `source` is read three times, up to five where a sample of it misleads, and once if all of it may be kept. If the
-    process dies, what is at `path` has no header or is unsynced: write to a temporary name and rename it. Raises
-    Refused(NONFINITE) naming the tensor, if a value to be written is not finite, and Unavailable when the disk is full;
-    the file is removed then.
+    `source` is read three times, up to five where a sample of it misleads; once if all of it may be kept, or if chunks
+    are ranked by themselves. If the process dies, what is at `path` has no header or is unsynced: write to a temporary
+    name and rename it. Raises Refused(NONFINITE) naming the tensor, if a value to be written is not finite, and
+    Unavailable when the disk is full; the file is removed then.
     """
-    kept = Selection(_rank(source, manifest, packing))
+    kept = _selection(source, manifest, packing)
     with _Writer(Path(path), manifest, packing) as writer:
-        for block, piece in _pieces(source, manifest.specs):
+        for block, piece in pieces(source, manifest.specs):
             with _naming(block.tensor):
                 if block.tensor.role == "buffer":
                     _check_finite(piece)
@@ -116,7 +106,7 @@ def expand(
     Raises what `PackedFile` raises, and Unavailable when the disk is full.
     """
     with PackedFile(path, manifest, values) as file, TensorWriter(target, manifest) as writer:
-        for _, piece in _pieces(file, manifest.specs):
+        for _, piece in pieces(file, manifest.specs):
             writer.write(piece)
         return writer.close()
 
@@ -128,16 +118,21 @@ def check_packed(path: str | os.PathLike[str], manifest: Manifest, packing: Pack
     """
     most = _kept(manifest, packing)
     left, squares = most, 0.0
+    chunks = None if packing.chunk is None else InChunks(packing)
     with PackedFile(path, manifest, packing.values) as file:
-        for block in _blocks(manifest.specs):
+        for block in blocks(manifest.specs):
             found = file.found(block)
-            if block.tensor.role == "trainable":
-                left -= found.size
-                squares += float(np.add.reduce(np.square(found, dtype=np.float64)))
+            if block.tensor.role == "buffer":
+                continue
+            left -= found.values.size
+            squares += float(np.add.reduce(np.square(found.values, dtype=np.float64)))
             if left < 0:
                 raise Refused(
                     Reason.SIZE_LIMIT, f"more than {most} elements of the trainable tensors are kept"
                 )
+            if chunks is not None and chunks.crowded(found, block.elements):
+                name = block.tensor.name
+                raise Refused(Reason.SIZE_LIMIT, f"tensor {name!r}: a chunk keeps more than its largest")
     return math.sqrt(squares)
 
 
@@ -152,7 +147,7 @@ class PackedFile:
         self.path = Path(path)
         self.manifest = manifest
         self.values = values
-        self._first = _first_blocks(manifest)
+        self._first = first_blocks(manifest)
         self._cache = threading.local()
         self._fd = open_plain(self.path)
         try:
@@ -172,7 +167,7 @@ class PackedFile:
             offset = int(self._offsets[self._first[name]]) + ITEM_BYTES * start if out.size else 0
             read_exactly(self._fd, offset, bytes_of(out), self.path)
             return
-        for block in _blocks_of(tensor, self._first[name], start, stop):
+        for block in blocks_of(tensor, self._first[name], start, stop):
             low, high = max(start, block.start), min(stop, block.stop)
             part = flat[low - start : high - start]
             if part.size == block.elements:
@@ -180,15 +175,15 @@ class PackedFile:
             else:
                 part[:] = self._decoded(block)[low - block.start : high - block.start]
 
-    def found(self, block: Block) -> Floats:
-        """The values of one block that are not left out. Raises as `read`, and also for a buffer that is not finite."""
+    def found(self, block: Block) -> Kept:
+        """What one block does not leave out. Raises as `read`, and also for a buffer that is not finite."""
         data = self._bytes(block)
         with _naming(block.tensor):
             if block.tensor.role == "buffer":
                 values = np.frombuffer(data, _F32)
                 _check_finite(values)
-                return values
-            return parse(data, self.values, block.elements).values if data else np.empty(0, _F32)
+                return Kept(slice(None), values)
+            return parse(data, self.values, block.elements) if data else _NOTHING
 
     def close(self) -> None:
         os.close(self._fd)
@@ -219,7 +214,7 @@ class PackedFile:
             raise _malformed(f"{total} bytes, its blocks end at {offsets[-1]}: truncated or extended")
         for spec in self.manifest.specs:
             first = self._first[spec.name]
-            after = first + _count_blocks((spec,))
+            after = first + count_blocks((spec,))
             if spec.role == "buffer" and offsets[after] - offsets[first] != spec.bytes:
                 raise _malformed(f"tensor {spec.name!r}: {offsets[after] - offsets[first]} bytes of a buffer")
         return offsets
@@ -259,7 +254,7 @@ class _Writer:
     def __init__(self, path: Path, manifest: Manifest, packing: Packing) -> None:
         self.path = path
         self._header = header(manifest, packing.values)
-        self._lengths = np.zeros(_count_blocks(manifest.specs), _LENGTH)
+        self._lengths = np.zeros(count_blocks(manifest.specs), _LENGTH)
         self._done = 0  # blocks
         self._end = len(self._header) + self._lengths.nbytes
         self._begun = self._end  # bytes the disk has been told to write
@@ -323,48 +318,16 @@ class _Writer:
 
 
 def _kept(manifest: Manifest, packing: Packing) -> int:
-    return packing.kept(sum(spec.elements for spec in manifest.trainable()))
+    return packing.most(spec.elements for spec in manifest.trainable())
 
 
-def _rank(source: TensorReader, manifest: Manifest, packing: Packing) -> Threshold:
+def _selection(source: TensorReader, manifest: Manifest, packing: Packing) -> Selection | InChunks:
     if packing.density == 1:
-        return Threshold(0, 0)  # all but exact zeros
-    trainable = manifest.trainable()
-    return threshold(lambda: (piece for _, piece in _pieces(source, trainable)), _kept(manifest, packing))
-
-
-def _pieces(source: TensorReader, specs: tuple[TensorSpec, ...]) -> Iterator[tuple[Block, Floats]]:
-    """Each block with its elements, which the next one overwrites."""
-    buffer = np.empty(BLOCK, _F32)
-    for block in _blocks(specs):
-        piece = buffer[: block.elements]
-        source.read(block.tensor.name, block.start, block.stop, piece)
-        yield block, piece
-
-
-def _blocks(specs: tuple[TensorSpec, ...]) -> Iterator[Block]:
-    first = 0
-    for spec in specs:
-        yield from _blocks_of(spec, first, 0, spec.elements)
-        first += _count_blocks((spec,))
-
-
-def _blocks_of(tensor: TensorSpec, first: int, start: int, stop: int) -> Iterator[Block]:
-    """Those that hold elements from `start` to `stop`."""
-    for at in range(start // BLOCK * BLOCK, stop, BLOCK):
-        yield Block(tensor, first + at // BLOCK, at, min(at + BLOCK, tensor.elements))
-
-
-def _count_blocks(specs: tuple[TensorSpec, ...]) -> int:
-    return sum(-(-spec.elements // BLOCK) for spec in specs)
-
-
-def _first_blocks(manifest: Manifest) -> dict[str, int]:
-    numbers, first = {}, 0
-    for spec in manifest.specs:
-        numbers[spec.name] = first
-        first += _count_blocks((spec,))
-    return numbers
+        return Selection(Threshold(0, 0))  # all but exact zeros
+    if packing.chunk is not None:
+        return InChunks(packing)
+    trainable, most = manifest.trainable(), _kept(manifest, packing)
+    return Selection(threshold(lambda: (piece for _, piece in pieces(source, trainable)), most))
 
 
 def _block_bounds(manifest: Manifest, values: Values) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """What several rooms read from the state store, as the facts their decisions take."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import lru_cache
 from statistics import median
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, select
 
 from anabranch.errors import Reason, Refused
+from anabranch.link import Packing
 from anabranch.terms import JobTerms, parse_terms
 from anabranch.wire import dsse, statements
 from anabranch.wire.packed import most_bytes
 from anabranch.wire.tensors import Manifest, parse_manifest
 from server.core.admission import JobFacts, LeaseFacts
-from server.state.tables import decisions, jobs, keys, leases, named, silos, updates, versions
+from server.state.tables import decisions, jobs, keys, leases, named, silos, updates, versions, views
 
 RECENT = 64  # tasks that say how long one takes
 
@@ -25,6 +27,11 @@ _LEASE = select(leases).where(leases.c.id == bindparam("lease"))
 _JOB = select(jobs).where(jobs.c.id == bindparam("job"))
 _VERSION = select(versions).where(
     versions.c.job == bindparam("job"), versions.c.number == bindparam("number")
+)
+_VIEW = select(views).where(
+    views.c.job == bindparam("job"),
+    views.c.version == bindparam("number"),
+    views.c.tier == bindparam("tier"),
 )
 _DECISION = select(decisions.c.decision).where(
     decisions.c.job == bindparam("job"), decisions.c.silo == bindparam("silo")
@@ -91,7 +98,7 @@ def job_facts(connection: Connection, job: str, silo: str, base: int) -> JobFact
         return None
     version = version_row(connection, job, base)
     terms, manifest = parse_terms(row.terms), manifest_of(row.manifest)
-    packing = terms.file.upload
+    packing = terms.file.upload(base, silo)
     return JobFacts(
         id=job,
         status=row.status,
@@ -99,7 +106,7 @@ def job_facts(connection: Connection, job: str, silo: str, base: int) -> JobFact
         terms_digest=row.terms_digest,
         head=row.head,
         decision=decision_of(connection, job, silo),
-        base_sha256=view_sha256(version) if version else "",
+        base_sha256=view_of(connection, row, version, silo).digest if version else "",
         least_bytes=0 if packing else manifest.file_bytes,
         most_bytes=most_bytes(manifest, packing) if packing else manifest.file_bytes,
     )
@@ -134,9 +141,27 @@ def version_row(connection: Connection, job: str, number: int) -> Any:
     return connection.execute(_VERSION, {"job": job, "number": number}).first()
 
 
-def view_sha256(version: Any) -> str:
-    """Of what travels of a version, by its row: what leases and statements call it by."""
-    return str(version.view or version.parameters)
+@dataclass(frozen=True)
+class View:
+    """What a silo gets of a version."""
+
+    version: int
+    packing: Packing | None  # None: the parameters as they are stored
+    digest: str  # what leases and statements call the version by
+    bytes: int
+    entries: tuple[int, ...]  # that name it: model.published, and model.encoded if it is packed
+
+
+def view_of(connection: Connection, job: Any, version: Any, silo: str) -> View:
+    """What `silo` gets of a version, by the rows of the version and of its job."""
+    terms = parse_terms(job.terms)
+    key = {"job": job.id, "number": version.number, "tier": terms.file.tier(silo)}
+    packed = connection.execute(_VIEW, key).first()
+    if packed is None:
+        size = file_bytes(terms.manifest_sha256, job.manifest)
+        return View(version.number, None, version.parameters, size, (version.entry,))
+    packing = terms.file.download(version.number, silo)
+    return View(version.number, packing, packed.digest, packed.bytes, (version.entry, packed.entry))
 
 
 def kept(connection: Connection, digest: str) -> bool:

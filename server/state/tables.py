@@ -161,13 +161,20 @@ versions = Table(
     Column("parameters", String, nullable=False),  # digest
     Column("optimizer", String),
     Column("ema", String),
-    Column("view", String),  # digest of what travels of it; null: the parameters themselves
-    Column("view_entry", Integer),  # model.encoded
-    Column("bytes", Integer, nullable=False),  # of what travels
     Column("scalars", String, nullable=False, default="{}"),  # of the server optimizer, JSON of hex floats
     Column("published_at", Float, nullable=False),
     Column("handed_out_at", Float),  # newest model.exported
     Column("entry", Integer, nullable=False),  # model.published
+)
+views = Table(  # what travels of a version to the silos of a tier that does not get the parameters themselves
+    "views",
+    metadata,
+    Column("job", String, ForeignKey("jobs.id"), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("tier", String, primary_key=True),  # "": silos that are in none
+    Column("digest", String, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("entry", Integer, nullable=False),  # model.encoded
 )
 leases = Table(
     "leases",

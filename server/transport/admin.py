@@ -169,6 +169,8 @@ def _status(status: JobStatus) -> pb.JobStatus:
         server_time=int(status.server_time),
         share=pb.Share(**vars(status.share)) if status.share else None,
         revival=None if status.revival is None else _revival(status.revival),
+        terms_sha256=status.terms_sha256,
+        head_sha256=status.head_sha256,
     )
 
 

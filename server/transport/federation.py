@@ -17,8 +17,9 @@ from anabranch.wire import codec, limits
 from anabranch.wire.squeeze import squeeze
 from server import metrics
 from server.jobs import OfferedJob
-from server.scheduling import PLAIN, Lease, View
+from server.scheduling import Lease
 from server.sessions import AbortLease, Drain, JobChanged, LeaseProgress, Mailbox, Push, Revoked
+from server.state.records import View
 from server.transport.audit import continuing
 from server.transport.files import ended_short, in_thread, read_chunks, settled
 from server.transport.peer import Peer
@@ -27,6 +28,7 @@ from server.transport.rooms import Rooms
 logger = structlog.get_logger("transport")
 
 PROTOCOL = 1
+PLAIN = "safetensors"  # encoding of a version that travels as it is stored
 HEARTBEAT_SECONDS = 3
 RELEASE = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,39}")
 LISTED = limits.REPLY_MESSAGE - limits.MIB  # bytes of jobs in one reply
@@ -131,7 +133,7 @@ class Federation:
         """The header, then the view's bytes from the offset the silo has reached, as `codec.chunk_message` writes them."""
         file = await asyncio.to_thread(self._rooms.jobs.model, peer.silo, request.job, request.digest)
         receipts = [await continuing(self._rooms.log, receipt, request.seen) for receipt in file.receipts]
-        plain = file.view.encoding == PLAIN
+        plain = file.view.packing is None
         yield pb.FetchModelReply(header=pb.ModelHeader(view=_view(file.view), receipts=receipts))
         async with aclosing(read_chunks(file.path, request.offset)) as chunks:
             async for chunk in chunks:
@@ -224,13 +226,10 @@ def _job(job: OfferedJob) -> pb.Job:
 
 
 def _view(view: View) -> pb.View:
+    packing = view.packing
+    density, encoding = (packing.density, packing.values) if packing else (1.0, PLAIN)
     return pb.View(
-        version=view.version,
-        density=view.density,
-        encoding=view.encoding,
-        mask_digest=view.mask_digest,
-        digest=view.digest,
-        bytes=view.bytes,
+        version=view.version, density=density, encoding=encoding, digest=view.digest, bytes=view.bytes
     )
 
 

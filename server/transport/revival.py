@@ -103,6 +103,7 @@ def _task(task: RevivalTask, now: float) -> pb.RevivalTask:
                 update=one.update,
                 base_sha256=one.base_sha256,
                 delta_sha256=one.delta_sha256,
+                base=one.base,
             )
             for one in task.teachers
         ],

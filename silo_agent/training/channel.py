@@ -50,6 +50,7 @@ class Begin(TypedDict):
     threads: int  # of each process
     processes: int  # more than one: the ranks of a script
     base: NotRequired[str]  # folder of the base model that the job names
+    rank: NotRequired[int]  # of LoRA's pairs, where this silo trains fewer components than travel
     device: NotRequired[str]  # of a reviver's process: cpu, cuda:0; a silo's takes a GPU where it sees one
 
 

@@ -58,14 +58,15 @@ class Launcher:
         gpus: tuple[int, ...] | None = None,
         module: str = "silo_agent.training.runner",
         processes: int = 1,
+        silo: str | None = None,
     ) -> None:
         """`home`: the agent's folder, of which a process sees what it is given. `interpreter`: its environment has
         anabranch[silo] and what jobs require. `threads`: of torch, for one job. `gpus`: indices; None for all, empty for
-        none. `module`: the program. `processes`: of a job that is a script.
+        none. `module`: the program. `processes`: of a job that is a script. `silo`: who this is, for what terms say of it.
         """
         self._home = home.resolve()
         self._interpreter, self._threads, self._gpus = interpreter, threads, gpus
-        self._module, self._processes = module, processes
+        self._module, self._processes, self._silo = module, processes, silo
         self._starter = ThreadPoolExecutor(1, "launcher")
 
     def start(
@@ -159,7 +160,12 @@ class Launcher:
             "threads": threads,
             "processes": processes,
         }
-        return begin if base is None else {**begin, "base": str(base)}
+        if base is not None:
+            begin["base"] = str(base)
+        adapter = terms.file.adapter
+        if adapter is not None and adapter.rank_at(self._silo) < adapter.rank:
+            begin["rank"] = adapter.rank_at(self._silo)
+        return begin
 
 
 class TrainingProcess:

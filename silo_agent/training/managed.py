@@ -23,6 +23,7 @@ from silo_agent.training import saved, tensors
 from silo_agent.training.adapters import adapted, base_digest
 from silo_agent.training.channel import Evaluate, Evaluated, Progress, Train, Trained
 from silo_agent.training.course import Course, Position, seed_of, shuffled
+from silo_agent.training.padding import pad
 from silo_agent.training.speed import Meter, counts
 from silo_agent.training.task import Dataset, Garbage, SiloData, Task, metrics_of, records
 
@@ -55,8 +56,11 @@ class Managed:
         work: Path,
         base: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        rank: int | None = None,
     ) -> None:
-        """`base`: the folder that the job's model binding names, if it names one."""
+        """`base`: the folder that the job's model binding names, if it names one. `rank`: what this silo trains of
+        LoRA's pairs; None: all.
+        """
         self._task, self._file, self._data, self._clock = task, file, data, clock
         self._cycle_file, self._between_file = work / "cycle.safetensors", work / "between.safetensors"
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,6 +69,8 @@ class Managed:
         self.manifest = tensors.manifest_of(model, file.training.buffers)
         self.base_sha256 = base_digest(model, file.training.buffers)
         self.model = model.to(self._device)
+        if rank is not None:
+            pad(self.model, rank)
         self._pristine = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
 
     def train(

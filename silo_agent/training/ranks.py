@@ -75,10 +75,20 @@ def _environment(number: int, count: int, port: int) -> Mapping[str, str]:
     return {
         "RANK": str(number),
         "LOCAL_RANK": str(number),
+        "ROLE_RANK": str(number),
+        "GROUP_RANK": "0",
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
+        "ROLE_WORLD_SIZE": str(count),
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_NAME": "default",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "none",  # by which torch and others see that somebody has started the ranks
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",  # rank 0 listens at MASTER_PORT, and nobody outside
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "lo",
     }

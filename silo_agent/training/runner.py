@@ -35,6 +35,7 @@ class Setup:
     data: "SiloData"
     base: Path | None  # the folder of the base model, if the job names one
     base_sha256: str | None  # of what is frozen
+    rank: int | None  # of LoRA's pairs, if not the job's
 
 
 def main() -> int:
@@ -113,6 +114,7 @@ def _set_up(begin: "Begin") -> Setup:
         data=SiloData(Path(data["path"]), data["params"], **transform),
         base=Path(begin["base"]) if "base" in begin else None,
         base_sha256=terms.base_sha256,
+        rank=begin.get("rank"),
     )
 
 
@@ -123,7 +125,7 @@ def _serve_managed(channel: "Channel", setup: Setup) -> None:
 
     def build() -> Managed:
         task = load_task(setup.archive, setup.file.job.task, setup.file.job.params)
-        managed = Managed(task, setup.file, setup.data, setup.work, setup.base)
+        managed = Managed(task, setup.file, setup.data, setup.work, setup.base, rank=setup.rank)
         check_manifest(managed.manifest, setup.manifest_sha256)
         check_base(managed.base_sha256, setup.base_sha256, setup.base)
         return managed

@@ -32,8 +32,8 @@ class Task(Protocol):
     * `optimizer(model) -> torch.optim.Optimizer`: instead of the one in the job file
     * `sampler(dataset, generator) -> Sequence[int]`: one epoch's order of indices, drawn with `generator` only
 
-    * `inputs() -> silo_agent.Images`, or an object like those of `reviver.inputs.Inputs`: what the model takes, so that
-      a reviver can make such inputs; without it the job runs without revival
+    * `inputs() -> silo_agent.Images` or `Texts`, or an object like those of `reviver.inputs.Inputs`: what the model takes,
+      so that a reviver can make such inputs; without it the job runs without revival
     * `public() -> Dataset` of inputs and labels that belong to no silo, out of the job's code or its archive: what
       revivals are measured on and, with `synthesis = "public"`, distil on
 

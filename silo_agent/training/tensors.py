@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from anabranch.wire.tensors import Manifest, TensorFile, TensorSpec, TensorWriter
+from silo_agent.training.padding import wholes
 from silo_agent.training.task import Garbage
 
 Buffers = Literal["average", "local", "none"]
@@ -26,6 +27,7 @@ Buffers = Literal["average", "local", "none"]
 def travelling(model: torch.nn.Module, buffers: Buffers) -> dict[str, torch.Tensor]:
     """The tensors that travel, by name, as views of the model. Raises Garbage for what cannot travel."""
     tensors: dict[str, torch.Tensor] = {}
+    parts = wholes(model)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -33,7 +35,8 @@ def travelling(model: torch.nn.Module, buffers: Buffers) -> dict[str, torch.Tens
             raise Garbage(
                 "CannotTravel", f"parameter {name!r} is lazy or of type {parameter.dtype}; only reals travel"
             )
-        tensors[name] = parameter.detach()
+        named, whole = parts.get(name, (name, parameter))
+        tensors[named] = whole.detach()
     if not tensors:
         raise Garbage("NothingToTrain", "the model has no parameter that requires a gradient")
     if buffers == "average":
@@ -54,7 +57,7 @@ def float_buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def manifest_of(model: torch.nn.Module, buffers: Buffers) -> Manifest:
     """Names, shapes and roles of what travels. Raises Garbage; Refused for names or numbers of tensors out of
     bounds."""
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = travelling(model, "none").keys()
     return Manifest(
         tuple(
             TensorSpec(name, tuple(tensor.shape), "trainable" if name in trainable else "buffer")

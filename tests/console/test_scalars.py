@@ -11,6 +11,7 @@ from tensorboardX.proto import event_pb2
 from anabranch.errors import Reason, Refused
 from anabranch.v1 import admin_pb2
 from console.scalars import Scalars
+from console.tensorboard import EventFiles
 from tests.console.test_speeds import at_work
 from tests.console.test_watch import look, status
 
@@ -39,7 +40,7 @@ def test_each_version_is_written_once_and_each_score_as_it_comes(tmp_path: Path)
         evaluations=[admin_pb2.Evaluation(version=13, metrics={"accuracy": 0.5}), *scores(13, aare=0.5)],
     )
     looks: list[Any] = [look(first), look(first), None, look(second), look(more), look(more)]
-    assert list(Scalars(tmp_path).written(looks)) == looks
+    assert list(Scalars(EventFiles(tmp_path)).written(looks)) == looks
     found = read(tmp_path / first.job)
     assert len(found) == len(set(found))
     assert ("updates/merged", 12, 8.0) in found
@@ -54,11 +55,11 @@ def test_each_version_is_written_once_and_each_score_as_it_comes(tmp_path: Path)
 
 def test_each_job_is_a_run_and_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
-    list(Scalars(folder).written([look(status(), status(job="other-1"))]))
+    list(Scalars(EventFiles(folder)).written([look(status(), status(job="other-1"))]))
     assert sorted(path.name for path in folder.iterdir()) == ["digits-0a1b2c3d", "other-1"]
     for job in ("../out", "..", "a/b", ""):
         with pytest.raises(Refused) as refused:
-            list(Scalars(folder).written([look(status(job=job))]))
+            list(Scalars(EventFiles(folder)).written([look(status(job=job))]))
         assert refused.value.code is Reason.MALFORMED
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
@@ -68,4 +69,4 @@ def test_without_tensorboardx_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(Refused, match=r"pip install 'anabranch\[tensorboard\]'"):
-        Scalars(tmp_path)
+        EventFiles(tmp_path)

@@ -125,7 +125,7 @@ def logged_terms(data: bytes) -> bytes:
 
 
 def shown(proposal: approval.Proposal) -> None:
-    for label, text in approval.describe(proposal):
+    for label, text in approval.describe(proposal, "a"):
         assert (label + text).isprintable(), text
 
 
@@ -197,6 +197,9 @@ path = "/srv/data/digits"
 params = { site = "north" }
 [models.tiny]
 path = "/srv/models/tiny"
+[models.bert]
+hub = "google-bert/bert-base-uncased"
+revision = "0123456789abcdef0123456789abcdef01234567"
 [approve]
 terms = ["aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"]
 [run]

@@ -289,7 +289,7 @@ def test_terms_cannot_hide_what_is_approved() -> None:
     )
     terms = JobTerms(file=file, archive_sha256="a" * 64, initial_sha256="b" * 64, manifest_sha256="c" * 64)
     job = messages.OfferedJob("a-1", terms.encode(), "running", "", 0, b"", Receipt(b"{}", 0, (), "note"))
-    for _, text in approval.describe(approval.Proposal(job, terms, terms.digest(), None)):
+    for _, text in approval.describe(approval.Proposal(job, terms, terms.digest(), None), "a"):
         assert text.isprintable()
 
 

@@ -53,6 +53,7 @@ OURS = {
     "server/status.py:_revival": OWN_ROWS,
     "server/status.py:_evaluations": OWN_ROWS,
     "silo_agent/enrol.py:_ask": "a token that the join bundle's schema has held to 64 hex digits",
+    "silo_agent/hub.py:_secret": "a file with a token that the person who starts the command names",
     "silo_agent/probe.py:handshake": "a certificate that TLS has verified against the pinned CA",
     "silo_agent/training/channel.py:receive": BELIEVED,
     "silo_agent/training/course.py:seed_of": OWN_HASH,

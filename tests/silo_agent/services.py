@@ -32,7 +32,7 @@ class Upload:
     decided: update_pb2.SubmitReply | None = None
 
 
-def _signature(envelope: dsse.Envelope) -> dict[str, str]:
+def signature(envelope: dsse.Envelope) -> dict[str, str]:
     import base64
 
     first = envelope.signatures[0]
@@ -144,7 +144,7 @@ class Federation(_Answers):
             },
             Target(kind="job", id=request.job),
             job=request.job,
-            sigs=[_signature(envelope)],
+            sigs=[signature(envelope)],
         )
         return pb.DecideReply(receipt=codec.receipt_to_proto(receipt))
 
@@ -219,7 +219,7 @@ class Updates(_Answers):
         }
         target = Target(kind="update", id=statement.update)
         receipt = self.world.log.append(
-            "update.received", detail, target, job=statement.job, sigs=[_signature(envelope)]
+            "update.received", detail, target, job=statement.job, sigs=[signature(envelope)]
         )
         upload.decided = update_pb2.SubmitReply(receipt=codec.receipt_to_proto(receipt))
         self.world.done(statement.lease)
@@ -238,7 +238,7 @@ class Updates(_Answers):
             sealed=seal(
                 {"metrics": dict(statement.metrics), "num_examples": statement.num_examples}, bytes(32)
             ),
-            sigs=[_signature(envelope)],
+            sigs=[signature(envelope)],
         )
         self.world.done(request.lease)
         return update_pb2.SubmitReply(receipt=codec.receipt_to_proto(receipt))

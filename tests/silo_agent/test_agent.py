@@ -18,6 +18,7 @@ from silo_agent import agent as agent_module
 from silo_agent import approval, identity, worker
 from silo_agent.approval import Decisions
 from silo_agent.config import Home
+from silo_agent.feedback import REMAINDER
 from silo_agent.outbox import Outbox
 from tests.silo_agent.running import (
     BABBLES,
@@ -331,9 +332,11 @@ def test_an_ended_job_is_cleared_away_but_its_receipts_stay(
     world.lease("l1")
     start()
     until(lambda: any(u.decided for u in world.uploads.values()))
+    (enrolled.job("tiny-1") / REMAINDER).touch()
     world.jobs.clear()
     world.pushes.append(pb.ServerMessage(job_changed=pb.JobChanged(job="tiny-1", status="completed")))
-    until(lambda: not any((enrolled.job("tiny-1") / name).exists() for name in ("archive", "models")))
+    gone = ("archive", "models", REMAINDER)
+    until(lambda: not any((enrolled.job("tiny-1") / name).exists() for name in gone))
     assert "update.received" in receipts(enrolled)
 
 

@@ -77,7 +77,7 @@ def test_a_base_that_is_not_there_keeps_the_job_from_starting() -> None:
     ],
 )
 def test_who_approves_is_told_what_trains_and_what_stays(adapter: str, said: str) -> None:
-    told = dict(describe(proposal(terms(adapter=adapter))))
+    told = dict(describe(proposal(terms(adapter=adapter)), "a"))
     assert told["trains"] == said
     assert told["base model"] == "'tiny', never sent"
     assert told["frozen"] == f"SHA-256 {'3' * 64}"
@@ -86,8 +86,8 @@ def test_who_approves_is_told_what_trains_and_what_stays(adapter: str, said: str
 
 def test_who_approves_is_told_how_much_of_an_update_leaves() -> None:
     sparse = terms(adapter='[link]\nupload_density = 0.0625\nupload_values = "int8"')
-    assert "of it the largest 6.250% as int8" in dict(describe(proposal(sparse)))["you send"]
-    assert "of it" not in dict(describe(proposal(terms())))["you send"]
+    assert "of it the largest 6.250% as int8" in dict(describe(proposal(sparse), "a"))["you send"]
+    assert "of it" not in dict(describe(proposal(terms()), "a"))["you send"]
 
 
 def test_trying_a_job_without_its_base_says_what_to_give(tmp_path: Path) -> None:

@@ -38,12 +38,12 @@ def test_only_an_approval_of_a_job_that_asks_says_a_word(
     found = proposal(world, enrolled)
     assert (revival_of(found, "approve", NO), revival_of(found, "approve", YES)) == (False, True)
     assert revival_of(found, "deny", YES) is revival_of(found, "withdraw", YES) is None
-    assert "revival" in dict(describe(found))
+    assert "revival" in dict(describe(found, "hospital-a"))
     world.jobs.clear()
     world.offer(job(TRAINS))
     plain = proposal(world, enrolled)
     assert revival_of(plain, "approve", YES) is None
-    assert "revival" not in dict(describe(plain))
+    assert "revival" not in dict(describe(plain, "hospital-a"))
 
 
 def test_what_was_announced_is_known(world: World, enrolled: Home, job: Callable[[str], Path]) -> None:

@@ -92,3 +92,17 @@ def test_a_run_with_another_base_is_another_run(job: Told, tmp_path: Path) -> No
     before = key(plan, {})
     np.save(tmp_path / "tiny" / "weight.npy", 2 * np.eye(8, dtype=np.float32))
     assert key(plan, {}) != before
+
+
+def test_silos_of_lower_rank_train_as_many_components_as_the_job_says(job: Told, tmp_path: Path) -> None:
+    lower = parse_job_file(JOB.replace("rank = 2", "rank = 2\nranks = { silo-00000 = 1 }"))
+    scenario = read_scenario(tmp_path / "scenario.toml")
+    planned, trainer = prepared(Told(lower, job.folder), scenario, tmp_path / "scratch")
+    (name,) = [spec.name for spec in planned.manifest.specs if "lora_B" in spec.name]
+    trained = {}
+    for silo in (0, 1):
+        update = trainer.train("adapted", silo, "c", planned.initial, 0, 2).delta
+        b = np.empty(16, np.float32)
+        update.read(name, 0, 16, b)
+        trained[silo] = list(np.any(b.reshape(8, 2) != 0, axis=0))
+    assert trained == {0: [True, False], 1: [True, True]}

@@ -44,7 +44,15 @@ CASES = {
     "norm": "buffer = 1\nmax_update_norm = 0.35",
     "sparse": "buffer = 2\n[link]\ndownload_density = 0.5\nupload_density = 0.25",
     "sparse up, rounded": 'strategy = "ca2fl"\nbuffer = 2\n[link]\nupload_density = 0.3\nupload_values = "int8"',
+    "in chunks, two bits, fed back": "buffer = 2\nmax_update_norm = 0.5\n[link]\nupload_density = 0.2\nupload_chunk = 8\n"
+    'upload_values = "int2"\nupload_feedback = 0.9',
     "sparse down, rounded": 'buffer = 1\nserver_optimizer = { name = "adamw", lr = 0.01 }\n[link]\ndownload_density = 0.3\n'
+    'download_values = "bf16"',
+    "sparser with time, in tiers": "buffer = 2\n[link]\ndownload_density = 0.5\nupload_density = 0.5\nupload_decay = 0.6\n"
+    'download_decay = 0.7\ndecay_every = 3\n[link.tiers.slow]\nsilos = ["silo-00003", "silo-00004"]\n'
+    'download_density = 0.2\nupload_density = 0.1\nupload_values = "int8"\n[link.tiers.near]\nsilos = ["silo-00000"]\n'
+    "download_density = 1.0\nupload_density = 1.0",
+    "one tier alone": 'strategy = "ca2fl"\nbuffer = 2\n[link.tiers.slow]\nsilos = ["silo-00003"]\nupload_density = 0.1\n'
     'download_values = "bf16"',
 }
 

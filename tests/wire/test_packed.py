@@ -28,7 +28,7 @@ def masked(manifest, arrays, packing):
     """The packed view of `arrays`, made without the code under test."""
     flat = [arrays[spec.name].reshape(-1) for spec in manifest.trainable()]
     whole = np.concatenate([*flat, np.empty(0, np.float32)])
-    keep = ranked(whole, math.floor(packing.density * whole.size))
+    keep = ranked(whole, max(math.floor(packing.density * whole.size), 1))
     found, at = {}, 0
     for spec in manifest.specs:
         found[spec.name] = arrays[spec.name].copy()
