@@ -1,6 +1,6 @@
 """`python -m benchmarks.link DIR`: accuracy against bytes of LoRA on 20 Newsgroups (of ANABRANCH_DATA), in virtual time.
 
-Pages in DIR/compared, DIR/again and DIR/pruned, a table on standard output and in DIR/link.json, the picture in DIR/link.svg. What
+Pages in DIR/compared, DIR/again, DIR/pruned and DIR/loco, a table on standard output and in DIR/link.json, the picture in DIR/link.svg. What
 was finished before is not run again.
 """
 
@@ -19,7 +19,7 @@ from benchmarks.link.picture import draw
 from simulator import reading
 
 HERE = Path(__file__).parent
-COMPARISONS = ("compared", "again", "pruned")
+COMPARISONS = ("compared", "again", "pruned", "loco")
 RIVALS = ("dense-bf16", "dense-int8")  # what saves bytes without a choice of entries
 
 
@@ -39,8 +39,8 @@ class Row:
         return fmean(self.down) + fmean(self.up)
 
     def at(self, moved: float) -> float:
-        """Accuracy when so many bytes had crossed the wire; between two looks, on the line from one to the other."""
-        return fmean(float(np.interp(moved, *zip(*curve, strict=True))) for curve in self.curves)
+        """Accuracy on the first seed when so many bytes had crossed the wire; between two looks, on the line between them."""
+        return float(np.interp(moved, *zip(*self.curves[0], strict=True)))
 
 
 def main() -> int:
@@ -110,17 +110,18 @@ def against_bytes(run: reading.Played, job: str, metric: str) -> tuple[tuple[flo
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown. The first row is what the others are held against."""
+    """Markdown. The first row is what the others are held against; rivals are looked up on their first seed."""
     rivals = [row for row in rows if row.name in RIVALS]
     lines = [
-        "| | accuracy | down, MB | up, MB | fewer bytes than the first |"
+        "| | accuracy, seed 0 | mean of seeds | down, MB | up, MB | fewer bytes than the first |"
         + "".join(f" {row.name} at as many bytes |" for row in rivals),
-        "| --- |" + " ---: |" * (4 + len(rivals)),
+        "| --- |" + " ---: |" * (5 + len(rivals)),
     ]
     for row in rows:
         sizes = f"{fmean(row.down) / 1e6:.2f} | {fmean(row.up) / 1e6:.2f} | {rows[0].moved / row.moved:.1f} ×"
-        cells = [f"{rival.at(row.moved):.1%}" if row.moved < rival.moved else "–" for rival in rivals]
-        lines.append(f"| {row.name} | {fmean(row.accuracy):.1%} | {sizes} | {' | '.join(cells)} |")
+        mean = f"{fmean(row.accuracy):.1%} of {len(row.accuracy)}" if len(row.accuracy) > 1 else ""
+        cells = [f"{rival.at(row.moved):.1%}" if row.moved < rival.moved else "" for rival in rivals]
+        lines.append(f"| {row.name} | {row.accuracy[0]:.1%} | {mean} | {sizes} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,8 +1,7 @@
-"""One picture: accuracy against what had crossed the wire by then, over each run, and where runs ended."""
+"""One picture: accuracy against what had crossed the wire by then, and where runs ended; small points are other seeds."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
@@ -20,11 +19,12 @@ def draw(rows: Sequence["Row"], path: Path) -> None:
     axes = figure.subplots()
     for row in rows:
         colour = SPARSE if sparse(row.name) else WHOLE
-        for curve in row.curves:
-            seen = [(moved / 1e6, 100 * value) for moved, value in curve if moved > LEAST]
-            axes.plot(*zip(*seen, strict=True), color=colour, alpha=0.25, linewidth=1)
-        end = (row.moved / 1e6, 100 * fmean(row.accuracy))
+        seen = [(moved / 1e6, 100 * value) for moved, value in row.curves[0] if moved > LEAST]
+        axes.plot(*zip(*seen, strict=True), color=colour, alpha=0.25, linewidth=1)
+        end = (row.moved / 1e6, 100 * row.accuracy[0])
         axes.plot(*end, "o", color=colour, markersize=5)
+        for other in row.accuracy[1:]:
+            axes.plot(end[0], 100 * other, "o", color=colour, markersize=3, alpha=0.5)
         axes.annotate(row.name, end, xytext=(5, 4), textcoords="offset points", fontsize=7.5)
     axes.set_xscale("log")
     axes.set_xlabel("bytes on the wire so far, both ways, MB")
@@ -36,4 +36,4 @@ def draw(rows: Sequence["Row"], path: Path) -> None:
 
 def sparse(name: str) -> bool:
     """By its name, which tells its densities."""
-    return "16th" in name
+    return "16th" in name or "64th" in name
