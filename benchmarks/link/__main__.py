@@ -1,6 +1,6 @@
 """`python -m benchmarks.link DIR`: accuracy against bytes of LoRA on 20 Newsgroups (of ANABRANCH_DATA), in virtual time.
 
-Pages in DIR/compared, DIR/again, DIR/pruned and DIR/loco, a table on standard output and in DIR/link.json, the picture in DIR/link.svg. What
+A page of each comparison in DIR/NAME, a table on standard output and in DIR/link.json, the picture in DIR/link.svg. What
 was finished before is not run again.
 """
 
@@ -39,7 +39,7 @@ class Row:
         return fmean(self.down) + fmean(self.up)
 
     def at(self, moved: float) -> float:
-        """Accuracy on the first seed when so many bytes had crossed the wire; between two looks, on the line between them."""
+        """Accuracy on the first seed when so many bytes had crossed the wire; between two looks, on a line."""
         return float(np.interp(moved, *zip(*self.curves[0], strict=True)))
 
 

@@ -3,11 +3,9 @@ once, the same at every silo and for good, and the head whole."""
 
 import math
 
-import numpy as np
 import torch
-from torch.nn import functional
-
 from task import Posts
+from torch.nn import functional
 
 RANK, ALPHA, KEPT = 16, 32.0, 8  # every KEPT-th entry in the mean
 TARGETS = ("query", "value")
