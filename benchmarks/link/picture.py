@@ -17,7 +17,7 @@ def draw(rows: Sequence["Row"], path: Path) -> None:
     """In red what has a density below 1; in blue what travels whole."""
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
+    for number, row in enumerate(sorted(rows, key=lambda row: row.moved)):
         colour = SPARSE if sparse(row.name) else WHOLE
         seen = [(moved / 1e6, 100 * value) for moved, value in row.curves[0] if moved > LEAST]
         axes.plot(*zip(*seen, strict=True), color=colour, alpha=0.25, linewidth=1)
@@ -25,7 +25,8 @@ def draw(rows: Sequence["Row"], path: Path) -> None:
         axes.plot(*end, "o", color=colour, markersize=5)
         for other in row.accuracy[1:]:
             axes.plot(end[0], 100 * other, "o", color=colour, markersize=3, alpha=0.5)
-        axes.annotate(row.name, end, xytext=(5, 4), textcoords="offset points", fontsize=7.5)
+        side = (5, 5) if number % 2 else (5, -11)  # so that neighbours do not cover each other
+        axes.annotate(row.name, end, xytext=side, textcoords="offset points", fontsize=7.5)
     axes.set_xscale("log")
     axes.set_xlabel("bytes on the wire so far, both ways, MB")
     axes.set_ylabel("test accuracy, %")
