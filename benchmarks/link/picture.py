@@ -25,8 +25,8 @@ def draw(rows: Sequence["Row"], path: Path) -> None:
         axes.plot(*end, "o", color=colour, markersize=5)
         for other in row.accuracy[1:]:
             axes.plot(end[0], 100 * other, "o", color=colour, markersize=3, alpha=0.5)
-        side = (5, 5) if number % 2 else (5, -11)  # so that neighbours do not cover each other
-        axes.annotate(row.name, end, xytext=side, textcoords="offset points", fontsize=7.5)
+        near = (5, 5) if number % 2 else (5, -11)  # so that neighbours do not cover each other
+        axes.annotate(row.name, end, xytext=near, textcoords="offset points", fontsize=7.5)
     axes.set_xscale("log")
     axes.set_xlabel("bytes on the wire so far, both ways, MB")
     axes.set_ylabel("test accuracy, %")
