@@ -4,16 +4,12 @@ Silos enrol, approve, sign, and prove what they are told, as agents do; what is 
 threads, and waiting for the disk. The log can be exported afterwards, and an auditor verifies and replays it like any other.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from anabranch import __version__
 from anabranch.errors import Misuse, Refused
 from anabranch.link import Packing
 from anabranch.terms import JobTerms, seconds
@@ -21,8 +17,7 @@ from anabranch.tlog.checkpoint import Checkpoint, open_checkpoint
 from anabranch.tlog.entry import Actor, Entry
 from anabranch.tlog.note import NoteVerifier
 from anabranch.tlog.receipt import Receipt, verify_receipt
-from anabranch.wire import canonical, dsse, identity, limits, statements
-from anabranch.wire.bundle import parse_bundle
+from anabranch.wire import canonical, limits
 from server import setup
 from server.aggregation import closing_of
 from server.allow_list import AllowList
@@ -32,9 +27,7 @@ from server.core.allocation import TURNS, Allocation
 from server.core.buffer import StillOpen
 from server.core.revival import Ending, Report
 from server.core.turn import due_version
-from server.enrolment import SigningKey
 from server.intake import Decided, Upload
-from server.membership import Membership
 from server.scheduling import Lease, Wait, failing
 from server.sessions import Sessions
 from server.startup import World
@@ -42,6 +35,7 @@ from server.state import records
 from server.state.writer import Logged
 from server.step import Step
 from simulator import sqlite
+from simulator.agents import FEDERATION, Agent, Held, enrolled
 from simulator.chance import generator
 from simulator.engine import START, Outcome, RevivalTask, Task, Teaching, Trained
 from simulator.flat import Flat, read
@@ -50,31 +44,11 @@ from simulator.memory import Planned
 from simulator.models import Models
 from simulator.rows import Rows
 
-FEDERATION = "simulation.test"
 CHANCE = 4  # what the generator of (seed, this) draws
 UNMEASURED = Report(seed=0, device="cpu", libraries={}, seconds=0)  # of a revival: its time is virtual
 REVIVER = "simulated"
 REVIVING = Actor(id=f"spiffe://{FEDERATION}/reviver/{REVIVER}", auth="mtls", cert_sha256="0" * 64)
 OWNER = Actor(id=f"spiffe://{FEDERATION}/admin/owner", auth="mtls", cert_sha256="0" * 64)
-
-
-@dataclass(frozen=True)
-class Agent:
-    """What a silo knows and holds."""
-
-    name: str
-    actor: Actor
-    update_key: Ed25519PrivateKey
-    approver_key: Ed25519PrivateKey
-
-
-@dataclass(frozen=True)
-class Held:
-    """A job as the server has it."""
-
-    id: str
-    planned: Planned
-    digest: str  # of its terms
 
 
 class Rooms:
@@ -126,7 +100,7 @@ class Rooms:
             setup.NoStreams(),
             world,
         )
-        self._agents = {name: _enrolled(membership, name) for name in silos}
+        self._agents = {name: enrolled(membership, OWNER, name) for name in silos}
         for one in planned:
             self._offer(one)
 
@@ -219,8 +193,8 @@ class Rooms:
         sent = update_travelled(trained.delta, packing, terms.file.feedback, remainder)
         data = sent.data or trained.delta.encode()
         moved = self._models.view_bytes(held.id, task.version, silo, terms), sent.bytes
-        payload = self._statement(held, silo, task, data, trained).encode()
-        envelope = dsse.sign(statements.PAYLOAD_TYPE, payload, agent.update_key).encode()
+        view = self._models.view_digest(held.id, task.version, silo, terms)
+        envelope = agent.update(held, task, view, data, trained.examples, self._newest())
         try:
             decided = self._sent(agent, task.lease, envelope, data)
         except Refused as refusal:
@@ -241,18 +215,8 @@ class Rooms:
 
     def evaluated(self, silo: str, task: Task, metrics: Mapping[str, float], records: int) -> None:
         agent, held = self._agents[silo], self._jobs[task.job]
-        statement = statements.EvaluationStatement(
-            federation=FEDERATION,
-            job=held.id,
-            lease=task.lease,
-            nonce=task.nonce,
-            version=task.version,
-            view_sha256=self._models.view_digest(held.id, task.version, silo, held.planned.terms),
-            split=task.split,
-            metrics={name: canonical.hexfloat(value) for name, value in metrics.items()},
-            num_examples=records,
-        )
-        envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), agent.update_key).encode()
+        view = self._models.view_digest(held.id, task.version, silo, held.planned.terms)
+        envelope = agent.evaluation(held, task, view, metrics, records)
         decided = self.core.intake.evaluation(silo, agent.actor, task.lease, envelope)
         self._proven(decided.receipt, "model.evaluated")
 
@@ -358,20 +322,11 @@ class Rooms:
         initial.write_bytes(planned.initial.encode())
         terms, manifest = planned.terms.encode(), planned.manifest.encode()
         job, _ = room.submit(OWNER, terms, manifest, planned.archive, initial)
-        self._jobs[planned.name], self._names[job] = Held(job, planned, planned.terms.digest()), planned.name
+        held = Held(job, planned, planned.terms.digest())
+        self._jobs[planned.name], self._names[job] = held, planned.name
         self._heads[planned.name], self._status[planned.name] = 0, "running"
         for agent in self._agents.values():
-            statement = statements.DecisionStatement(
-                federation=FEDERATION,
-                job=job,
-                terms_sha256=planned.terms.digest(),
-                decision="approve",
-                silo=agent.name,
-                time=canonical.utc(START),
-                revival=True if planned.terms.file.revival is not None else None,
-            )
-            envelope = dsse.sign(statements.PAYLOAD_TYPE, statement.encode(), agent.approver_key)
-            room.decide(agent.name, agent.actor, job, envelope.encode())
+            room.decide(agent.name, agent.actor, job, agent.approval(held))
 
     def _newest(self) -> Checkpoint:
         """What the log says now, verified: mostly it is what was proven last."""
@@ -380,50 +335,8 @@ class Rooms:
             self._seen = note, open_checkpoint(note, self._verifier, self._config.log_origin)
         return self._seen[1]
 
-    def _statement(
-        self, held: Held, silo: str, task: Task, data: bytes, trained: Trained
-    ) -> statements.UpdateStatement:
-        terms = held.planned.terms
-        seen = self._newest()
-        return statements.UpdateStatement(
-            update=task.lease,
-            federation=FEDERATION,
-            job=held.id,
-            lease=task.lease,
-            nonce=task.nonce,
-            sequence=int(task.issued_at * 1000),
-            base_version=task.version,
-            base_sha256=self._models.view_digest(held.id, task.version, silo, terms),
-            delta_sha256=hashlib.sha256(data).hexdigest(),
-            bytes=len(data),
-            terms_sha256=held.digest,
-            manifest_sha256=terms.manifest_sha256,
-            num_examples=trained.examples if terms.file.silos.weighting == "examples" else None,
-            steps=task.steps,
-            release=__version__,
-            checkpoint=statements.SeenCheckpoint(size=seen.size, root=seen.root.hex()),
-        )
-
 
 def _may_conclude(job: Any, terms: JobTerms) -> bool:
     """Whether a version of `job` (a row) is due that was not judged, or was the last."""
     due = due_version(terms, job.head)
     return due is not None and (due > (job.judged or 0) or job.head >= terms.file.stop.versions)
-
-
-def _enrolled(membership: Membership, name: str) -> Agent:
-    """As `anabranch-silo enrol`: a token, a certificate request, two signing keys and the proof that they are held."""
-    bundle = parse_bundle(membership.invite(OWNER, name)[0])
-    csr = identity.csr(identity.new_tls_key())
-    update, approver = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-    message = identity.enrolment_proof_message(bundle.token_id, membership.begin(bundle.token_id), csr)
-    keys = [
-        SigningKey(purpose, key.public_key().public_bytes_raw(), key.sign(message))
-        for purpose, key in (("update", update), ("approver", approver))
-    ]
-    chain, _ = membership.enrol(bundle.token_id, bytes.fromhex(bundle.token), csr, keys)
-    leaf = identity.parse_chain(chain)[0]
-    actor = Actor(
-        id=f"spiffe://{FEDERATION}/silo/{name}/agent/0", auth="mtls", cert_sha256=identity.fingerprint(leaf)
-    )
-    return Agent(name, actor, update, approver)

@@ -75,7 +75,7 @@ def test_replay_finds_an_update_that_is_denser_than_its_silos_tier_allows(
     def lenient(manifest: Manifest, packing: Packing | None, size: int) -> Judge:
         return judge_of(manifest, packing and replace(packing, density=1.0), size)
 
-    monkeypatch.setattr("simulator.rooms.travelled", denser)
+    monkeypatch.setattr("simulator.link.travelled", denser)
     monkeypatch.setattr("server.intake.judge_of", lenient)
     monkeypatch.setattr("server.state.records.most_bytes", lambda manifest, packing: manifest.file_bytes)
     settings = scenario()
