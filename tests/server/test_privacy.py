@@ -117,7 +117,7 @@ def test_a_claim_nobody_asked_for_is_refused(server: Server) -> None:
 
 
 def test_a_silo_without_budget_gets_nothing_to_train_on(server: Server) -> None:
-    silo, job, terms = begun(server)
+    silo, job, _ = begun(server)
     task = server.core.scheduling.next_task("a", [job])
     assert isinstance(task, Lease)
     released = server.core.scheduling.release("a", silo.actor, task.id, "dp_budget", "", "")
