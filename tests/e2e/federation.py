@@ -20,7 +20,7 @@ from console import documents
 from console.client import connect
 
 BIN = Path(sysconfig.get_path("scripts"))
-PATIENCE = 45.0  # seconds a test waits for something that takes one or two
+PATIENCE = 90.0  # seconds a test waits for something that takes one or two
 TASK = """
 import time
 import numpy as np

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simulator import memory
+from simulator import state
 from simulator.engine import Run, silo_names
 from simulator.link import update_travelled
 from simulator.memory import Memory
@@ -24,11 +24,11 @@ def test_it_is_charged_for_accepted_updates_alone(monkeypatch: pytest.MonkeyPatc
     settings, rows, sent = scenario(), Rows(), []
     assert settings.synthetic is not None
 
-    def noted(delta: Any, file: Any, remainder: Any) -> Any:
-        sent.append((delta, remainder, update_travelled(delta, file, remainder)))
+    def noted(delta: Any, packing: Any, feedback: Any, remainder: Any) -> Any:
+        sent.append((delta, remainder, update_travelled(delta, packing, feedback, remainder)))
         return sent[-1][2]
 
-    monkeypatch.setattr(memory, "update_travelled", noted)
+    monkeypatch.setattr(state, "update_travelled", noted)
     trainer = SyntheticTrainer(settings.synthetic, settings.seed)
     server = Memory([planned(trainer, RULE)], silo_names(settings), rows)
     Run(settings, server, trainer, rows).play()
