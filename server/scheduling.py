@@ -123,8 +123,8 @@ class Scheduling:
     def next_task(self, silo: str, ready: Sequence[str], spent: bool = False) -> Lease | Wait:
         """The silo's open lease, or a new one, over the jobs it is ready for; else how long to wait and why.
 
-        `spent`: its privacy budget holds no training for them; they are only evaluated. Raises Unavailable when the disk
-        could not hold the update a training lease would bring.
+        `spent`: its privacy budget holds no training for them, and a private job asks for nothing else. Raises Unavailable
+        when the disk could not hold the update a training lease would bring.
         """
         with self.reader.connect() as connection:
             candidates = _running(connection, silo, ready)
@@ -132,6 +132,8 @@ class Scheduling:
                 lease = _open_lease(connection, silo, job.id)
                 if lease is not None:
                     return self._describe(connection, lease, self.log.receipt(lease.entry))
+            if spent and candidates:
+                return Wait(SPENT, f"this silo's privacy budget for {candidates[0].name} is spent")
             wait = Wait(2.0, "no running job that this silo approved")
             for job in candidates:
                 turn = next_turn(parse_terms(job.terms), _progress(connection, silo, job))
@@ -145,15 +147,12 @@ class Scheduling:
                     wait = Wait(failed.until - now, why)
                     continue
                 if isinstance(turn, Train):
-                    if spent:
-                        wait = Wait(SPENT, f"this silo's privacy budget for {job.name} is spent")
-                        continue
                     held_back = self._held_back(connection, silo, job, ready, now)
                     if held_back is not None:
                         wait = held_back
                         continue
                     self.blobs.reserve(records.manifest_of(job.manifest).file_bytes)
-                return self._issue(silo, job.id, spent)
+                return self._issue(silo, job.id)
             return wait
 
     def _held_back(
@@ -171,8 +170,8 @@ class Scheduling:
             return None
         return Wait(AGAIN, f"the next lease of this silo is for {first.name}")
 
-    def _issue(self, silo: str, job: str, spent: bool) -> Lease | Wait:
-        committed = self.writer.run(lambda tx: self._lease(tx, silo, job, spent), "lease")
+    def _issue(self, silo: str, job: str) -> Lease | Wait:
+        committed = self.writer.run(lambda tx: self._lease(tx, silo, job), "lease")
         with self.reader.connect() as connection:
             lease = committed.value and _open_lease(connection, silo, job)
             if not lease:
@@ -180,7 +179,7 @@ class Scheduling:
             receipt = committed.receipts[0] if committed.receipts else self.log.receipt(lease.entry)
             return self._describe(connection, lease, receipt)
 
-    def _lease(self, tx: Transaction, silo: str, job_id: str, spent: bool) -> bool:
+    def _lease(self, tx: Transaction, silo: str, job_id: str) -> bool:
         """Inside the transaction everything is decided afresh; False when there is nothing to do after all."""
         if _open_lease(tx.connection, silo, job_id) is not None:
             return True
@@ -190,7 +189,7 @@ class Scheduling:
             terms = parse_terms(job.terms)
             turn = next_turn(terms, _progress(tx.connection, silo, job))
             if isinstance(turn, Train):
-                if spent or self.sharing.busy(tx.connection, silo, job_id, tx.now):
+                if self.sharing.busy(tx.connection, silo, job_id, tx.now):
                     return False
                 scheduled = terms.file.aggregation.strategy == "fedcompass"
                 booking = groups.book(tx.connection, job, terms, silo, tx.now) if scheduled else None

@@ -128,12 +128,7 @@ def _open(
         reconcile(connection, register, NoteVerifier.from_vkey(signer.vkey), origin)
     engine = world.open_engine(state / "state.db", "BEGIN IMMEDIATE")
     epoch = raise_epoch(engine)
-    blobs = BlobStore(directory / "blobs")
-    blobs.prepare()
-    discard_unfinished(blobs)
-    with reader.connect() as connection:
-        sweep(connection, blobs)
-
+    blobs = _swept(BlobStore(directory / "blobs"), reader)
     observer = Actor(id=f"spiffe://{federation}/aggregator/0", auth="local")
     sequencer = Sequencer(origin, federation, observer.id, signer, world.entropy)
     writer = Writer(engine, sequencer, register, epoch, blobs.holds, world.clock, world.reached, watch)
@@ -176,6 +171,15 @@ def _open(
         epoch=epoch,
         _lock=held,
     )
+
+
+def _swept(blobs: BlobStore, reader: Reader) -> BlobStore:
+    """Ready, and without what nothing names."""
+    blobs.prepare()
+    discard_unfinished(blobs)
+    with reader.connect() as connection:
+        sweep(connection, blobs)
+    return blobs
 
 
 def lock(path: Path) -> int:

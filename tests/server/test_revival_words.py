@@ -1,6 +1,5 @@
 """Reviving: who allows it, what stays of it, and what an operator is told."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,6 @@ from tests.server.reviver import (
     status_of,
     task_of,
 )
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
-    yield made
-    made.core.close()
-
 
 # --- who allows it ---------------------------------------------------------------------------------------------------
 

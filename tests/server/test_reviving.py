@@ -1,8 +1,5 @@
 """Reviving: claim, submit, skip; what is too late, and what the next aggregation makes of a result."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -32,14 +29,6 @@ from tests.server.reviver import (
     task_of,
     weights,
 )
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
-    yield made
-    made.core.close()
-
 
 # --- a task ----------------------------------------------------------------------------------------------------------
 
